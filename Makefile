@@ -1,0 +1,30 @@
+# One verb per habit; continuous integration runs the same ones.
+PYTHON ?= python3
+BIN := .venv/bin
+# For a machine without CUDA: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup test test-slow check real
+
+setup: .venv/ready
+
+# Heavy packages one group at a time: torch first, so that nothing else chooses its build.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) transformers accelerate datasets peft
+	$(PIP) lm-eval
+	$(PIP) -e '.[dev]'
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
