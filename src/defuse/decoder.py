@@ -1,0 +1,294 @@
+"""The inside of a Hugging Face decoder: embed, any run of blocks, final norm and head.
+
+The only file that knows how an architecture names and calls its parts. Everything else works on
+`Decoder`, so a new architecture is one line in `ARCHITECTURES`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from defuse.errors import UsageError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where one family of models keeps its parts, as dotted paths from the causal model."""
+
+    blocks: str = "model.layers"
+    norm: str = "model.norm"
+    rotary: str | None = "model.rotary_emb"
+    rotary_per_type: bool = False  # Gemma 3 turns sliding and full layers by different bases
+    positions: str | None = None  # a table of learnt positions, added to the embedding
+    mlp_output: str = "mlp.down_proj"
+    cache_argument: str = "past_key_values"
+    all_sliding: bool = False  # every layer slides if config.sliding_window is set
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(),
+    "mistral": Architecture(all_sliding=True),
+    "qwen2": Architecture(),
+    "qwen3": Architecture(),
+    "gemma2": Architecture(),
+    "gemma3_text": Architecture(rotary_per_type=True),
+    "phi3": Architecture(all_sliding=True),
+    "gpt_neox": Architecture(
+        blocks="gpt_neox.layers",
+        norm="gpt_neox.final_layer_norm",
+        rotary="gpt_neox.rotary_emb",
+        mlp_output="mlp.dense_4h_to_h",
+        cache_argument="layer_past",
+    ),
+    "gpt2": Architecture(
+        blocks="transformer.h",
+        norm="transformer.ln_f",
+        rotary=None,
+        positions="transformer.wpe",
+        mlp_output="mlp.c_proj",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What every block needs beside the hidden states; made once per batch by `Decoder.embed`."""
+
+    position_ids: Tensor  # (batch or 1, time)
+    masks: Mapping[str, Tensor | None]  # per attention type; None = plain causal attention
+    rotary: Mapping[str, tuple[Tensor, Tensor]]  # per attention type: cosine and sine
+
+
+class PrefixCache:
+    """Keys and values of one token sequence, computed once and then seen by every row of a batch.
+
+    Stands in for a Hugging Face cache: attention layers call `update` with their new keys and
+    values, each (batch, heads, time, head size), and attend to what it returns.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._recording = True
+
+    @classmethod
+    def of(cls, decoder: "Decoder", input_ids: Tensor) -> "PrefixCache":
+        """Run `decoder` over `input_ids` (1, time), without gradient, and keep what it saw."""
+        cache = cls()
+        with torch.no_grad():
+            hidden, inputs = decoder.embed(input_ids)
+            decoder.run(hidden, inputs, 0, decoder.num_layers, cache=cache)
+        cache.length = input_ids.shape[1]
+        cache._recording = False
+        return cache
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
+    ) -> tuple[Tensor, Tensor]:
+        if self._recording:
+            self._layers[layer_idx] = (keys, values)
+            return keys, values
+        old_keys, old_values = self._layers[layer_idx]
+        rows = (keys.shape[0], -1, -1, -1)
+        return (
+            torch.cat([old_keys.expand(rows), keys], dim=2),
+            torch.cat([old_values.expand(rows), values], dim=2),
+        )
+
+
+class Decoder:
+    """A view of a causal language model as embedding, blocks 0..L-1, norm and head.
+
+    Holds no tensors of its own and changes nothing in the model. Raises UsageError for an
+    architecture that is not in `ARCHITECTURES`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.config = model.config
+        self.architecture = architecture_of(self.config.model_type)
+        self.blocks: Sequence[nn.Module] = list(self._part(self.architecture.blocks))
+        self.num_layers = len(self.blocks)
+        self.hidden_size: int = self.config.hidden_size
+        self.vocab_size: int = self.config.vocab_size
+        self.attention_types = [self._attention_type(i) for i in range(self.num_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def parameter_name(self, layer: int, name: str) -> str:
+        """The model's name for parameter `name` of block `layer`."""
+        return f"{self.architecture.blocks}.{layer}.{name}"
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, BlockInputs]:
+        """The hidden states before block 0, (batch, time, hidden), and what the blocks need.
+
+        `input_ids` and `attention_mask` are (batch, time). None as the mask means no padding or
+        padding on the right, which causal attention hides from the real tokens by itself.
+        """
+        time = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if attention_mask is None:
+            return self._prepare(input_ids, time[None], time[None], None)
+        causal = time[:, None] >= time[None, :]
+        # A padding token sees itself: a row of attention without any key would be NaN.
+        itself = time[:, None] == time[None, :]
+        visible = (causal & attention_mask[:, None, :].bool()) | itself
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return self._prepare(input_ids, position_ids, position_ids, visible)
+
+    def embed_tree(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        prefix: PrefixCache | None = None,
+    ) -> tuple[Tensor, BlockInputs]:
+        """Like `embed`, for rows whose tokens form a tree behind a shared prefix.
+
+        `input_ids` and `position_ids` are (batch, time); `visible` is boolean, (batch, time,
+        prefix length + time): which keys each token sees. Positions count from the prefix's start.
+        Raises UsageError for attention kernels that take no such mask (flash attention).
+        """
+        key_positions = position_ids
+        if prefix is not None:
+            before = torch.arange(prefix.length, device=position_ids.device)
+            before = before.expand(position_ids.shape[0], -1)
+            key_positions = torch.cat([before, position_ids], dim=1)
+        return self._prepare(input_ids, position_ids, key_positions, visible)
+
+    def run(
+        self,
+        hidden: Tensor,
+        inputs: BlockInputs,
+        start: int,
+        stop: int,
+        weights: Mapping[str, Tensor] | None = None,
+        cache: PrefixCache | None = None,
+    ) -> Tensor:
+        """Blocks start..stop-1 applied to `hidden` (batch, time, hidden).
+
+        `weights` stand in for the model's own parameters of the same (full) names; they are cast
+        to the model's dtype, and gradients flow back to them.
+        """
+        for layer in range(start, stop):
+            kind = self.attention_types[layer]
+            arguments: dict[str, Any] = {
+                "attention_mask": inputs.masks[kind],
+                "position_ids": inputs.position_ids,
+            }
+            if inputs.rotary:
+                arguments["position_embeddings"] = inputs.rotary[kind]
+            if cache is not None:
+                arguments[self.architecture.cache_argument] = cache
+                arguments["use_cache"] = True
+            hidden = self._call_block(layer, hidden, arguments, weights or {})
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm, head and soft-cap: (..., hidden) to (..., vocabulary)."""
+        head = self.model.get_output_embeddings()
+        logits = head(self._part(self.architecture.norm)(hidden))
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _call_block(
+        self, layer: int, hidden: Tensor, arguments: dict[str, Any], weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        block, prefix = self.blocks[layer], self.parameter_name(layer, "")
+        own = {
+            name.removeprefix(prefix): tensor.to(hidden.dtype)
+            for name, tensor in weights.items()
+            if name.startswith(prefix)
+        }
+        output = functional_call(block, own, (hidden,), arguments) if own else None
+        output = block(hidden, **arguments) if output is None else output
+        return output[0] if isinstance(output, tuple) else output
+
+    def _prepare(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        key_positions: Tensor,
+        visible: Tensor | None,
+    ) -> tuple[Tensor, BlockInputs]:
+        hidden = self.model.get_input_embeddings()(input_ids)
+        if self.architecture.positions is not None:
+            hidden = hidden + self._part(self.architecture.positions)(position_ids)
+        masks = {
+            kind: self._mask(kind, position_ids, key_positions, visible, hidden.dtype)
+            for kind in set(self.attention_types)
+        }
+        return hidden, BlockInputs(position_ids, masks, self._rotary(hidden, position_ids))
+
+    def _rotary(self, hidden: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.architecture.rotary is None:
+            return {}
+        rotary: Callable[..., tuple[Tensor, Tensor]] = self._part(self.architecture.rotary)
+        kinds = set(self.attention_types)
+        if self.architecture.rotary_per_type:
+            return {kind: rotary(hidden, position_ids, kind) for kind in kinds}
+        return dict.fromkeys(kinds, rotary(hidden, position_ids))
+
+    def _mask(
+        self,
+        kind: str,
+        queries: Tensor,
+        keys: Tensor,
+        visible: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor | None:
+        """The mask an attention layer of this kind takes; None where plain causal is meant."""
+        distance = queries[:, :, None] - keys[:, None, :]
+        window = self.config.sliding_window if kind == SLIDING else None
+        slides = window is not None and keys.shape[1] > window
+        implementation = self.config._attn_implementation
+        if visible is None and not slides and implementation != "eager":
+            return None
+        if implementation.startswith("flash"):
+            if visible is None:
+                return None  # the kernel slides and hides what lies behind by itself
+            raise UsageError(
+                f"attn_implementation={implementation} takes no tree of tokens and no padding on "
+                "the left: load the model with attn_implementation='sdpa' or 'eager'"
+            )
+        allowed = distance >= 0 if visible is None else visible
+        if window is not None:
+            allowed = allowed & (distance < window)
+        allowed = allowed[:, None]
+        if implementation != "eager":
+            return allowed
+        hidden_from = torch.zeros((), dtype=dtype, device=allowed.device)
+        return hidden_from.where(allowed, torch.finfo(dtype).min)
+
+    def _attention_type(self, layer: int) -> str:
+        types = getattr(self.config, "layer_types", None)
+        if types is not None:
+            return types[layer]
+        sliding = self.architecture.all_sliding and self.config.sliding_window is not None
+        return SLIDING if sliding else FULL
+
+    def _part(self, path: str) -> Any:  # noqa: ANN401 (a submodule of any class)
+        return attrgetter(path)(self.model)
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture of a config's `model_type`. Raises UsageError, naming those that work."""
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UsageError(f"model: architecture {model_type!r} is not supported; use one of {known}")
+    return ARCHITECTURES[model_type]
