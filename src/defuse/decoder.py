@@ -201,7 +201,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, head and soft-cap: (..., hidden) to (..., vocabulary)."""
-        head = self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[assignment]
         logits = head(self._part(self.architecture.norm)(hidden))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -256,7 +256,7 @@ class Decoder:
         distance = queries[:, :, None] - keys[:, None, :]
         window = self.config.sliding_window if kind == SLIDING else None
         slides = window is not None and keys.shape[1] > window
-        implementation = self.config._attn_implementation
+        implementation: str = self.config._attn_implementation or "eager"
         if visible is None and not slides and implementation != "eager":
             return None
         if implementation.startswith("flash"):

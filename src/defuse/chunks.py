@@ -1,0 +1,55 @@
+"""Score tokens through the output head, a few at a time.
+
+A (batch, time, vocabulary) tensor in float32 is what makes preference methods and evaluation run
+out of memory: 4 × 512 tokens of a vocabulary of 128,256 take 1.05 GB, and autograd keeps several.
+A token's score depends on its own hidden state alone, so scores and their gradients are taken chunk
+by chunk, and only (tokens, hidden) is kept.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 32 * 2**20
+
+
+def tokenwise(score: Callable[[Tensor, slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
+    """score(hidden[s], s) for consecutive slices s, joined; gradients reach `hidden` only.
+
+    `hidden` is (N, d); `score` maps (n, d) and the slice it came from to (n,), each value from its
+    own row. The slices are such that n × `vocab_size` float32 numbers take at most `CHUNK_BYTES`.
+    """
+    size = max(1, CHUNK_BYTES // (4 * vocab_size))
+    slices = [slice(i, i + size) for i in range(0, hidden.shape[0], size)]
+    if hidden.requires_grad and torch.is_grad_enabled():
+        return _Tokenwise.apply(hidden, score, slices)  # type: ignore[return-value]
+    with torch.no_grad():
+        return torch.cat([score(hidden[s], s) for s in slices])
+
+
+class _Tokenwise(torch.autograd.Function):
+    """The gradient is taken with the value, so that nothing vocabulary-sized outlives its chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        hidden: Tensor,
+        score: Callable[[Tensor, slice], Tensor],
+        slices: list[slice],
+    ) -> Tensor:
+        gradient, values = torch.empty_like(hidden), []
+        for s in slices:
+            with torch.enable_grad():
+                chunk = hidden[s].detach().requires_grad_()
+                value = score(chunk, s)
+                (gradient[s],) = torch.autograd.grad(value.sum(), chunk)
+            values.append(value.detach())
+        ctx.save_for_backward(gradient)
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None

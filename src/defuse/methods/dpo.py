@@ -1,0 +1,45 @@
+"""DPO (Rafailov et al. 2305.18290) for unlearning: a refusal is preferred to the forget text."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from defuse.losses import Normalise, Reduction, SequenceLogProbs, dpo
+from defuse.methods.base import check_beta
+from defuse.scales import require
+
+
+@dataclass(frozen=True)
+class DPO:
+    """-(2/β)·log σ(β·[(log p(y) - log p0(y)) - (log p(x_f) - log p0(x_f))]), y = a refusal.
+
+    `refusals`: texts such as "I don't know."; each forget text is paired with one of them.
+    """
+
+    refusals: tuple[str, ...]
+    beta: float = 0.1
+    normalise: Normalise = "sum"
+    reduction: Reduction = "sequence"
+    name: ClassVar[str] = "dpo"
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        require(
+            bool(self.refusals), "method.refusals", self.refusals, "must hold at least one text"
+        )
+
+    def loss(
+        self,
+        forget: SequenceLogProbs,
+        reference: SequenceLogProbs | None,
+        refusal: SequenceLogProbs | None,
+        refusal_reference: SequenceLogProbs | None,
+    ) -> Tensor:
+        assert reference is not None  # noqa: S101 (needs_reference)
+        assert refusal is not None  # noqa: S101 (refusals)
+        assert refusal_reference is not None  # noqa: S101 (refusals)
+        how = (self.normalise, self.reduction)
+        chosen = refusal.score(*how) - refusal_reference.score(*how)
+        return dpo(chosen, forget.score(*how) - reference.score(*how), self.beta)

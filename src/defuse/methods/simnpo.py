@@ -1,0 +1,41 @@
+"""SimNPO (Fan et al. 2410.07163): NPO without a reference, per token."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from defuse.losses import Normalise, Reduction, SequenceLogProbs, simnpo
+from defuse.methods.base import check_beta
+from defuse.scales import require
+
+
+@dataclass(frozen=True)
+class SimNPO:
+    """-(2/β)·log σ(-β·log p(x_f)/|x_f| - γ).
+
+    |x_f| counts the predicted tokens. SimNPO is a mean by definition; `normalise="sum"` is for
+    comparison. `reduction="batch"`: one mean over all tokens of the batch.
+    """
+
+    beta: float = 0.1
+    gamma: float = 0.0
+    normalise: Normalise = "mean"
+    reduction: Reduction = "sequence"
+    name: ClassVar[str] = "simnpo"
+    needs_reference: ClassVar[bool] = False
+    refusals: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        require(math.isfinite(self.gamma), "method.gamma", self.gamma, "must be a finite number")
+
+    def loss(
+        self,
+        forget: SequenceLogProbs,
+        reference: SequenceLogProbs | None,  # noqa: ARG002
+        refusal: SequenceLogProbs | None,  # noqa: ARG002
+        refusal_reference: SequenceLogProbs | None,  # noqa: ARG002
+    ) -> Tensor:
+        return simnpo(forget.score(self.normalise, self.reduction), self.beta, self.gamma)

@@ -1,0 +1,37 @@
+"""Quantities given outright or as a multiple of what the model shows: 0.03 or "0.1x"."""
+
+import math
+import re
+
+from defuse.errors import UsageError
+
+MULTIPLE = re.compile(r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)x")
+
+
+def multiple(value: float | str, field: str) -> float | None:
+    """The factor of "0.1x", or None for a plain number.
+
+    Raises UsageError (naming `field`) for anything that is neither, negative or not finite.
+    """
+    if isinstance(value, str):
+        match = MULTIPLE.fullmatch(value.strip())
+        if match is None:
+            raise UsageError(
+                f"{field}: {value!r} is neither a number nor a multiple; write 0.03 or 0.1x"
+            )
+        return float(match[1])
+    if not (math.isfinite(value) and value >= 0):
+        raise UsageError(f"{field}: {value} must be a finite number that is not negative")
+    return None
+
+
+def require(condition: bool, field: str, value: object, remedy: str) -> None:
+    """Raise UsageError, a sentence of field, value and remedy, unless `condition` holds."""
+    if not condition:
+        raise UsageError(f"{field}: {value!r} {remedy}")
+
+
+def resolve(value: float | str, unit: float, field: str) -> float:
+    """`value` itself, or its factor times `unit`."""
+    factor = multiple(value, field)
+    return float(value) if factor is None else factor * unit
