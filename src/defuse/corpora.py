@@ -48,7 +48,7 @@ def load_texts(source: str, *, field: str | None = None, split: str = "train") -
     Anything else is a hub dataset, "id", "id:config" or "id:config:split". Raises UsageError for
     what cannot be read, naming file and line, and for a source without any text.
     """
-    texts = [text for row in _rows(source, split) if (text := _text(row, field)) is not None]
+    texts = [text for row in read_rows(source, split) if (text := _text(row, field)) is not None]
     if not texts:
         raise UsageError(f"{source}: holds no text; give a corpus of at least one")
     return texts
@@ -101,7 +101,7 @@ def encode(
 
 
 def _shared(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens of `whole` the prompt alone fixes; the next may begin with its last letter."""
+    """How many tokens of `whole` come from the prompt alone: one may span its end."""
     pairs = zip(prompt, whole, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(whole)))
 
@@ -161,7 +161,8 @@ def _columns(value: object) -> str:
     return f"it has {names or 'nothing'}"
 
 
-def _rows(source: str, split: str) -> Iterable[Row]:
+def read_rows(source: str, split: str) -> Iterable[Row]:
+    """Where each row of a file or hub dataset stands, and its text or its columns."""
     path = Path(source)
     reader = READERS.get(path.suffix)
     if reader is None:
