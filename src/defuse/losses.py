@@ -5,7 +5,6 @@ N and M selected tokens of a batch. "Paper" is Huu-Tien et al., arXiv 2501.19202
 computed in float32, or in float64 where the input is.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,8 +98,3 @@ def mean_norm(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean of ‖h_t‖ over each sequence's tokens in `mask`: (B, T, d) and (B, T), result (B,)."""
     norms = upcast(hidden).norm(dim=-1).where(mask, 0.0)
     return norms.sum(-1) / mask.sum(-1).clamp(min=1)
-
-
-def hidden_variance(tokens: Tensor) -> float:
-    """Variance per unit over `tokens` (N, d), averaged over the units; not a number if N < 2."""
-    return upcast(tokens).var(dim=0).mean().item() if tokens.shape[0] > 1 else math.nan

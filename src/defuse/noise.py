@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from defuse.schedule import generator
 from torch import Tensor
 
 from defuse.errors import UsageError
+from defuse.losses import upcast
 from defuse.scales import multiple, resolve
+from defuse.schedule import generator
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,20 @@ def add_noise(
     step: int,
     items: Sequence[object],
 ) -> Tensor:
-    """`hidden` (batch, time, hidden) plus N(0, std²) on every real token.
+    """`hidden` (batch, time, hidden) plus N(0, std²) on every real token, at least in float32.
 
+    In half precision a std below 1/256 of a hidden unit's size would be lost in rounding.
     `spans` says where each row's real tokens stand. A row's draw comes from (seed, step, its entry
     in `items`) alone, so neither padding nor the split of a batch over processes changes it.
     """
-    noisy = hidden.clone()
+    noisy = upcast(hidden).clone()
     for row, (span, item) in enumerate(zip(spans, items, strict=True)):
         real = noisy[row, span]
         draw = torch.randn(
             real.shape,
             generator=generator(seed, "noise", step, str(item), device=hidden.device.type),
-            dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32,
+            dtype=noisy.dtype,
             device=hidden.device,
         )
-        real += (std * draw).to(hidden.dtype)
+        real += std * draw
     return noisy

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from defuse.losses import mean_norm
-from defuse.methods.base import Steering, Vector
+from defuse.methods.base import Steering, StrengthField, Vector
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class AdaptiveRMU:
     scale_per: Literal["sample", "topic"] = "sample"
     vector: Vector = "uniform"
     name: ClassVar[str] = "adaptive_rmu"
-    strength_field: ClassVar[Literal["scale"]] = "scale"
+    strength_field: ClassVar[StrengthField] = "scale"
 
     @property
     def needs_reference(self) -> bool:

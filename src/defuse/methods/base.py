@@ -60,11 +60,6 @@ class PreferenceMethod(Protocol):
         """Whether `loss` looks at the reference's log-probabilities."""
         ...
 
-    @property
-    def refusals(self) -> tuple[str, ...]:
-        """Texts to prefer to the forget texts; empty if the method wants none."""
-        ...
-
     def loss(
         self,
         forget: SequenceLogProbs,
@@ -72,7 +67,7 @@ class PreferenceMethod(Protocol):
         refusal: SequenceLogProbs | None,
         refusal_reference: SequenceLogProbs | None,
     ) -> Tensor:
-        """A scalar; the arguments not asked for by the properties above are None."""
+        """A scalar. References are None unless needed, refusals unless the method has some."""
         ...
 
 

@@ -22,13 +22,16 @@ class DPO:
     normalise: Normalise = "sum"
     reduction: Reduction = "sequence"
     name: ClassVar[str] = "dpo"
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         require(
             bool(self.refusals), "method.refusals", self.refusals, "must hold at least one text"
         )
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
     def loss(
         self,

@@ -21,11 +21,13 @@ class NPO:
     normalise: Normalise = "sum"
     reduction: Reduction = "sequence"
     name: ClassVar[str] = "npo"
-    needs_reference: ClassVar[bool] = True
-    refusals: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
     def loss(
         self,

@@ -1,11 +1,11 @@
 """RMU (Li et al. 2403.03218): pull the forget texts' hidden states to one random point."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.methods.base import Steering, Vector
+from defuse.methods.base import Steering, StrengthField, Vector
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,11 @@ class RMU:
 
     vector: Vector = "uniform"
     name: ClassVar[str] = "rmu"
-    strength_field: ClassVar[Literal["coefficient"]] = "coefficient"
-    needs_reference: ClassVar[bool] = False
+    strength_field: ClassVar[StrengthField] = "coefficient"
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
 
     def target(self, steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:  # noqa: ARG002
         return steering.strength * steering.direction

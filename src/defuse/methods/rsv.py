@@ -1,11 +1,12 @@
 """RSV (paper, section 5): shift the forget texts' hidden states by a random vector."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.methods.base import Steering, Vector
+from defuse.losses import upcast
+from defuse.methods.base import Steering, StrengthField, Vector
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,12 @@ class RSV:
 
     vector: Vector = "gaussian"
     name: ClassVar[str] = "rsv"
-    strength_field: ClassVar[Literal["coefficient"]] = "coefficient"
-    needs_reference: ClassVar[bool] = True
+    strength_field: ClassVar[StrengthField] = "coefficient"
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
     def target(self, steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:  # noqa: ARG002
         assert reference is not None  # noqa: S101 (needs_reference)
-        return reference + steering.strength * steering.direction.to(reference.dtype)
+        return upcast(reference) + steering.strength * steering.direction

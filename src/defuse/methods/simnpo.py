@@ -24,12 +24,14 @@ class SimNPO:
     normalise: Normalise = "mean"
     reduction: Reduction = "sequence"
     name: ClassVar[str] = "simnpo"
-    needs_reference: ClassVar[bool] = False
-    refusals: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         require(math.isfinite(self.gamma), "method.gamma", self.gamma, "must be a finite number")
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
 
     def loss(
         self,
