@@ -72,10 +72,9 @@ def load_model(
     source = locate(name, revision)
     with _loading(name):
         tokenizer = load_tokenizer(source)
-        model = _load_weights(source, number_type)
+        model = _load_weights(source, number_type, place)
         if source.adapter is not None:
             model = _merged(model, source.adapter)
-        model.to(device=place)
     return LoadedModel(model.eval(), tokenizer, name)
 
 
@@ -199,7 +198,9 @@ def _resolve_dtype(dtype: str) -> str | torch.dtype:
     return dtype if dtype == "auto" else getattr(torch, dtype)
 
 
-def _load_weights(source: Source, dtype: str | torch.dtype) -> PreTrainedModel:
+def _load_weights(
+    source: Source, dtype: str | torch.dtype, device: torch.device
+) -> PreTrainedModel:
     if source.gguf is not None and dtype == "auto":
         dtype = torch.float32
     kind = {} if source.gguf is not None else {"use_safetensors": True}
@@ -213,7 +214,7 @@ def _load_weights(source: Source, dtype: str | torch.dtype) -> PreTrainedModel:
             "its files do not belong to its config.json"
         )
     _drop_gguf_marks(model)
-    return model
+    return model.to(device)
 
 
 def _drop_gguf_marks(model: PreTrainedModel) -> None:

@@ -1,0 +1,258 @@
+"""Recipes: YAML to typed fields, and from there to what the library runs on."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
+
+from defuse.corpora import load_refusals, load_texts
+from defuse.defaults import DEFAULTS, default_retain, strength_field
+from defuse.errors import UsageError
+from defuse.fields import Fields, Multiple, Number, Whole, parse
+from defuse.methods import METHODS, RETAIN_LOSSES, Method
+from defuse.noise import GaussianNoise
+from defuse.scales import multiple
+from defuse.unlearning import Topic, Training, Unlearning
+
+
+class MethodFields(Fields):
+    """A method's name; each method's subclass has its own fields beside it."""
+
+    name: str
+
+    def build(self) -> Method:
+        """The method, its refusals read where it has any."""
+        own = self.model_dump(exclude={"name"})
+        if "refusals" in own:
+            own["refusals"] = load_refusals(own["refusals"])
+        return METHODS[self.name](**own)
+
+
+def _fields_of(method: type) -> type[MethodFields]:
+    """A method's own fields and defaults, read off its dataclass; refusals come from a file."""
+    as_written = {float: Number, tuple[str, ...]: str}
+    hints = get_type_hints(method)
+    fields: dict[str, Any] = {
+        field.name: (
+            as_written.get(hints[field.name], hints[field.name]),
+            ... if field.default is dataclasses.MISSING else field.default,
+        )
+        for field in dataclasses.fields(method)
+    }
+    return create_model(method.__name__, __base__=MethodFields, **fields)
+
+
+METHOD_FIELDS = {name: _fields_of(method) for name, method in METHODS.items()}
+
+
+class RetainFields(Fields):
+    loss: str
+
+    @field_validator("loss")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        if value not in RETAIN_LOSSES:
+            raise ValueError(f"{value!r} is unknown; use one of {', '.join(RETAIN_LOSSES)}")
+        return value
+
+
+class NoiseFields(Fields):
+    """RNA: exactly one of the two."""
+
+    std: Multiple | None = None
+    variance: Number | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "NoiseFields":
+        self.build()
+        return self
+
+    def build(self) -> GaussianNoise:
+        return GaussianNoise(self.std, self.variance)
+
+
+class TrainFields(Fields):
+    """What is trained; None is the library's choice (`Unlearning`)."""
+
+    layers: list[int] | Literal["all"] | None = None
+    parameters: str | list[str] | None = None
+
+
+class TopicFields(Fields):
+    """A topic whose texts are still names of files or datasets."""
+
+    name: str
+    forget: str
+    retain: str
+    forget_length: Annotated[int, Field(gt=1)] = Topic.forget_length
+    retain_length: Annotated[int, Field(gt=1)] = Topic.retain_length
+    coefficient: Multiple | None = None
+    scale: Multiple | None = None
+    weight: Annotated[Number, Field(ge=0)]
+    packed: bool = Topic.packed
+
+    def build(self) -> Topic:
+        """The topic with its texts read."""
+        own = self.model_dump(exclude={"forget", "retain"}, exclude_none=True)
+        return Topic(forget=load_texts(self.forget), retain=load_texts(self.retain), **own)
+
+
+class Recipe(Fields):
+    """What `defuse unlearn` is told, every gap filled from the table of defaults."""
+
+    model: str
+    revision: str | None = None
+    output: str
+    method: SerializeAsAny[MethodFields]
+    layer: Annotated[int, Field(ge=0)] = Unlearning.layer
+    train: TrainFields = TrainFields()
+    retain: RetainFields
+    noise: NoiseFields | None = None
+    topics: Annotated[list[TopicFields], Field(min_length=1)]
+    steps: Whole
+    batch_size: Whole = Training.batch_size
+    learning_rate: Annotated[Number, Field(gt=0)]
+    seed: int = Training.seed
+    shuffle: bool = Training.shuffle
+    device: str = "auto"
+    dtype: str = "auto"
+    mask_padding: bool = Unlearning.mask_padding
+    skip_first_token: bool = Unlearning.skip_first_token
+    loss_scale: Literal["none", "hidden_variance"] = Unlearning.loss_scale
+    master_weights: bool = Unlearning.master_weights
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: object) -> object:
+        return _with_defaults(given) if isinstance(given, Mapping) else given
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _own_fields(cls, value: object) -> MethodFields:
+        name = _name_in({"method": value}, "method", "name")
+        if name not in METHOD_FIELDS:
+            known = ", ".join(METHODS)
+            raise ValueError(f"{value!r} names no method; write {{name: …}} with one of {known}")
+        return parse(METHOD_FIELDS[name], value, "method")
+
+    @model_validator(mode="after")
+    def _topics_fit(self) -> "Recipe":
+        for place, topic in enumerate(self.topics):
+            for field in ("coefficient", "scale"):
+                if (value := getattr(topic, field)) is not None:
+                    _check_strength(f"topics.{place}.{field}", value, self.method.name)
+        names = [topic.name for topic in self.topics]
+        if len(set(names)) < len(names):
+            raise UsageError(f"topics: the names {', '.join(names)} must differ")
+        return self
+
+    def unlearning(self) -> Unlearning:
+        """The method, retain loss and noise; reads the refusals of a method that has any."""
+        same = {"layer", "mask_padding", "skip_first_token", "loss_scale", "master_weights"}
+        return Unlearning(
+            self.method.build(),
+            RETAIN_LOSSES[self.retain.loss](),
+            None if self.noise is None else self.noise.build(),
+            train_layers=self.train.layers,
+            train_parameters=self.train.parameters,
+            **self.model_dump(include=same),
+        )
+
+    def training(self) -> Training:
+        """Steps, batches and learning rate."""
+        same = {"steps", "batch_size", "learning_rate", "seed", "shuffle"}
+        return Training(**self.model_dump(include=same))
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults written out; `load_recipe` reads it back as it was."""
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file with `field=value` overrides, such as "noise.std=0.1x" or "topics.0.weight=20".
+
+    Raises UsageError, naming the field, its value and the remedy, for the first thing wrong.
+    """
+    try:
+        given = _yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"{path}: is no recipe; write fields such as 'model: …', one a line")
+    for override in overrides:
+        _override(given, override)
+    return parse(Recipe, given, "")
+
+
+def _with_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`given` with the table's values where it has none; what is wrong is left as it is."""
+    name = _name_in(given, "method", "name")
+    if name not in METHODS:
+        return given
+    filled = {"retain": {"loss": default_retain(name)}, **given}
+    table = DEFAULTS.get((name, _name_in(filled, "retain", "loss")))
+    if table is None:
+        return filled
+    filled = {"steps": table.steps, "learning_rate": table.learning_rate, **filled}
+    field = strength_field(name)
+    strength = {} if field is None else {field: table.strength}
+    topics = filled.get("topics")
+    if isinstance(topics, list):
+        filled["topics"] = [
+            {"weight": table.weight_for(topic.get("name")), **strength, **topic}
+            if isinstance(topic, dict)
+            else topic
+            for topic in topics
+        ]
+    return filled
+
+
+def _name_in(given: Mapping[str, Any], field: str, key: str) -> str:
+    inner = given.get(field)
+    name = inner.get(key) if isinstance(inner, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def _check_strength(field: str, value: float | str, method: str) -> None:
+    wanted = strength_field(method)
+    if not field.endswith(f".{wanted}"):
+        remedy = f"which has {wanted!r} instead" if wanted else "which is not steered"
+        raise UsageError(f"{field}: {value} does not belong to {method}, {remedy}; remove it")
+    multiple(value, field)
+
+
+def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = re.sub(r"\s+", " ", str(error))
+        raise UsageError(f"{where}: is not valid YAML ({reason}); mend it") from error
+
+
+def _override(given: dict[str, Any], text: str) -> None:
+    """Set one field of a recipe that is still plain data, making the mappings on the way."""
+    path, equals, value = text.partition("=")
+    *parents, last = path.split(".")
+    if not equals or not last:
+        raise UsageError(f"{text!r}: is no override; write field=value, such as steps=100")
+    node: Any = given
+    for part in parents:
+        key = _key(node, part, path)
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    node[_key(node, last, path)] = _yaml(value, path)
+
+
+def _key(node: object, part: str, path: str) -> str | int:
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise UsageError(f"{path}: {part!r} lies in a value that has no fields; name the field")
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise UsageError(f"{path}: {part!r} is no place in a list of {len(node)}; count from 0")
+    return int(part)
