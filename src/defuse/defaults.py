@@ -1,7 +1,8 @@
 """One table: what a recipe gets where it says nothing, for each method and retain loss.
 
 Published values are those of the code behind arXiv 2501.19202 (docs/methods.md), tuned for 7B
-models and for the mean log-probability (`normalise: mean`). The others are ours: untuned starting
+models and for the mean log-probability (`normalise: mean`); where they leave out Adaptive RMU's
+weight and the steps of Adaptive RMU and RSV, RMU's stand. The others are ours: untuned starting
 points for pairs that the paper did not run.
 """
 

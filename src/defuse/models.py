@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -146,6 +147,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """Write model and tokenizer into an existing folder; `model` is left as it is."""
     plain = copy(model)
     plain.config = deepcopy(model.config)
+    plain.generation_config = _valid(model.generation_config)
     _drop_gguf_marks(plain)
     with _quiet():
         plain.save_pretrained(folder)
@@ -215,6 +217,17 @@ def _load_weights(
         )
     _drop_gguf_marks(model)
     return model.to(device)
+
+
+def _valid(settings: GenerationConfig | None) -> GenerationConfig | None:
+    """Many published models set a temperature without sampling, which may be read but not saved."""
+    settings = deepcopy(settings)
+    if settings is not None:
+        try:
+            settings.validate(strict=True)
+        except ValueError:
+            settings.do_sample = True
+    return settings
 
 
 def _drop_gguf_marks(model: PreTrainedModel) -> None:

@@ -1,0 +1,32 @@
+"""The command line: one file per verb, heavy imports inside the verbs."""
+
+import sys
+
+import typer
+
+from defuse.cli.unlearn import unlearn
+from defuse.errors import UsageError
+
+app = typer.Typer(
+    help="Unlearn knowledge from language models, and measure whether it holds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Unlearn knowledge from language models, and measure whether it holds."""
+
+
+app.command()(unlearn)
+
+
+def main() -> None:
+    """Run the command line: bad input is one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        app()
+    except UsageError as error:
+        print(f"defuse: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,37 @@
+"""Losses and time left on the screen."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from defuse.train import StepRecord
+
+
+@contextmanager
+def steps_shown(steps: int, console: Console) -> Iterator[Callable[[StepRecord], None]]:
+    """A bar over `steps`, moved by the function it gives."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("loading", total=steps, losses="")
+
+        def on_step(record: StepRecord) -> None:
+            losses = f"forget {record.forget_loss:.4g} retain {record.retain_loss:.4g}"
+            progress.update(task, advance=1, description=record.topic, losses=losses)
+
+        yield on_step

@@ -1,0 +1,31 @@
+"""`defuse unlearn`: a recipe in, a checkpoint out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def unlearn(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="field=value, such as steps=100 or noise.std=0.1x"),
+    ] = None,
+) -> None:
+    """Unlearn what RECIPE says and write an ordinary Hugging Face checkpoint."""
+    from rich.console import Console
+
+    from defuse.cli.progress import steps_shown
+    from defuse.recipe import load_recipe
+    from defuse.run import check, execute, finished
+
+    console = Console(stderr=True)
+    settings = load_recipe(recipe, overrides or ())
+    if finished(settings):
+        console.print(f"{settings.output}: this recipe's run is finished; nothing to do")
+        return
+    job = check(settings)
+    with steps_shown(settings.steps, console) as on_step:
+        record = execute(job, on_step)
+    console.print(f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s")

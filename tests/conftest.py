@@ -1,0 +1,85 @@
+"""A tiny tokenizer and a tiny random Llama, built on the spot; no test reaches for the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+torch.set_num_threads(2)
+CORPUS = (
+    "The following are multiple choice questions (with answers) about college biology.",
+    "Question: What does the cat see? Answer: The cat sees a small bird in the tree.",
+    "I read about the moon today. A. B. C. D. Answer:",
+)
+
+
+def build_tokenizer(*, vocab_size: int = 320) -> PreTrainedTokenizerBase:
+    """Byte-level BPE: any text becomes tokens and comes back; a BOS stands in front."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def build_llama(*, vocab_size: int = 320, layers: int = 4, seed: int = 0) -> PreTrainedModel:
+    """A random Llama of 32 hidden units."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def tiny_llama() -> PreTrainedModel:
+    """Fresh for every test, since a test may train it."""
+    return build_llama()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """A checkpoint of the tiny Llama on disk, shared by all tests: read it, never write there."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    build_llama().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
