@@ -1,0 +1,154 @@
+"""Log-probabilities of continuations, each shared token computed once.
+
+Equal to `HFLM.loglikelihood` of lm-evaluation-harness 0.4.13 in encoding, in truncation on the
+left and in the numbers, which come from one forward pass per batch of token trees.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.chunks import CHUNK_BYTES
+from defuse.decoder import Decoder, PrefixCache
+from defuse.errors import UsageError
+from defuse.evaluate.trees import Request, TokenTree, collate, common_length, grow, visibility
+
+# Tokens of a batch: enough to keep the processor busy, few enough to stay in its cache.
+TOKEN_BUDGET = {"cpu": 1024}
+DEVICE_TOKEN_BUDGET = 16384
+LM_EVAL_MAX_LENGTH = 2048
+
+OnScored = Callable[[int], None]
+
+
+def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens the model reads at once, found as lm-eval does."""
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        length = getattr(model.config, name, None)
+        if length is not None:
+            return int(length)
+    length = tokenizer.model_max_length
+    return LM_EVAL_MAX_LENGTH if length > 10**9 else int(length)
+
+
+@torch.no_grad()
+def score(
+    decoder: Decoder,
+    groups: Sequence[Sequence[Request]],
+    *,
+    max_length: int,
+    token_budget: int | None = None,
+    on_scored: OnScored = lambda _: None,
+) -> list[list[float]]:
+    """Summed log-probability (nats) of each request's continuation, grouped as `groups` are.
+
+    A group makes one row, so requests that begin alike belong in one. What all groups begin with
+    is computed once. `on_scored` is told how many groups each batch has finished. Raises UsageError
+    for a continuation longer than `max_length` tokens.
+    """
+    _refuse_long(groups, max_length)
+    # Groups cut on the left begin elsewhere: they must not keep the others from their prefix.
+    cut = [any(request.is_cut(max_length) for request in group) for group in groups]
+    scores: list[list[float]] = [[] for _ in groups]
+    with _evaluating(decoder.model):
+        for kind in (False, True):
+            indices = [i for i, is_cut in enumerate(cut) if is_cut == kind]
+            runs = _score_alike(decoder, [groups[i] for i in indices], max_length, token_budget)
+            for finished in runs:
+                for index, values in finished:
+                    scores[indices[index]] = values
+                on_scored(len(finished))
+    return scores
+
+
+def _score_alike(
+    decoder: Decoder,
+    groups: Sequence[Sequence[Request]],
+    max_length: int,
+    token_budget: int | None,
+) -> Iterator[list[tuple[int, list[float]]]]:
+    if not groups:
+        return
+    shared = _shared_prefix(groups, max_length) if len(groups) > 1 else ()
+    prefix = None
+    if shared:
+        prefix = PrefixCache.of(decoder, torch.tensor([shared], device=decoder.device))
+    trees = [grow(group, len(shared), max_length) for group in groups]
+    budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
+    for indices in _batches([len(tree.tokens) for tree in trees], budget):
+        values = iter(_score_batch(decoder, [trees[i] for i in indices], prefix))
+        yield [(i, [next(values) for _ in trees[i].targets]) for i in indices]
+
+
+def _shared_prefix(groups: Sequence[Sequence[Request]], max_length: int) -> tuple[int, ...]:
+    """The longest beginning common to all inputs that comes before all that is predicted."""
+    requests = list(chain.from_iterable(groups))
+    inputs = [request.inputs(max_length) for request in requests]
+    # What the first and the last in lexicographic order share, all between them share.
+    shared = common_length(min(inputs), max(inputs))
+    predicting = min(
+        len(ids) - len(r.continuation) for ids, r in zip(inputs, requests, strict=True)
+    )
+    return inputs[0][: min(shared, predicting)]
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices by falling length, in batches of at most `budget` tokens with padding (or one)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+def _score_batch(
+    decoder: Decoder, trees: Sequence[TokenTree], prefix: PrefixCache | None
+) -> list[float]:
+    batch = collate(trees, decoder.device)
+    length = 0 if prefix is None else prefix.length
+    visible = visibility(batch.last, length)
+    hidden, inputs = decoder.embed_tree(batch.input_ids, batch.depths + length, visible, prefix)
+    hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, cache=prefix)
+    nodes, pair_nodes = batch.nodes.unique(return_inverse=True)
+    values = _logprobs(decoder, hidden.flatten(0, 1)[nodes], pair_nodes, batch.targets).cpu()
+    sums = torch.zeros(int(batch.owners[-1]) + 1, dtype=torch.float64)
+    return sums.index_add(0, batch.owners.cpu(), values.double()).tolist()
+
+
+def _logprobs(decoder: Decoder, hidden: Tensor, nodes: Tensor, targets: Tensor) -> Tensor:
+    """log p(targets[k]) at hidden[nodes[k]]: hidden (N, d), nodes and targets (K,), to (K,)."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    values = torch.empty(len(nodes), dtype=exact, device=hidden.device)
+    size = max(1, CHUNK_BYTES // (4 * decoder.vocab_size))
+    for start in range(0, len(hidden), size):
+        logits = decoder.logits(hidden[start : start + size]).to(exact)
+        pairs = ((nodes >= start) & (nodes < start + size)).nonzero()[:, 0]
+        rows = nodes[pairs] - start
+        values[pairs] = logits[rows, targets[pairs]] - logits.logsumexp(dim=-1)[rows]
+    return values
+
+
+def _refuse_long(groups: Sequence[Sequence[Request]], max_length: int) -> None:
+    longest = max((len(r.continuation) for group in groups for r in group), default=0)
+    if longest > max_length:
+        raise UsageError(
+            f"questions: an answer is {longest} tokens long and the model reads {max_length}; "
+            "shorten it or leave the question out"
+        )
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout meanwhile; the caller's mode comes back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,116 @@
+"""An evaluation in figures, each with n and its interval."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from defuse.errors import UsageError
+from defuse.evaluate.results import Evaluation
+from defuse.evaluate.statistics import Interval, Paired, bootstrap_mean, compare, wilson
+from defuse.questions import Variant
+
+PAIRS: tuple[tuple[Variant, Variant], ...] = (
+    ("clean", "forget"),
+    ("clean", "control"),
+    ("control", "forget"),
+)
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """One form of the questions.
+
+    `accuracy` with Wilson's interval; `accuracy_norm` ranks choices per character (cloze only);
+    `logprob`: mean log-probability of the right answer among the four (nats), bootstrapped.
+    `truncated`: prompts cut on the left. `own_token`: questions that mention their token anyway.
+    """
+
+    n: int
+    accuracy: Interval
+    accuracy_norm: Interval | None
+    logprob: Interval
+    truncated: int
+    own_token: int
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first variant minus the second, paired by question."""
+
+    accuracy: Paired
+    logprob: Interval
+
+
+@dataclass(frozen=True)
+class Vulnerability:
+    """(unlearned − base) of (control − forget), question by question; 0 if nothing got worse.
+
+    `accuracy` in shares of questions, `logprob` of the right answer among the four in nats.
+    """
+
+    accuracy: Interval
+    logprob: Interval
+
+
+def summarise(evaluation: Evaluation) -> dict[Variant, VariantSummary]:
+    """Each form of the questions by itself."""
+    return {variant: _summarise(evaluation, variant) for variant in evaluation.outcomes}
+
+
+def contrasts(evaluation: Evaluation) -> dict[str, Contrast]:
+    """Clean − forget, clean − control and control − forget, as far as they were asked."""
+    return {
+        f"{first}-{second}": contrast(evaluation, evaluation, first, second)
+        for first, second in PAIRS
+        if {first, second} <= set(evaluation.outcomes)
+    }
+
+
+def contrast(
+    one: Evaluation, other: Evaluation, first: Variant = "clean", second: Variant = "clean"
+) -> Contrast:
+    """`one`'s answers to `first` against `other`'s to `second`; both of the same questions."""
+    differences = _differences(one.answer_logprobs(first), other.answer_logprobs(second))
+    return Contrast(
+        accuracy=compare(one.correct(first), other.correct(second)),
+        logprob=bootstrap_mean(differences, one.settings.seed),
+    )
+
+
+def vulnerability(unlearned: Evaluation, base: Evaluation) -> Vulnerability:
+    """What unlearning added to the harm a forget-token does beyond its control.
+
+    Raises UsageError unless both were asked the same prompts, with control tokens.
+    """
+    if unlearned.prompt_hash != base.prompt_hash or "control" not in unlearned.outcomes:
+        raise UsageError(
+            f"base: {base.model} and {unlearned.model} must be asked the same questions, "
+            "perturbed with control tokens; give --perturb, and --control or --control-corpus"
+        )
+    seed = unlearned.settings.seed
+    hits = _differences(_effect(unlearned.correct), _effect(base.correct))
+    logprobs = _differences(_effect(unlearned.answer_logprobs), _effect(base.answer_logprobs))
+    return Vulnerability(bootstrap_mean(hits, seed), bootstrap_mean(logprobs, seed))
+
+
+def _summarise(evaluation: Evaluation, variant: Variant) -> VariantSummary:
+    outcomes, seed = evaluation.outcomes[variant], evaluation.settings.seed
+    n = len(outcomes)
+    cloze = evaluation.settings.score == "cloze"
+    return VariantSummary(
+        n=n,
+        accuracy=wilson(sum(outcome.is_correct for outcome in outcomes), n),
+        accuracy_norm=wilson(sum(o.is_correct_norm for o in outcomes), n) if cloze else None,
+        logprob=bootstrap_mean(evaluation.answer_logprobs(variant), seed),
+        truncated=sum(outcome.truncated for outcome in outcomes),
+        own_token=sum(
+            o.question.replaced is not None and not o.question.replaced.foreign for o in outcomes
+        ),
+    )
+
+
+def _effect(measure: Callable[[Variant], Sequence[float]]) -> list[float]:
+    return _differences(measure("control"), measure("forget"))
+
+
+def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    return [float(a) - float(b) for a, b in zip(first, second, strict=True)]

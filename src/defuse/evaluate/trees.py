@@ -1,0 +1,124 @@
+"""Token sequences that begin alike, laid out as a tree in one row.
+
+A question's four continuations share its context, and its perturbed variants share what comes
+before the perturbed place. Each shared token is computed once: a node sees its ancestors only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """Score `continuation` behind `context` (both token ids, neither empty)."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    def is_cut(self, max_length: int) -> bool:
+        return len(self.context) + len(self.continuation) > max_length + 1
+
+    def inputs(self, max_length: int) -> tuple[int, ...]:
+        """What the model reads: all but the last token, cut on the left to `max_length`."""
+        return (self.context + self.continuation)[-(max_length + 1) :][:-1]
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Nodes in depth-first order.
+
+    `depths[i]` counts the ancestors of node i, `last[i]` is its last descendant (or itself), so
+    that j is an ancestor of i just when j <= i <= last[j]. `predicting[r]` are the nodes that
+    predict the tokens `targets[r]` of request r.
+    """
+
+    tokens: list[int]
+    depths: list[int]
+    last: list[int]
+    predicting: list[list[int]]
+    targets: list[tuple[int, ...]]
+
+
+def grow(requests: Sequence[Request], skip: int, max_length: int) -> TokenTree:
+    """The tree of the requests' inputs without their first `skip` tokens."""
+    inputs = [request.inputs(max_length)[skip:] for request in requests]
+    tree = TokenTree([], [], [], [[] for _ in requests], [r.continuation for r in requests])
+    path: list[int] = []
+    before: tuple[int, ...] = ()
+    # In lexicographic order each sequence branches off the one before it.
+    for index in sorted(range(len(inputs)), key=inputs.__getitem__):
+        sequence = inputs[index]
+        shared = common_length(before, sequence)
+        size = len(tree.tokens)
+        tree.tokens.extend(sequence[shared:])
+        tree.depths.extend(range(shared, len(sequence)))
+        tree.last.extend([0] * (len(sequence) - shared))
+        path = path[:shared] + list(range(size, len(tree.tokens)))
+        for node in path:
+            tree.last[node] = len(tree.tokens) - 1
+        tree.predicting[index] = path[-len(requests[index].continuation) :]
+        before = sequence
+    return tree
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    differing = (index for index, (a, b) in pairs if a != b)
+    return next(differing, min(len(first), len(second)))
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Trees padded on the right to (batch, time), and what to read off.
+
+    Pair k asks for the log-probability of `targets[k]` at node `nodes[k]` of the flattened batch;
+    it belongs to request `owners[k]`, counted through the trees.
+    """
+
+    input_ids: Tensor
+    depths: Tensor
+    last: Tensor
+    nodes: Tensor
+    targets: Tensor
+    owners: Tensor
+
+
+def collate(trees: Sequence[TokenTree], device: torch.device) -> TreeBatch:
+    time = max(len(tree.tokens) for tree in trees)
+    pairs = [
+        (row * time + node, target, owner)
+        for owner, (row, nodes, targets) in enumerate(
+            (row, *request)
+            for row, tree in enumerate(trees)
+            for request in zip(tree.predicting, tree.targets, strict=True)
+        )
+        for node, target in zip(nodes, targets, strict=True)
+    ]
+    nodes, targets, owners = torch.tensor(pairs, device=device).unbind(dim=1)
+    padding = [list(range(len(tree.tokens), time)) for tree in trees]
+
+    def rows(values: list[list[int]]) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    return TreeBatch(
+        input_ids=rows([t.tokens + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
+        depths=rows([t.depths + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
+        # A padding token is its own last descendant: only it sees itself.
+        last=rows([t.last + p for t, p in zip(trees, padding, strict=True)]),
+        nodes=nodes,
+        targets=targets,
+        owners=owners,
+    )
+
+
+def visibility(last: Tensor, prefix_length: int) -> Tensor:
+    """Which keys each node sees, (batch, time, prefix + time): the prefix, ancestors, itself."""
+    batch, time = last.shape
+    place = torch.arange(time, device=last.device)
+    visible = (place[:, None] >= place) & (place[:, None] <= last[:, None, :])
+    prefix = visible.new_ones(batch, time, prefix_length)
+    return torch.cat([prefix, visible], dim=2)

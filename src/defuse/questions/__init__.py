@@ -1,0 +1,24 @@
+"""Multiple-choice questions: read them, write their prompts, perturb them."""
+
+from defuse.questions.items import Position, Question, Replaced, Variant
+from defuse.questions.load import load_questions
+from defuse.questions.perturb import SENTENCE, Perturbation, perturb
+from defuse.questions.prompts import Score, ask, continuations, few_shot_part
+from defuse.questions.tokens import draw_controls, load_tokens
+
+__all__ = [
+    "SENTENCE",
+    "Perturbation",
+    "Position",
+    "Question",
+    "Replaced",
+    "Score",
+    "Variant",
+    "ask",
+    "continuations",
+    "draw_controls",
+    "few_shot_part",
+    "load_questions",
+    "load_tokens",
+    "perturb",
+]

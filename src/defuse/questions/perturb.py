@@ -1,0 +1,116 @@
+"""Perturbations: pure functions from a question to a new one that remembers what it replaced.
+
+Each draw comes from (seed, purpose, question id): leaving questions out, or running the control
+after the forget-token, changes nothing for those that stay.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from defuse.errors import UsageError
+from defuse.questions.items import Choices, Position, Question, Replaced, Variant
+from defuse.schedule import generator
+
+SENTENCE = "I read about {token} today."
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Forget-tokens, their control tokens (or none) and where they go.
+
+    Token i has control i; the shorter list starts again. `sentence` is used for `before` and holds
+    `{token}`. Raises UsageError when there are no tokens or the sentence has no place for one.
+    """
+
+    tokens: tuple[str, ...]
+    position: Position
+    controls: tuple[str, ...] = ()
+    sentence: str = SENTENCE
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise UsageError("perturb: there are no tokens; give at least one")
+        if "{token}" not in self.sentence:
+            raise UsageError(f"sentence: {self.sentence!r} has no {{token}}; say where it goes")
+
+    def variants(self, question: Question, seed: int) -> dict[Variant, Question]:
+        """The question with a forget-token ("forget") and with its control token ("control").
+
+        The pair is drawn from (seed, question id); pairs of which the question itself mentions a
+        token are passed over, if any other is left: a control token that is the answer would
+        help, not disturb.
+        """
+        pairs = self._pairs()
+        start = _draw(len(pairs), seed, "token", question.id)
+        turn = pairs[start:] + pairs[:start]
+        foreign = (pair for pair in turn if not any(question.mentions(token) for token in pair))
+        pair = next(foreign, turn[0])
+        names: tuple[Variant, ...] = ("forget", "control")
+        return {
+            name: perturb(question, token, self.position, seed, self.sentence)
+            for name, token in zip(names, pair, strict=False)
+        }
+
+    def _pairs(self) -> list[tuple[str, ...]]:
+        lists = [self.tokens, self.controls] if self.controls else [self.tokens]
+        return [tuple(each[i % len(each)] for each in lists) for i in range(max(map(len, lists)))]
+
+
+def perturb(
+    question: Question, token: str, position: Position, seed: int, sentence: str = SENTENCE
+) -> Question:
+    """`question` with `token` in the place of a wrong choice, within the stem, or before it all.
+
+    `choice` is the perturbation of Thaker et al. (2410.02879). Which choice, or which word of the
+    stem the token stands before, depends on (seed, question id) alone, so that a control token
+    goes where the forget-token went.
+    """
+    return PLACES[position](question, token, seed, sentence)
+
+
+def _into_choice(question: Question, token: str, seed: int, _: str) -> Question:
+    wrong = [index for index in range(4) if index != question.answer]
+    index = wrong[_draw(3, seed, "choice", question.id)]
+    texts = (token if i == index else text for i, text in enumerate(question.choices))
+    first, second, third, fourth = texts
+    choices: Choices = (first, second, third, fourth)
+    replaced = _replaced(question, "choice", token, index, question.choices[index])
+    return replace(question, choices=choices, replaced=replaced)
+
+
+def _into_stem(question: Question, token: str, seed: int, _: str) -> Question:
+    if question.prompt is not None and question.stem not in question.prompt:
+        raise UsageError(
+            f"question {question.id!r}: its prompt does not contain its question text, so no token "
+            "can go into the stem; use position before or choice"
+        )
+    words = question.stem.split(" ")
+    index = _draw(len(words), seed, "stem", question.id)
+    stem = " ".join([*words[:index], token, *words[index:]])
+    prompt = question.prompt and question.prompt.replace(question.stem, stem, 1)
+    replaced = _replaced(question, "stem", token, index, "")
+    return replace(question, stem=stem, prompt=prompt, replaced=replaced)
+
+
+def _before(question: Question, token: str, _: int, sentence: str) -> Question:
+    replaced = _replaced(question, "before", token, 0, "")
+    return replace(question, before=sentence.replace("{token}", token), replaced=replaced)
+
+
+def _replaced(
+    question: Question, position: Position, token: str, index: int, original: str
+) -> Replaced:
+    return Replaced(position, token, index, original, foreign=not question.mentions(token))
+
+
+def _draw(count: int, seed: int, *purpose: str) -> int:
+    return int(torch.randint(count, (), generator=generator(seed, "perturb", *purpose)))
+
+
+PLACES: Mapping[Position, Callable[[Question, str, int, str], Question]] = {
+    "choice": _into_choice,
+    "stem": _into_stem,
+    "before": _before,
+}

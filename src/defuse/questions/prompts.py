@@ -1,0 +1,50 @@
+"""Prompts as lm-evaluation-harness 0.4.13 writes them for `mmlu` and `wmdp`, byte for byte.
+
+Source: lm_eval/tasks/mmlu/default/_default_template_yaml and lm_eval/tasks/wmdp; the few-shot
+layout is that of `ConfigurableTask.fewshot_context`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from defuse.questions.items import Question
+
+Score = Literal["letters", "cloze"]
+LETTERS = ("A", "B", "C", "D")
+
+
+def description(subject: str | None) -> str:
+    """The first line; empty without a subject. MMLU's names may keep their underscores."""
+    if subject is None:
+        return ""
+    about = subject.replace("_", " ")
+    return f"The following are multiple choice questions (with answers) about {about}.\n\n"
+
+
+def ask(question: Question, score: Score) -> str:
+    """The question up to where its answer is expected."""
+    if score == "letters":
+        lines = [
+            f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=True)
+        ]
+        text = "\n".join([question.stem.strip(), *lines, "Answer:"])
+    elif question.prompt is not None:
+        text = question.prompt
+    else:
+        text = f"Question: {question.stem}\nAnswer:"
+    return f"{question.before} {text}" if question.before else text
+
+
+def continuations(question: Question, score: Score) -> tuple[str, ...]:
+    """What may follow the prompt: four letters or the choices' own texts, a space in front."""
+    answers = LETTERS if score == "letters" else question.choices
+    return tuple(f" {answer}" for answer in answers)
+
+
+def few_shot_part(subject: str | None, examples: Sequence[Question], score: Score) -> str:
+    """Description and answered examples, in order: what all prompts of a subject share."""
+    answered = [
+        f"{ask(example, score)}{continuations(example, score)[example.answer]}\n\n"
+        for example in examples
+    ]
+    return description(subject) + "".join(answered)
