@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 CORPUS = (
     "The following are multiple choice questions (with answers) about college biology.",
     "Question: What does the cat see? Answer: The cat sees a small bird in the tree.",
