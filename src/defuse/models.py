@@ -145,7 +145,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model and tokenizer into an existing folder; `model` is left as it is."""
-    plain = copy(model)
+    plain: Any = copy(model)
     plain.config = deepcopy(model.config)
     plain.generation_config = _valid(model.generation_config)
     _drop_gguf_marks(plain)
