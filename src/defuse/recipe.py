@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -24,11 +24,11 @@ class MethodFields(Fields):
 
     name: str
 
-    def build(self) -> Method:
-        """The method, its refusals read where it has any."""
+    def build(self, read: Callable[[str], tuple[str, ...]] = load_refusals) -> Method:
+        """The method; `read` turns the file of refusals, where it has one, into texts."""
         own = self.model_dump(exclude={"name"})
         if "refusals" in own:
-            own["refusals"] = load_refusals(own["refusals"])
+            own["refusals"] = read(own["refusals"])
         return METHODS[self.name](**own)
 
 
@@ -137,7 +137,9 @@ class Recipe(Fields):
         if name not in METHOD_FIELDS:
             known = ", ".join(METHODS)
             raise ValueError(f"{value!r} names no method; write {{name: …}} with one of {known}")
-        return parse(METHOD_FIELDS[name], value, "method")
+        fields = parse(METHOD_FIELDS[name], value, "method")
+        fields.build(lambda source: (source,))  # the method's own refusals of values
+        return fields
 
     @model_validator(mode="after")
     def _topics_fit(self) -> "Recipe":
