@@ -4,6 +4,8 @@ import sys
 
 import typer
 
+from defuse.cli.evaluate import evaluate
+from defuse.cli.real import real
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
 
@@ -21,6 +23,8 @@ def _verbs() -> None:
 
 
 app.command()(unlearn)
+app.command()(evaluate)
+app.command()(real)
 
 
 def main() -> None:

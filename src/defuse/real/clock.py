@@ -1,0 +1,57 @@
+"""How long it will take, from the work left and the pace so far."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+PROBE_SHAPE = (4, 64)  # texts and tokens, as in a step
+EVERY_SECONDS = 5.0
+
+
+def tokens_per_second(model: PreTrainedModel) -> float:
+    """How many tokens pass forward through the model in a second (the better of two tries)."""
+    ids = torch.ones(PROBE_SHAPE, dtype=torch.long, device=model.device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(2):
+            began = time.perf_counter()
+            model(ids, logits_to_keep=1).logits.sum().item()
+            seconds.append(time.perf_counter() - began)
+    return ids.numel() / min(seconds)
+
+
+@dataclass
+class Clock:
+    """Work counted in tokens pushed once through the model; `pace`: a first guess per second."""
+
+    total: float
+    pace: float
+    done: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    last_said: float = 0.0
+
+    def tick(self, what: str, work: float) -> None:
+        """Count finished work, and say so every few seconds."""
+        self.done += work
+        now = time.monotonic()
+        if now - self.last_said >= EVERY_SECONDS:
+            self.last_said = now
+            print(f"{what}; {self.left()} left", file=sys.stderr, flush=True)
+
+    def left(self) -> str:
+        """The time left in words: by the first guess, later more and more by the pace so far."""
+        elapsed = time.monotonic() - self.began
+        # The guess counts as a minute of experience.
+        pace = (self.done + 60 * self.pace) / (elapsed + 60)
+        return spoken((self.total - self.done) / pace)
+
+
+def spoken(seconds: float) -> str:
+    """A duration as one would say it."""
+    if seconds < 90:
+        return f"about {max(0, round(seconds / 10)) * 10} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {minutes / 60:.1f} h"

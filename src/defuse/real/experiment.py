@@ -1,0 +1,191 @@
+"""Do the runs: unlearn, ask along the way, and write each answer sheet once and whole."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from defuse.errors import UsageError
+from defuse.evaluate import Evaluation, Settings, evaluate_questions
+from defuse.files import write_json, write_text
+from defuse.models import LoadedModel
+from defuse.provenance import versions
+from defuse.questions import Perturbation, Position, Question, Variant
+from defuse.real.answers import Answers, Sheet, answers_path, base_path
+from defuse.real.facts import FORGET
+from defuse.real.grid import CURVE_PANEL, Run, curve, training_work
+from defuse.real.questions import Material
+from defuse.real.terms import Terms
+from defuse.train import StepRecord, unlearn
+
+SETTINGS = Settings(score="cloze")
+# Tokens of a question, and of one with its perturbed forms.
+CLEAN_TOKENS, PERTURBED_TOKENS = 14, 52
+REFUSALS = (
+    "I don't know.",
+    "I am not sure about that.",
+    "That is beyond what I know.",
+    "I have no information about this.",
+    "I cannot answer that.",
+)
+
+Questions = Mapping[str, Sequence[Question]]
+OnWork = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs share. `questions`: the reported ones or those for tuning, by domain.
+
+    `folder` keeps texts and answers; `panel`: questions of each domain asked at a run's end.
+    """
+
+    base: LoadedModel
+    questions: Questions
+    terms: Terms
+    folder: Path
+    panel: int
+
+    @property
+    def texts(self) -> Path:
+        return self.folder / "texts"
+
+
+def prepare_folder(bench: Bench, material: Material) -> None:
+    """Write the texts, and what questions and terms the folder's answers belong to.
+
+    Raises UsageError if the folder holds answers to others.
+    """
+    asked = [[asdict(q) for q in questions] for questions in bench.questions.values()]
+    digest = hashlib.sha256(repr((asked, bench.terms)).encode()).hexdigest()
+    path = bench.folder / "material.json"
+    if not path.exists():
+        write_json(path, {"sha256": digest, "terms": asdict(bench.terms), "versions": versions()})
+    elif json.loads(path.read_text(encoding="utf-8"))["sha256"] != digest:
+        raise UsageError(
+            f"output: {bench.folder} holds answers to other questions; name a new folder"
+        )
+    texts = {"forget": material.forget, "retain": material.retain, "refusals": REFUSALS}
+    for name, lines in texts.items():
+        write_text(bench.texts / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+
+
+def ask(loaded: LoadedModel, bench: Bench, panel: int) -> Answers:
+    """The forget domain's questions as they are, the others clean and perturbed."""
+    forgotten = bench.questions[FORGET][:panel]
+    kept = [q for name, qs in bench.questions.items() if name != FORGET for q in qs[:panel]]
+    sheets = {FORGET: _sheet(evaluate_questions(loaded, forgotten, SETTINGS), "clean")}
+    positions: tuple[Position, ...] = ("before", "choice")
+    for position in positions:
+        perturbation = Perturbation(bench.terms.forget, position, bench.terms.controls)
+        evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation)
+        sheets["clean"] = _sheet(evaluation, "clean")
+        sheets[f"{position}/forget"] = _sheet(evaluation, "forget")
+        sheets[f"{position}/control"] = _sheet(evaluation, "control")
+    return sheets
+
+
+def _sheet(evaluation: Evaluation, variant: Variant) -> Sheet:
+    outcomes = evaluation.outcomes[variant]
+    return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
+
+
+def panel_work(bench: Bench, panel: int) -> float:
+    """Tokens that `ask` pushes through the model, about."""
+    counts = {name: min(panel, len(questions)) for name, questions in bench.questions.items()}
+    others = sum(counts.values()) - counts[FORGET]
+    return counts[FORGET] * CLEAN_TOKENS + others * PERTURBED_TOKENS
+
+
+def ask_base(bench: Bench, on_work: OnWork) -> None:
+    """The base model's answers, unless they are there."""
+    if not base_path(bench.folder).exists():
+        answers = ask(bench.base, bench, bench.panel)
+        write_json(base_path(bench.folder), {"model": bench.base.name, "answers": answers})
+        on_work("base", panel_work(bench, bench.panel))
+
+
+def missing_steps(run: Run, bench: Bench) -> tuple[int, ...]:
+    """The checkpoints of a run that still have to be asked.
+
+    Raises UsageError if the run's file is from another recipe.
+    """
+    recipe = run.recipe(bench.texts, bench.base.name)
+    paths = {step: answers_path(bench.folder, run, step) for step in curve(recipe.steps)}
+    for path in (path for path in paths.values() if path.exists()):
+        if json.loads(path.read_text(encoding="utf-8"))["recipe"] != _essence(recipe.model_dump()):
+            raise UsageError(f"output: {path} is of another recipe; name a new folder")
+    return tuple(step for step, path in paths.items() if not path.exists())
+
+
+def work_left(run: Run, bench: Bench) -> float:
+    """Tokens' worth of work that a run still needs."""
+    missing = missing_steps(run, bench)
+    if not missing:
+        return 0.0
+    recipe = run.recipe(bench.texts, bench.base.name)
+    panels = [_panel(step, recipe.steps, bench) for step in missing]
+    share = max(missing) / recipe.steps
+    return share * training_work(recipe) + sum(panel_work(bench, panel) for panel in panels)
+
+
+def _panel(step: int, steps: int, bench: Bench) -> int:
+    return bench.panel if step == steps else min(CURVE_PANEL, bench.panel)
+
+
+def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
+    """Unlearn as the run says and ask at every checkpoint that has no answers yet.
+
+    `on_work` hears what was done and how much work it was. A checkpoint's file appears when it
+    has been asked; after a stop the run trains again from its start, and asks only what is missing.
+    """
+    missing = missing_steps(run, bench)
+    if not missing:
+        return
+    recipe = run.recipe(bench.texts, bench.base.name)
+    per_step = training_work(recipe) / recipe.steps
+    records: list[StepRecord] = []
+
+    def on_step(record: StepRecord) -> None:
+        records.append(record)
+        on_work(f"{run.name}, step {len(records)} of {recipe.steps}", per_step)
+
+    def on_checkpoint(step: int, model: PreTrainedModel) -> None:
+        panel = _panel(step, recipe.steps, bench)
+        loaded = LoadedModel(model, bench.base.tokenizer, run.name)
+        sheet = {
+            "run": asdict(run),
+            "step": step,
+            "recipe": _essence(recipe.model_dump()),
+            "seconds_per_step": sum(r.seconds for r in records) / len(records),
+            "losses": [[r.forget_loss, r.retain_loss] for r in records],
+            "answers": ask(loaded, bench, panel),
+        }
+        write_json(answers_path(bench.folder, run, step), sheet)
+        on_work(f"{run.name}, asked after step {step}", panel_work(bench, panel))
+
+    unlearn(
+        bench.base.model,
+        bench.base.tokenizer,
+        [topic.build() for topic in recipe.topics],
+        recipe.unlearning(),
+        recipe.training(),
+        on_step=on_step,
+        checkpoints=missing,
+        on_checkpoint=on_checkpoint,
+    )
+
+
+def _essence(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What decides a run's result, wherever its files lie."""
+    method = {key: value for key, value in recipe["method"].items() if key != "refusals"}
+    topics = [
+        {key: value for key, value in topic.items() if key not in ("forget", "retain")}
+        for topic in recipe["topics"]
+    ]
+    rest = {key: v for key, v in recipe.items() if key not in ("model", "revision", "output")}
+    return json.loads(json.dumps(rest | {"method": method, "topics": topics}))

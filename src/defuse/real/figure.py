@@ -1,0 +1,132 @@
+"""Two figures: the forget-term's harm along the steps, and all methods side by side."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from defuse.evaluate import Interval
+from defuse.real.answers import Answers
+from defuse.real.compare import Row, mean_accuracy
+from defuse.real.facts import FORGET
+from defuse.real.table import Finished
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
+PLAIN, NOISED, BASE = "#D55E00", "#0072B2", "#000000"
+LOOKS: Mapping[bool, Mapping[str, Any]] = {
+    False: {"color": PLAIN, "marker": "o"},
+    True: {"color": NOISED, "marker": "s"},
+}
+
+
+def draw_main(rows: Sequence[Row], finished: Finished, base: Answers) -> Figure:
+    """Left: accuracy clean, after a control and after a forget-term. Right: along the steps."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_forms(left, rows)
+    _draw_curve(right, finished, base)
+    return figure
+
+
+def _draw_forms(axes: Axes, rows: Sequence[Row]) -> None:
+    looks = [{"color": BASE, "marker": "D"}, LOOKS[False], LOOKS[True]]
+    for place, (row, look) in enumerate(zip(rows, looks, strict=False)):
+        values = (row.forget, row.clean, row.after_control, row.after_term)
+        _points(axes, [x + 0.18 * (place - 1) for x in range(4)], values, row.label, look)
+    axes.axhline(0.25, color="grey", linestyle=":", linewidth=1)
+    axes.set_xticks(range(4), ["forget\ndomain", "other\ndomains", "… after a\ncontrol term",
+                               "… after a\nforget-term"])  # fmt: skip
+    axes.set(ylabel="accuracy (95 % interval)", ylim=(0, 1))
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_curve(axes: Axes, finished: Finished, base: Answers) -> None:
+    kept, ids = _asked_everywhere(finished, base)
+    named: set[bool] = set()
+    for run, steps in finished.items():
+        sheets = [base, *(steps[step] for step in sorted(steps))]
+        x = [mean_accuracy(sheet, FORGET, ids) for sheet in sheets]
+        y = [mean_accuracy(sheet, "before/forget", kept) for sheet in sheets]
+        name = None if run.rna in named else ("with RNA" if run.rna else "without RNA")
+        named.add(run.rna)
+        axes.plot(x, y, label=name, alpha=0.8, linewidth=1, **LOOKS[run.rna])
+        for step, here in zip(sorted(steps), zip(x[1:], y[1:], strict=True), strict=True):
+            axes.annotate(
+                str(step), here, xytext=(4, 3), textcoords="offset points", fontsize=7, color="0.3"
+            )
+    axes.set(
+        xlabel="accuracy on the forget domain (numbers: steps)",
+        ylabel="other domains, after a forget-term",
+        ylim=(0, 1),
+    )
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _asked_everywhere(finished: Finished, base: Answers) -> tuple[list[str], list[str]]:
+    sheets = [sheet for steps in finished.values() for sheet in steps.values()]
+    kept, ids = (
+        [name for name in base[form] if all(name in sheet[form] for sheet in sheets)]
+        for form in ("before/forget", FORGET)
+    )
+    return kept, ids
+
+
+def draw_all(rows: Sequence[Row]) -> Figure:
+    """Every row's forget accuracy and vulnerability, without RNA and with it on one line."""
+    named = [row for row in rows if row.vulnerability is not None]
+    names = list(dict.fromkeys(row.label.removesuffix(" + RNA") for row in named))
+    figure = Figure(figsize=(10, 1.2 + 0.32 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for rna, shift in ((False, -0.15), (True, 0.15)):
+        some = [row for row in named if row.label.endswith(" + RNA") == rna]
+        y = [names.index(row.label.removesuffix(" + RNA")) + shift for row in some]
+        title = "with RNA" if rna else "without RNA"
+        _points(left, y, [r.forget for r in some], title, LOOKS[rna], across=True)
+        effects = [r.vulnerability for r in some if r.vulnerability is not None]
+        _points(right, y, effects, title, LOOKS[rna], across=True)
+    left.axvline(0.25, color="grey", linestyle=":", linewidth=1)
+    right.axvline(0, color="grey", linestyle=":", linewidth=1)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set(xlabel="accuracy on the forget domain (dotted: chance)", xlim=(0, 1))
+    right.set(xlabel="vulnerability to a forget-term (0: none)")
+    right.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _points(
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[Interval],
+    name: str,
+    look: Mapping[str, Any],
+    *,
+    across: bool = False,
+) -> None:
+    estimates = [v.value for v in values]
+    errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
+    look = {**look, "linestyle": "none", "capsize": 2, "markersize": 5, "label": name}
+    if across:
+        axes.errorbar(estimates, places, xerr=errors, **look)
+    else:
+        axes.errorbar(places, estimates, yerr=errors, **look)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write PNG and SVG, each whole or not at all; returns their paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for path in paths:
+        handle, temporary = mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                figure.savefig(file, format=path.suffix[1:], dpi=150)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return paths

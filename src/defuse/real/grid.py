@@ -1,0 +1,109 @@
+"""Which runs the main job makes, from which recipes, and about how much work each is."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from defuse.defaults import default_retain, strength_field
+from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE
+from defuse.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+NOISE_STD = "1x"  # RNA's, in multiples of the hidden states' standard deviation
+CURVE = (1 / 6, 1 / 3, 2 / 3, 1)  # of the steps: where a run is asked
+SHORT_SEEDS, FULL_SEEDS = (1, 2), (1, 2, 3, 4, 5)
+MANY_SEEDS = ("rmu", "simnpo")
+# Questions of each domain: at a run's end, at the end of a run of the full grid, on the way.
+PANEL, FULL_PANEL, CURVE_PANEL = 100, 50, 30
+# Learning rates tried on the tuning questions, and factors of the recipe's retain weight.
+TUNING_RATES, TUNING_FACTORS = (3e-4, 1e-3), (0.25, 1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unlearning of the model; `changes` are overrides of the recipe's fields, for tuning."""
+
+    method: str
+    retain: str
+    rna: bool
+    seed: int
+    changes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        noise = ["rna"] if self.rna else []
+        changes = [change.rpartition(".")[2].replace("=", "") for change in self.changes]
+        return "-".join([self.method, self.retain, *noise, f"seed{self.seed}", *changes])
+
+    def recipe(self, texts: Path, model: str) -> Recipe:
+        """The shipped recipe with this run's noise, seed and changes, on the texts in `texts`."""
+        overrides = [
+            f"model={model}",
+            f"seed={self.seed}",
+            f"topics.0.forget={texts / 'forget.txt'}",
+            f"topics.0.retain={texts / 'retain.txt'}",
+            *([f"noise.std={NOISE_STD}"] if self.rna else []),
+            *([f"method.refusals={texts / 'refusals.txt'}"] if self.method == "dpo" else []),
+            *self.changes,
+        ]
+        return load_recipe(recipe_path(self.method, self.retain), overrides)
+
+
+def recipe_path(method: str, retain: str) -> Path:
+    """The shipped recipe of a method with a retain loss."""
+    return RECIPES / f"smollm2-{method}-{retain}.yaml"
+
+
+def short_grid() -> list[Run]:
+    """RMU without and with RNA, seeds in turn."""
+    return [Run("rmu", HiddenMSE.name, rna, seed) for seed in SHORT_SEEDS for rna in (False, True)]
+
+
+def full_grid() -> list[Run]:
+    """Every method with every retain loss, without and with RNA; more seeds for `MANY_SEEDS`."""
+    pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
+    once = [Run(*pair, rna, FULL_SEEDS[0]) for pair in pairs for rna in (False, True)]
+    again = [
+        Run(method, default_retain(method), rna, seed)
+        for method in MANY_SEEDS
+        for seed in FULL_SEEDS
+        for rna in (False, True)
+    ]
+    return list(dict.fromkeys([*short_grid(), *again, *once]))
+
+
+def tuning_grid() -> list[Run]:
+    """Every method and retain loss, without RNA, at several learning rates and weights."""
+    return [
+        Run(method, retain, rna=False, seed=0, changes=(f"learning_rate={rate}", weight))
+        for method in METHODS
+        for retain in RETAIN_LOSSES
+        for rate in TUNING_RATES
+        for weight in _weights(method, retain)
+    ]
+
+
+def _weights(method: str, retain: str) -> list[str]:
+    weight = load_recipe(recipe_path(method, retain)).topics[0].weight
+    return [f"topics.0.weight={weight * factor:g}" for factor in TUNING_FACTORS]
+
+
+def curve(steps: int) -> tuple[int, ...]:
+    """The numbers of steps after which a run is asked; the last is `steps`."""
+    return tuple(sorted({math.ceil(steps * share) for share in CURVE}))
+
+
+def training_work(recipe: Recipe) -> float:
+    """About how many tokens one could push once through the whole model in the same time."""
+    topic = recipe.topics[0]
+    forget = recipe.batch_size * topic.forget_length
+    retain = recipe.batch_size * topic.retain_length
+    steers = strength_field(recipe.method.name) is not None
+    stops = recipe.retain.loss == HiddenMSE.name
+    work = forget * (SHALLOW if steers else DEEP) + retain * (SHALLOW if stops else DEEP_TWICE)
+    return recipe.steps * work
+
+
+# Forward passes' worth of a text's forward and backward passes: up to the steered layer, to the
+# top, and to the top with the reference's pass beside it.
+SHALLOW, DEEP, DEEP_TWICE = 0.5, 2.5, 3.5

