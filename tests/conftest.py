@@ -1,6 +1,7 @@
 """A tiny tokenizer and a tiny random Llama, built on the spot; no test reaches for the network."""
 
 import os
+import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
@@ -83,3 +84,17 @@ def tiny_model_folder(
     build_llama().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_adapter_folder(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A random LoRA adapter of the tiny model; a test may spoil it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(1)
+    base = LlamaForCausalLM.from_pretrained(tiny_model_folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        get_peft_model(base, config).save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "adapter"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -242,7 +243,10 @@ def _drop_gguf_marks(model: PreTrainedModel) -> None:
 def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for a property by its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
 
 
 @contextmanager
