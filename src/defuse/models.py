@@ -70,7 +70,7 @@ def load_model(
     or a peft adapter, which is merged into its base model. `dtype` "auto" is the checkpoint's own,
     and float32 for GGUF. Raises UsageError for what cannot be loaded.
     """
-    place, number_type = resolve_device(device), _resolve_dtype(dtype)
+    place, number_type = resolve_device(device), resolve_dtype(dtype)
     source = locate(name, revision)
     with _loading(name):
         tokenizer = load_tokenizer(source)
@@ -135,6 +135,13 @@ def resolve_device(device: str) -> torch.device:
     return place
 
 
+def resolve_dtype(dtype: str) -> str | torch.dtype:
+    """`auto` stays itself: the checkpoint's own. Raises UsageError for what is unknown."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    return dtype if dtype == "auto" else getattr(torch, dtype)
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a checkpoint that `from_pretrained` loads; the folder appears whole or not at all.
 
@@ -193,12 +200,6 @@ def _adapter(path: Path) -> Source:
     except (ValueError, KeyError) as error:
         raise UsageError(f"model: {path / ADAPTER_CONFIG} names no base model") from error
     return replace(locate(str(base), revision), adapter=path)
-
-
-def _resolve_dtype(dtype: str) -> str | torch.dtype:
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    return dtype if dtype == "auto" else getattr(torch, dtype)
 
 
 def _load_weights(

@@ -11,7 +11,15 @@ from typing import Any
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.files import new_folder, write_json
-from defuse.models import load_config, load_model, locate, resolve_device, skeleton, write_model
+from defuse.models import (
+    load_config,
+    load_model,
+    locate,
+    resolve_device,
+    resolve_dtype,
+    skeleton,
+    write_model,
+)
 from defuse.provenance import peak_memory_bytes, versions
 from defuse.recipe import Recipe
 from defuse.train import StepRecord, unlearn
@@ -52,6 +60,7 @@ def check(recipe: Recipe) -> Job:
     """Everything that can be refused before the model's weights are read. Raises UsageError."""
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
+    resolve_dtype(recipe.dtype)
     decoder = Decoder(skeleton(load_config(source)))
     topics = tuple(topic.build() for topic in recipe.topics)
     job = Job(recipe, recipe.unlearning(), topics, recipe.training())
