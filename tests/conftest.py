@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
@@ -18,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+# Shapes in the signatures of pure tensor code are checked here, and nowhere else.
+install_import_hook("defuse.losses", "beartype.beartype")
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 CORPUS = (
     "The following are multiple choice questions (with answers) about college biology.",
