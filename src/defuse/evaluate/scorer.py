@@ -18,7 +18,7 @@ from defuse.errors import UsageError
 from defuse.evaluate.trees import Request, TokenTree, collate, common_length, grow, visibility
 
 # Tokens of a batch: enough to keep the processor busy, few enough to stay in its cache.
-TOKEN_BUDGET = {"cpu": 1024}
+TOKEN_BUDGET = {"cpu": 512}
 DEVICE_TOKEN_BUDGET = 16384
 LM_EVAL_MAX_LENGTH = 2048
 

@@ -46,8 +46,8 @@ def wilson(successes: int, n: int) -> Interval:
     scale = 1 + Z**2 / n
     centre = (p + Z**2 / (2 * n)) / scale
     half = Z / scale * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    # Rounding must not push the ends past the estimate when it is 0 or 1.
-    return Interval(p, min(p, centre - half), max(p, centre + half))
+    # Rounding must not push an end past 0, 1 or the estimate.
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
 def compare(first: Sequence[bool], second: Sequence[bool]) -> Paired:

@@ -1,0 +1,93 @@
+"""lm-evaluation-harness's own answers to the same questions: a reference for tests, and a rival.
+
+Its task files, its prompts, its encoding, its forward passes; only the rows come from us.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.evaluate import Settings
+from defuse.questions import Question
+
+TASKS = Path(lm_eval.tasks.__file__).parent
+TEMPLATE = TASKS / "mmlu/default/_default_template_yaml"
+CLOZE = {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "{{choices}}"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Per question: the prompt, the four log-probabilities, and the chosen answers."""
+
+    prompts: list[str]
+    logprobs: list[tuple[float, ...]]
+    choices: list[int]
+    choices_norm: list[int]
+    seconds: float
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: Settings,
+    *,
+    batch_size: int = 8,
+) -> Reference:
+    """Ask lm-eval; `seconds` counts `HFLM.loglikelihood` only, with its logits cache on."""
+    task = build_task(questions, settings)
+    task.build_all_requests(rank=0, world_size=1)
+    build: Any = HFLM  # its decorator hides its parameters
+    harness = build(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)
+    )
+    start = time.perf_counter()
+    answers = harness.loglikelihood(task.instances, disable_tqdm=True)
+    seconds = time.perf_counter() - start
+    values = [value for value, _ in answers]
+    fours = [tuple(values[i : i + 4]) for i in range(0, len(values), 4)]
+    metrics = [_choices(task, index, four) for index, four in enumerate(fours)]
+    prompts = [instance.args[0] for instance in task.instances[::4]]
+    return Reference(prompts, fours, *map(list, zip(*metrics, strict=True)), seconds=seconds)
+
+
+def build_task(questions: Sequence[Question], settings: Settings) -> ConfigurableTask:
+    """lm-eval's `mmlu` task of the subject over these questions; its template where it has none."""
+    name = (settings.subject or "").replace(" ", "_")
+    file = TASKS / "mmlu/default" / f"mmlu_{name}.yaml"
+    config: dict[str, Any] = dict(load_yaml(file if name else TEMPLATE, resolve_func=True))
+    config.pop("dataset_name", None)
+    rows = {"test": _dataset(questions), "dev": _dataset(settings.few_shot or questions[:1])}
+    config |= {"task": "reference", "custom_dataset": lambda **_: rows}
+    config |= {"num_fewshot": len(settings.few_shot)}
+    config |= CLOZE if settings.score == "cloze" else {}
+    config["metric_list"] = [_metric(name) for name in ("acc", "acc_norm")]
+    return ConfigurableTask(config=config)
+
+
+def _choices(task: ConfigurableTask, index: int, logprobs: Sequence[float]) -> tuple[int, int]:
+    """lm-eval tells only whether a choice is right: make each the answer in turn."""
+    document = dict(task.instances[4 * index].doc)
+    results = [(value, False) for value in logprobs]
+    judged = [task.process_results({**document, "answer": i}, results) for i in range(4)]
+    rights = [[each[metric] for each in judged] for metric in ("acc", "acc_norm")]
+    acc, acc_norm = (right.index(1.0) for right in rights)
+    return acc, acc_norm
+
+
+def _dataset(questions: Sequence[Question]) -> Dataset:
+    rows = [{"question": q.stem, "choices": list(q.choices), "answer": q.answer} for q in questions]
+    return Dataset.from_list(rows)
+
+
+def _metric(name: str) -> Mapping[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}

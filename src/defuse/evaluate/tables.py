@@ -1,0 +1,103 @@
+"""Evaluations side by side on the screen."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from rich.console import Console
+from rich.table import Table
+
+from defuse.evaluate.results import Evaluation
+from defuse.evaluate.statistics import Interval, Paired
+from defuse.evaluate.summary import Vulnerability, contrast, contrasts, summarise, vulnerability
+
+TITLE_STYLE = "bold"
+
+
+def show(evaluations: Sequence[Evaluation], base: Evaluation | None, console: Console) -> None:
+    """Print the tables that `evaluations`, of the same questions, have something for."""
+    others = [] if base is None else [e for e in (base,) if e.model not in _names(evaluations)]
+    everyone = [*others, *evaluations]
+    console.print(accuracy_table(everyone))
+    if len(everyone[0].outcomes) > 1:
+        console.print(contrast_table(everyone))
+    if len(everyone) > 1:
+        console.print(model_table(everyone))
+    if base is not None:
+        console.print(vulnerability_table(evaluations, base))
+
+
+def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Every model's figures for every form of the questions."""
+    table = _table("accuracy", "model", "questions", "n", "accuracy", "log p of the answer", "cut")
+    for evaluation in evaluations:
+        for variant, summary in summarise(evaluation).items():
+            shares = [summary.accuracy, summary.accuracy_norm]
+            accuracy = ", per character ".join(_percent(share) for share in shares if share)
+            table.add_row(
+                evaluation.model,
+                variant,
+                str(summary.n),
+                accuracy,
+                _nats(summary.logprob),
+                str(summary.truncated),
+            )
+    return table
+
+
+def contrast_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Clean, forget-token and control token against each other, for every model."""
+    table = _paired_table("what a token changes", "model", "difference")
+    for evaluation in evaluations:
+        for name, each in contrasts(evaluation).items():
+            names = name.replace("-", " − ")
+            table.add_row(evaluation.model, names, *_paired(each.accuracy), _nats(each.logprob))
+    return table
+
+
+def model_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Each two models on the same questions, form by form: the first minus the second."""
+    table = _paired_table("models compared", "models", "questions")
+    for one, other in combinations(evaluations, 2):
+        for variant in one.outcomes:
+            each = contrast(one, other, variant, variant)
+            names = f"{one.model} − {other.model}"
+            table.add_row(names, variant, *_paired(each.accuracy), _nats(each.logprob))
+    return table
+
+
+def vulnerability_table(evaluations: Sequence[Evaluation], base: Evaluation) -> Table:
+    """What unlearning added to the harm of a forget-token beyond its control's."""
+    table = _table("vulnerability against " + base.model, "model", "accuracy", "log p")
+    for evaluation in evaluations:
+        found: Vulnerability = vulnerability(evaluation, base)
+        table.add_row(evaluation.model, _percent(found.accuracy), _nats(found.logprob))
+    return table
+
+
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    return [evaluation.model for evaluation in evaluations]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_style=TITLE_STYLE, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _paired_table(title: str, *columns: str) -> Table:
+    return _table(title, *columns, "accuracy", "only first / second", "McNemar p", "log p")
+
+
+def _paired(paired: Paired) -> tuple[str, str, str]:
+    either = f"{paired.only_first} / {paired.only_second}"
+    return _percent(paired.difference), either, f"{paired.p_value:.3g}"
+
+
+def _percent(interval: Interval) -> str:
+    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}] %"
+
+
+def _nats(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

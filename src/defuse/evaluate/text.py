@@ -1,0 +1,102 @@
+"""Beside questions: how well a model predicts a text, and what it writes, for the eye."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from defuse.decoder import Decoder
+from defuse.errors import UsageError
+from defuse.evaluate.encode import encode_text, prefix_token
+from defuse.evaluate.scorer import max_length, score
+from defuse.evaluate.trees import Request
+from defuse.models import LoadedModel
+
+LONGEST_WINDOW = 2048  # so that a model made for book-length texts still fits on a laptop
+NEW_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of one text. `perplexity` is per token; `bits_per_byte` compares tokenizers (UTF-8 bytes).
+
+    `tokens` were predicted, in windows of at most `window` tokens.
+    """
+
+    tokens: int
+    bytes: int
+    window: int
+    perplexity: float
+    bits_per_byte: float
+
+
+def read_text(source: str) -> str:
+    """A text file that is not blank. Raises UsageError for any other."""
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source}: cannot be read as a UTF-8 text file ({error})") from error
+    if not text.strip():
+        raise UsageError(f"{source}: is empty; give a file with text")
+    return text
+
+
+def perplexity(loaded: LoadedModel, text: str) -> Perplexity:
+    """Every token predicted once, in windows as `HFLM.loglikelihood_rolling` of lm-eval cuts them.
+
+    Unlike there, a BOS that the tokenizer itself puts in front is read, not predicted.
+    Raises UsageError for a text of less than two tokens and for figures that are not finite.
+    """
+    window = min(LONGEST_WINDOW, max_length(loaded.model, loaded.tokenizer))
+    requests = _windows(loaded, text, window)
+    groups = [[request] for request in requests]
+    scores = score(Decoder(loaded.model), groups, max_length=window)
+    log_likelihood = math.fsum(value for (value,) in scores)
+    if not math.isfinite(log_likelihood):
+        raise UsageError(f"model: {loaded.name} gives no finite figures for the text; try float32")
+    tokens, size = sum(len(r.continuation) for r in requests), len(text.encode())
+    return Perplexity(
+        tokens=tokens,
+        bytes=size,
+        window=window,
+        perplexity=math.exp(-log_likelihood / tokens),
+        bits_per_byte=-log_likelihood / math.log(2) / size,
+    )
+
+
+def generate(
+    loaded: LoadedModel, prompts: Sequence[str], new_tokens: int = NEW_TOKENS
+) -> list[str]:
+    """The most likely continuation of each prompt, at most `new_tokens` tokens, greedily."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=prefix_token(tokenizer),
+    )
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([encode_text(prompt, tokenizer)], device=model.device)
+        mask = torch.ones_like(ids)
+        output = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+        texts.append(str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
+    return texts
+
+
+def _windows(loaded: LoadedModel, text: str, window: int) -> list[Request]:
+    ids, start = encode_text(text, loaded.tokenizer), prefix_token(loaded.tokenizer)
+    if start is None or ids[:1] == (start,):
+        context, ids = ids[:1], ids[1:]
+    else:
+        context = (start,)
+    if not ids:
+        raise UsageError("text: makes less than two tokens; give more of it")
+    requests = [Request(context, ids[:window])]
+    for done in range(window, len(ids), window):
+        end = min(done + window, len(ids))
+        requests.append(Request(ids[end - window - 1 : done], ids[done:end]))
+    return requests
