@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from defuse.errors import UsageError
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
+from defuse.evaluate.scorer import OnScored
 from defuse.files import write_json, write_text
 from defuse.models import LoadedModel
 from defuse.provenance import versions
@@ -23,8 +24,9 @@ from defuse.real.terms import Terms
 from defuse.train import StepRecord, unlearn
 
 SETTINGS = Settings(score="cloze")
-# Tokens of a question, and of one with its perturbed forms.
-CLEAN_TOKENS, PERTURBED_TOKENS = 14, 52
+# Tokens of a question, and of one with its perturbed forms, about.
+CLEAN_TOKENS = 14
+PERTURBED_TOKENS: Mapping[Position, int] = {"before": 52, "choice": 20}
 REFUSALS = (
     "I don't know.",
     "I am not sure about that.",
@@ -74,15 +76,21 @@ def prepare_folder(bench: Bench, material: Material) -> None:
         write_text(bench.texts / f"{name}.txt", "".join(f"{line}\n" for line in lines))
 
 
-def ask(loaded: LoadedModel, bench: Bench, panel: int) -> Answers:
+def ask(loaded: LoadedModel, bench: Bench, panel: int, on_work: OnWork) -> Answers:
     """The forget domain's questions as they are, the others clean and perturbed."""
     forgotten = bench.questions[FORGET][:panel]
     kept = [q for name, qs in bench.questions.items() if name != FORGET for q in qs[:panel]]
-    sheets = {FORGET: _sheet(evaluate_questions(loaded, forgotten, SETTINGS), "clean")}
-    positions: tuple[Position, ...] = ("before", "choice")
-    for position in positions:
+
+    def work(tokens: int) -> OnScored:
+        return lambda questions: on_work(f"{loaded.name}, asking", questions * tokens)
+
+    clean = evaluate_questions(loaded, forgotten, SETTINGS, on_scored=work(CLEAN_TOKENS))
+    sheets = {FORGET: _sheet(clean, "clean")}
+    for position, tokens in PERTURBED_TOKENS.items():
         perturbation = Perturbation(bench.terms.forget, position, bench.terms.controls)
-        evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation)
+        evaluation = evaluate_questions(
+            loaded, kept, SETTINGS, perturbation, on_scored=work(tokens)
+        )
         sheets["clean"] = _sheet(evaluation, "clean")
         sheets[f"{position}/forget"] = _sheet(evaluation, "forget")
         sheets[f"{position}/control"] = _sheet(evaluation, "control")
@@ -98,15 +106,14 @@ def panel_work(bench: Bench, panel: int) -> float:
     """Tokens that `ask` pushes through the model, about."""
     counts = {name: min(panel, len(questions)) for name, questions in bench.questions.items()}
     others = sum(counts.values()) - counts[FORGET]
-    return counts[FORGET] * CLEAN_TOKENS + others * PERTURBED_TOKENS
+    return counts[FORGET] * CLEAN_TOKENS + others * sum(PERTURBED_TOKENS.values())
 
 
 def ask_base(bench: Bench, on_work: OnWork) -> None:
     """The base model's answers, unless they are there."""
     if not base_path(bench.folder).exists():
-        answers = ask(bench.base, bench, bench.panel)
+        answers = ask(bench.base, bench, bench.panel, on_work)
         write_json(base_path(bench.folder), {"model": bench.base.name, "answers": answers})
-        on_work("base", panel_work(bench, bench.panel))
 
 
 def missing_steps(run: Run, bench: Bench) -> tuple[int, ...]:
@@ -163,10 +170,9 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
             "recipe": _essence(recipe.model_dump()),
             "seconds_per_step": sum(r.seconds for r in records) / len(records),
             "losses": [[r.forget_loss, r.retain_loss] for r in records],
-            "answers": ask(loaded, bench, panel),
+            "answers": ask(loaded, bench, panel, on_work),
         }
         write_json(answers_path(bench.folder, run, step), sheet)
-        on_work(f"{run.name}, asked after step {step}", panel_work(bench, panel))
 
     unlearn(
         bench.base.model,

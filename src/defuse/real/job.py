@@ -28,6 +28,7 @@ from defuse.real.grid import FULL_PANEL, PANEL, Run, full_grid, short_grid, tuni
 from defuse.real.questions import Material, build_material
 from defuse.real.table import (
     as_data,
+    domain_sentence,
     make_matches,
     make_rows,
     markdown,
@@ -120,9 +121,11 @@ def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> No
     rows, matches = make_rows(finished, base), make_matches(finished, base)
     figure = draw_main(rows, finished, base) if name == "main" else draw_all(rows)
     paths = [*save(figure, folder / name), folder / f"{name}.md", folder / "results.json"]
-    write_text(paths[-2], markdown(rows, matches))
-    write_json(paths[-1], as_data(rows, matches) | {"versions": versions()})
+    known = domain_sentence(base)
+    write_text(paths[-2], f"{markdown(rows, matches)}\n{known}\n")
+    write_json(paths[-1], as_data(rows, matches, base) | {"versions": versions()})
     console.print(screen_table(rows))
+    console.print(known, highlight=False, markup=False)
     for item in matches.items():
         console.print(sentence(*item), highlight=False, markup=False)
     console.print("Written: " + ", ".join(map(str, paths)), highlight=False)

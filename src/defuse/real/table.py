@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from defuse.evaluate import Interval
+from defuse.evaluate import Interval, wilson
 from defuse.real.answers import Answers
 from defuse.real.compare import Matched, Row, make_row, match
+from defuse.real.facts import FORGET
 from defuse.real.grid import Run
 
 COLUMNS = (
@@ -101,6 +102,21 @@ def screen_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def domain_accuracies(answers: Answers) -> dict[str, Interval]:
+    """The clean accuracy in each domain, with Wilson's interval."""
+    right: dict[str, list[bool]] = {}
+    for form in (FORGET, "clean"):
+        for name, (is_right, _) in answers[form].items():
+            right.setdefault(name.partition("/")[0], []).append(is_right)
+    return {domain: wilson(sum(values), len(values)) for domain, values in right.items()}
+
+
+def domain_sentence(base: Answers) -> str:
+    """What the base model knows of each domain."""
+    parts = (f"{domain} {interval(acc)}" for domain, acc in domain_accuracies(base).items())
+    return f"The base model's accuracy by domain (chance 0.25): {', '.join(parts)}."
+
+
 def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
     """The same for a page, with a sentence for each comparison."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
@@ -108,9 +124,13 @@ def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
     return table + "".join(f"\n- {sentence(*item)}" for item in matches.items()) + "\n"
 
 
-def as_data(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> dict[str, Any]:
+def as_data(
+    rows: Sequence[Row], matches: Mapping[str, Matched | None], base: Answers
+) -> dict[str, Any]:
     """What `results.json` holds."""
+    known = domain_accuracies(base)
     return {
         "rows": [asdict(row) for row in rows],
-        "matched": {name: m and asdict(m) for name, m in matches.items()},
+        "matched": {name: found and asdict(found) for name, found in matches.items()},
+        "base_by_domain": {domain: asdict(accuracy) for domain, accuracy in known.items()},
     }

@@ -1,0 +1,199 @@
+"""Runs of the main job on a tiny random model: what is written, what a stop leaves behind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from defuse.errors import UsageError
+from defuse.models import LoadedModel
+from defuse.questions import Question
+from defuse.real.answers import load_answers, load_base
+from defuse.real.clock import Clock, spoken
+from defuse.real.experiment import (
+    Bench,
+    ask_base,
+    execute,
+    missing_steps,
+    prepare_folder,
+    work_left,
+)
+from defuse.real.facts import FORGET
+from defuse.real.grid import Run, curve, full_grid, recipe_path, short_grid, tuning_grid
+from defuse.real.job import Order, choose_runs, report
+from defuse.real.questions import Material
+from defuse.real.terms import Terms
+from tests.conftest import build_llama, build_tokenizer
+
+SMALL = (
+    "steps=6",
+    "batch_size=2",
+    "topics.0.forget_length=16",
+    "topics.0.retain_length=16",
+)
+TEXTS = ["The cat sees a small bird in the tree."] * 6
+FORMS = ("clean", "before/forget", "before/control", "choice/forget", "choice/control")
+
+
+def questions(domain: str, count: int) -> list[Question]:
+    return [
+        Question(f"{domain}/{i}/r", f"The {domain} {i} is", ("a", "bird", "tree", "cat"), i % 4)
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    base = LoadedModel(build_llama(layers=8), build_tokenizer(), "tiny")
+    asked = {FORGET: questions(FORGET, 6), "capitals": questions("capitals", 5)}
+    bench = Bench(base, asked, Terms(("gold", "tin"), ("moon", "bird")), tmp_path, panel=5)
+    prepare_folder(bench, Material(asked, asked, TEXTS, TEXTS))
+    return bench
+
+
+def run(rna: bool = False, method: str = "rmu", retain: str = "hidden_mse") -> Run:
+    return Run(method, retain, rna, seed=1, changes=SMALL)
+
+
+def no_tick(what: str, work: float) -> None:
+    assert what
+    assert work > 0
+
+
+def sheets(bench: Bench, name: Run) -> dict[str, dict]:
+    files = (bench.folder / "answers" / name.name).iterdir()
+    read = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    for sheet in read.values():
+        del sheet["seconds_per_step"]
+    return read
+
+
+def test_a_run_is_asked_along_the_way_in_every_form(bench):
+    execute(run(), bench, no_tick)
+    steps = load_answers([run()], bench.folder)[run()]
+    assert tuple(steps) == curve(6) == (1, 2, 4, 6)
+    for answers in steps.values():
+        assert len(answers[FORGET]) == 5
+        assert all(len(answers[form]) == 5 for form in FORMS)
+
+
+def test_a_stopped_run_leaves_whole_files_and_ends_as_if_never_stopped(bench, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(what: str, _: float) -> None:
+        if "step 5 " in what:
+            raise StopError
+
+    with pytest.raises(StopError):
+        execute(run(rna=True), bench, stop)
+    assert missing_steps(run(rna=True), bench) == (6,)
+    before = sheets(bench, run(rna=True))
+    execute(run(rna=True), bench, no_tick)
+    whole = sheets(bench, run(rna=True))
+    assert {name: whole[name] for name in before} == before
+
+    unbroken = replace(bench, folder=tmp_path / "other")
+    prepare_folder(unbroken, Material(bench.questions, bench.questions, TEXTS, TEXTS))
+    execute(run(rna=True), unbroken, no_tick)
+    assert sheets(unbroken, run(rna=True)) == whole
+
+
+def test_what_is_finished_is_not_done_again(bench):
+    execute(run(), bench, no_tick)
+    ask_base(bench, no_tick)
+    assert work_left(run(), bench) == 0
+
+    def forbidden(what: str, _: float) -> None:
+        raise AssertionError(what)
+
+    execute(run(), bench, forbidden)
+    ask_base(bench, forbidden)
+
+
+def test_answers_of_another_recipe_or_to_other_questions_are_refused(bench):
+    execute(run(), bench, no_tick)
+    other = replace(run(), changes=(*SMALL, "learning_rate=0.01"))
+    place = bench.folder / "answers"
+    (place / run().name).rename(place / other.name)
+    with pytest.raises(UsageError, match="another recipe"):
+        missing_steps(other, bench)
+    elsewhere = replace(bench, terms=Terms(("iron",), ("cat",)))
+    with pytest.raises(UsageError, match="other questions"):
+        prepare_folder(elsewhere, Material({}, {}, TEXTS, TEXTS))
+
+
+@pytest.mark.parametrize("method", ["adaptive_rmu", "rsv", "npo", "dpo", "simnpo"])
+@pytest.mark.parametrize("retain", ["hidden_mse", "logit_kl", "logit_mse"])
+def test_every_shipped_recipe_runs(bench, method, retain):
+    short = replace(run(rna=True, method=method, retain=retain), changes=("steps=1", *SMALL[1:]))
+    execute(short, bench, no_tick)
+    assert len(sheets(bench, short)) == 1
+
+
+def test_the_report_has_a_row_for_every_kind_of_run(bench, capsys):
+    from rich.console import Console
+
+    runs = [run(rna) for rna in (False, True)]
+    ask_base(bench, no_tick)
+    for each in runs:
+        execute(each, bench, no_tick)
+    for name in ("main", "full"):
+        report(runs, bench.folder, name, Console())
+        data = json.loads((bench.folder / "results.json").read_text(encoding="utf-8"))
+        labels = [row["label"] for row in data["rows"]]
+        assert labels == ["base", "rmu / hidden_mse", "rmu / hidden_mse + RNA"]
+        for suffix in (".png", ".svg", ".md"):
+            assert (bench.folder / f"{name}{suffix}").stat().st_size > 100
+    assert set(load_base(bench.folder)) == {FORGET, *FORMS}
+    assert "accuracy by domain" in capsys.readouterr().out
+
+
+def test_the_short_grid_pairs_each_seed_with_and_without_noise():
+    runs = short_grid()
+    assert {(r.seed, r.rna) for r in runs} == {(s, n) for s in (1, 2) for n in (False, True)}
+    assert {(r.method, r.retain) for r in runs} == {("rmu", "hidden_mse")}
+
+
+def test_the_full_grid_has_all_pairs_and_five_seeds_for_two_methods():
+    runs = full_grid()
+    assert len(runs) == len(set(runs)) == 52
+    assert len({(r.method, r.retain) for r in runs}) == 18
+    for pair in (("rmu", "hidden_mse"), ("simnpo", "logit_kl")):
+        assert {r.seed for r in runs if (r.method, r.retain) == pair} == {1, 2, 3, 4, 5}
+
+
+def test_names_of_runs_are_different_and_fit_a_folder():
+    for runs in (full_grid(), tuning_grid()):
+        names = [each.name for each in runs]
+        assert len(set(names)) == len(names)
+        assert not any(set("/ =") & set(name) for name in names)
+
+
+def test_an_order_is_checked_before_anything_runs():
+    with pytest.raises(UsageError, match="names no method"):
+        choose_runs(Order(only=("rnu",)))
+    with pytest.raises(UsageError, match="does not go with"):
+        choose_runs(Order(full=True, tune=True))
+    with pytest.raises(UsageError, match="has no run"):
+        choose_runs(Order(only=("npo",)))
+    assert {r.method for r in choose_runs(Order(full=True, only=("npo",)))} == {"npo"}
+
+
+def test_time_left_goes_from_the_guess_to_the_pace_made():
+    clock = Clock(total=6000, pace=10)
+    assert clock.left() == "about 10 min"
+    clock.began -= 540  # nine minutes in which a tenth of the guess was done
+    clock.done = 540
+    assert clock.left() == "about 48 min"
+    assert spoken(3) == "about 0 s"
+    assert spoken(3 * 3600) == "about 3.0 h"
+
+
+def test_shipped_recipes_name_their_own_file():
+    from defuse.recipe import load_recipe
+
+    for each in full_grid():
+        recipe = load_recipe(recipe_path(each.method, each.retain))
+        assert (recipe.method.name, recipe.retain.loss) == (each.method, each.retain)
