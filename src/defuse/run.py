@@ -82,6 +82,7 @@ def execute(job: Job, on_step: Callable[[StepRecord], None] | None = None) -> di
     result = unlearn(*arguments, in_place=True, on_step=on_step)
     record = {
         "recipe": recipe.model_dump(mode="json"),
+        "model_commit": getattr(loaded.model.config, "_commit_hash", None),
         "changed": sorted(result.changed),
         "steps": [asdict(step) for step in result.records],
         "seconds": time.perf_counter() - began,

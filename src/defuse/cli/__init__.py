@@ -15,13 +15,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _verbs() -> None:
-    """Unlearn knowledge from language models, and measure whether it holds."""
-
-
 app.command()(unlearn)
 app.command()(evaluate)
 app.command()(real)
