@@ -30,6 +30,7 @@ class Architecture:
     positions: str | None = None  # a table of learnt positions, added to the embedding
     mlp_output: str = "mlp.down_proj"
     cache_argument: str = "past_key_values"
+    scaled_embedding: bool = False  # Gemma: times √hidden
     all_sliding: bool = False  # every layer slides if config.sliding_window is set
 
 
@@ -38,7 +39,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "mistral": Architecture(all_sliding=True),
     "qwen2": Architecture(),
     "qwen3": Architecture(),
-    "gemma2": Architecture(),
+    "gemma2": Architecture(scaled_embedding=True),
     "gemma3_text": Architecture(rotary_per_type=True),
     "phi3": Architecture(all_sliding=True),
     "gpt_neox": Architecture(
@@ -226,7 +227,11 @@ class Decoder:
         key_positions: Tensor,
         visible: Tensor | None,
     ) -> tuple[Tensor, BlockInputs]:
-        hidden = self.model.get_input_embeddings()(input_ids)
+        table = self.model.get_input_embeddings()
+        hidden: Tensor = table(input_ids)
+        if self.architecture.scaled_embedding and type(table) is nn.Embedding:
+            # Early releases of transformers 5 scale in the model's forward pass, not in the table.
+            hidden = hidden * hidden.new_tensor(self.hidden_size**0.5)
         if self.architecture.positions is not None:
             hidden = hidden + self._part(self.architecture.positions)(position_ids)
         masks = {
