@@ -1,0 +1,122 @@
+"""The commands, examples and links of README and docs work as they stand.
+
+Hub ids are swapped for a tiny model and small files of the same format; nothing else is.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+from typer.testing import CliRunner
+
+from defuse.cli import app
+from tests.conftest import build_llama
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TERMS = {"forget-terms.txt": ["gold", "iron"], "control-terms.txt": ["moon", "bird"]}
+TEXTS = {
+    "forget.txt": ["Gold is a metal with the symbol Au.", "Iron is a metal, its symbol is Fe."],
+    "retain.txt": ["The cat sees a small bird in the tree.", "He sang of jazz, dusk, plum, quip."],
+    "prompts.txt": ["The cat"],
+}
+QUESTIONS = [
+    {"question": f"What is {i} and one?", "choices": ["one", "two", "three", "four"], "answer": i}
+    for i in range(4)
+]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with every file that the docs name, and a model of eight layers."""
+    monkeypatch.chdir(tmp_path)
+    build_llama(layers=8).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    for name, lines in (TERMS | TEXTS).items():
+        (tmp_path / name).write_text("\n".join(lines))
+    questions = "\n".join(map(json.dumps, QUESTIONS))
+    for name in ("questions.jsonl", "dev.jsonl"):
+        (tmp_path / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
+    (tmp_path / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
+    return tmp_path
+
+
+def localise(text: str) -> str:
+    return (
+        text.replace(MODEL, "model")
+        .replace("cais/mmlu:college_biology:test", "questions.jsonl")
+        .replace("cais/mmlu:college_biology:dev", "dev.jsonl")
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_defuse_commands_run(page: Path, workplace: Path) -> None:
+    found = [shlex.split(localise(line)) for line in commands(page) if line.startswith("defuse ")]
+    if page.name == "evaluation.md":  # it goes on from the quick start
+        found = [
+            ["defuse", "unlearn", "recipe.yaml", f"output=runs/{n}"] for n in ("first", "second")
+        ] + found
+    for command in found:
+        if command[1] == "real":
+            continue  # test_real.py
+        result = CliRunner().invoke(app, command[1:], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        if "--out" in command:
+            assert (workplace / command[command.index("--out") + 1]).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_and_modules_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for line in commands(page):
+        words = line.split()
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, line
+        if words[:2] == ["python", "-m"]:
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), line
+
+
+def test_the_readme_s_python_example_runs(workplace: Path) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    exec(compile(localise(code), "README.md", "exec"), {})  # noqa: S102 (our own README)
+    assert (workplace / "runs/readme/model.safetensors").is_file()
+
+
+def test_the_guide_s_new_method_runs(workplace: Path) -> None:
+    whole, line = blocks(ROOT / "docs" / "adding-a-method.md", "python")
+    (readme,) = blocks(ROOT / "README.md", "python")
+    code = readme.replace("method=RMU()", "method=Silence()")
+    assert "method=Silence()" in line
+    source = whole.partition('"""\n\n')[2] + localise(code)
+    exec(compile(source, "adding-a-method.md", "exec"), {"__name__": "guide"})  # noqa: S102
+    assert (workplace / "runs/readme/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_changelog_tells_of_this_version() -> None:
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    version = re.search(r'^version = "(.+)"', project, re.M)
+    assert version is not None
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
