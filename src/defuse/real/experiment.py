@@ -18,7 +18,7 @@ from defuse.provenance import versions
 from defuse.questions import Perturbation, Position, Question, Variant
 from defuse.real.answers import Answers, Sheet, answers_path, base_path
 from defuse.real.facts import FORGET
-from defuse.real.grid import CURVE_PANEL, Run, curve, training_work
+from defuse.real.grid import PANEL, Run, curve, panel, training_work
 from defuse.real.questions import Material
 from defuse.real.terms import Terms
 from defuse.train import StepRecord, unlearn
@@ -43,14 +43,13 @@ OnWork = Callable[[str, float], None]
 class Bench:
     """What all runs share. `questions`: the reported ones or those for tuning, by domain.
 
-    `folder` keeps texts and answers; `panel`: questions of each domain asked at a run's end.
+    `folder` keeps texts and answers.
     """
 
     base: LoadedModel
     questions: Questions
     terms: Terms
     folder: Path
-    panel: int
 
     @property
     def texts(self) -> Path:
@@ -76,10 +75,10 @@ def prepare_folder(bench: Bench, material: Material) -> None:
         write_text(bench.texts / f"{name}.txt", "".join(f"{line}\n" for line in lines))
 
 
-def ask(loaded: LoadedModel, bench: Bench, panel: int, on_work: OnWork) -> Answers:
-    """The forget domain's questions as they are, the others clean and perturbed."""
-    forgotten = bench.questions[FORGET][:panel]
-    kept = [q for name, qs in bench.questions.items() if name != FORGET for q in qs[:panel]]
+def ask(loaded: LoadedModel, bench: Bench, count: int, on_work: OnWork) -> Answers:
+    """The first `count` questions of each domain; all but the forget domain's also perturbed."""
+    forgotten = bench.questions[FORGET][:count]
+    kept = [q for name, qs in bench.questions.items() if name != FORGET for q in qs[:count]]
 
     def work(tokens: int) -> OnScored:
         return lambda questions: on_work(f"{loaded.name}, asking", questions * tokens)
@@ -102,9 +101,9 @@ def _sheet(evaluation: Evaluation, variant: Variant) -> Sheet:
     return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
 
 
-def panel_work(bench: Bench, panel: int) -> float:
+def asking_work(bench: Bench, count: int) -> float:
     """Tokens that `ask` pushes through the model, about."""
-    counts = {name: min(panel, len(questions)) for name, questions in bench.questions.items()}
+    counts = {name: len(questions[:count]) for name, questions in bench.questions.items()}
     others = sum(counts.values()) - counts[FORGET]
     return counts[FORGET] * CLEAN_TOKENS + others * sum(PERTURBED_TOKENS.values())
 
@@ -112,7 +111,7 @@ def panel_work(bench: Bench, panel: int) -> float:
 def ask_base(bench: Bench, on_work: OnWork) -> None:
     """The base model's answers, unless they are there."""
     if not base_path(bench.folder).exists():
-        answers = ask(bench.base, bench, bench.panel, on_work)
+        answers = ask(bench.base, bench, PANEL[0], on_work)
         write_json(base_path(bench.folder), {"model": bench.base.name, "answers": answers})
 
 
@@ -135,13 +134,9 @@ def work_left(run: Run, bench: Bench) -> float:
     if not missing:
         return 0.0
     recipe = run.recipe(bench.texts, bench.base.name)
-    panels = [_panel(step, recipe.steps, bench) for step in missing]
-    share = max(missing) / recipe.steps
-    return share * training_work(recipe) + sum(panel_work(bench, panel) for panel in panels)
-
-
-def _panel(step: int, steps: int, bench: Bench) -> int:
-    return bench.panel if step == steps else min(CURVE_PANEL, bench.panel)
+    counts = [panel(run, at_end=step == recipe.steps) for step in missing]
+    training = training_work(recipe) * max(missing) / recipe.steps
+    return training + sum(asking_work(bench, count) for count in counts)
 
 
 def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
@@ -162,7 +157,7 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
         on_work(f"{run.name}, step {len(records)} of {recipe.steps}", per_step)
 
     def on_checkpoint(step: int, model: PreTrainedModel) -> None:
-        panel = _panel(step, recipe.steps, bench)
+        count = panel(run, at_end=step == recipe.steps)
         loaded = LoadedModel(model, bench.base.tokenizer, run.name)
         sheet = {
             "run": asdict(run),
@@ -170,7 +165,7 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
             "recipe": _essence(recipe.model_dump()),
             "seconds_per_step": sum(r.seconds for r in records) / len(records),
             "losses": [[r.forget_loss, r.retain_loss] for r in records],
-            "answers": ask(loaded, bench, panel, on_work),
+            "answers": ask(loaded, bench, count, on_work),
         }
         write_json(answers_path(bench.folder, run, step), sheet)
 

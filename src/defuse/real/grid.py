@@ -13,10 +13,10 @@ NOISE_STD = "1x"  # RNA's, in multiples of the hidden states' standard deviation
 CURVE = (1 / 6, 1 / 3, 2 / 3, 1)  # of the steps: where a run is asked
 SHORT_SEEDS, FULL_SEEDS = (1, 2), (1, 2, 3, 4, 5)
 MANY_SEEDS = ("rmu", "simnpo")
-# Questions of each domain: at a run's end, at the end of a run of the full grid, on the way.
-PANEL, FULL_PANEL, CURVE_PANEL = 100, 50, 30
-# Learning rates tried on the tuning questions, and factors of the recipe's retain weight.
-TUNING_RATES, TUNING_FACTORS = (3e-4, 1e-3), (0.25, 1.0, 4.0)
+# Questions of each domain at a run's end and on the way; fewer where there are many runs.
+PANEL, FULL_PANEL = (100, 30), (50, 20)
+# Settings tried on the tuning questions.
+TUNING_RATES = (1e-3, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ def short_grid() -> list[Run]:
     return [Run("rmu", HiddenMSE.name, rna, seed) for seed in SHORT_SEEDS for rna in (False, True)]
 
 
+def panel(run: Run, *, at_end: bool) -> int:
+    """How many questions of each domain a run is asked."""
+    return (PANEL if run in short_grid() else FULL_PANEL)[0 if at_end else 1]
+
+
 def full_grid() -> list[Run]:
     """Every method with every retain loss, without and with RNA; more seeds for `MANY_SEEDS`."""
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
@@ -73,19 +78,13 @@ def full_grid() -> list[Run]:
 
 
 def tuning_grid() -> list[Run]:
-    """Every method and retain loss, without RNA, at several learning rates and weights."""
+    """Every method and retain loss, without RNA, at several learning rates."""
     return [
-        Run(method, retain, rna=False, seed=0, changes=(f"learning_rate={rate}", weight))
+        Run(method, retain, rna=False, seed=0, changes=(f"learning_rate={rate}",))
         for method in METHODS
         for retain in RETAIN_LOSSES
         for rate in TUNING_RATES
-        for weight in _weights(method, retain)
     ]
-
-
-def _weights(method: str, retain: str) -> list[str]:
-    weight = load_recipe(recipe_path(method, retain)).topics[0].weight
-    return [f"topics.0.weight={weight * factor:g}" for factor in TUNING_FACTORS]
 
 
 def curve(steps: int) -> tuple[int, ...]:
@@ -106,4 +105,4 @@ def training_work(recipe: Recipe) -> float:
 
 # Forward passes' worth of a text's forward and backward passes: up to the steered layer, to the
 # top, and to the top with the reference's pass beside it.
-SHALLOW, DEEP, DEEP_TWICE = 0.5, 2.5, 3.5
+SHALLOW, DEEP, DEEP_TWICE = 0.25, 3.5, 4.5

@@ -17,14 +17,14 @@ from defuse.real.clock import Clock, tokens_per_second
 from defuse.real.experiment import (
     Bench,
     ask_base,
+    asking_work,
     execute,
-    panel_work,
     prepare_folder,
     work_left,
 )
 from defuse.real.facts import FORGET, read_facts
 from defuse.real.figure import draw_all, draw_main, save
-from defuse.real.grid import FULL_PANEL, PANEL, Run, full_grid, short_grid, tuning_grid
+from defuse.real.grid import PANEL, Run, full_grid, short_grid, tuning_grid
 from defuse.real.questions import Material, build_material
 from defuse.real.table import (
     as_data,
@@ -62,7 +62,7 @@ def carry_out(order: Order) -> None:
     bench = make_bench(order, model, material)
     prepare_folder(bench, material)
     left = {run: work_left(run, bench) for run in runs}
-    base_left = 0.0 if base_path(bench.folder).exists() else panel_work(bench, bench.panel)
+    base_left = 0.0 if base_path(bench.folder).exists() else asking_work(bench, PANEL[0])
     clock = Clock(sum(left.values()) + base_left, tokens_per_second(bench.base.model))
     _announce(console, runs, left, clock, listed=order.plan)
     if order.plan:
@@ -111,7 +111,6 @@ def make_bench(order: Order, model: str, material: Material) -> Bench:
         material.tuning if order.tune else material.reported,
         match_terms(elements, taboo, base.tokenizer),
         order.output / "tuning" if order.tune else order.output,
-        FULL_PANEL if order.full or order.tune else PANEL,
     )
 
 
