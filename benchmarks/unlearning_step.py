@@ -1,0 +1,255 @@
+"""Defuse's unlearning step beside the plain one: equal results first, then time and memory.
+
+    python -m benchmarks.unlearning_step                    # all six methods
+    python -m benchmarks.unlearning_step --method rmu --repeats 9
+
+The model is a random float32 Llama of 32 layers × 384, vocabulary 4096; layer 7, `down_proj` of
+blocks 5 to 7 trained, everything else frozen in both; 4 + 4 texts of 256 tokens. Both sides run
+AdamW. Times alternate within one process; each peak of memory comes from a process of its own and
+is counted above what the imports take.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.plain import PlainStep
+from defuse.batches import TextBatch, collate
+from defuse.corpora import Encoded
+from defuse.decoder import Decoder
+from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
+from defuse.methods import METHODS, HiddenMSE, LogitKL, RepresentationMethod, Steering
+from defuse.noise import GaussianNoise
+from defuse.train import frozen_model
+from defuse.unlearning import Unlearning, trained_parameters
+
+TEXTS, TOKENS, VOCABULARY, SEED = 4, 256, 4096, 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side of the comparison: call `step` with a batch's number."""
+
+    step: Callable[[int], object]
+    gradients: Callable[[], Sequence[torch.Tensor]]
+
+
+def random_model(layers: int, hidden: int) -> PreTrainedModel:
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        max_position_embeddings=TOKENS,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def unlearning_for(name: str, noise_std: float) -> Unlearning:
+    method = METHODS[name](refusals=("no",)) if name == "dpo" else METHODS[name]()  # type: ignore[call-arg]
+    retain = HiddenMSE() if isinstance(method, RepresentationMethod) else LogitKL()
+    return Unlearning(method, retain, GaussianNoise(std=noise_std) if noise_std else None, layer=7)
+
+
+def texts(name: str, turn: int) -> TextBatch:
+    rng = torch.Generator().manual_seed(hash((len(name), turn)) % 2**31)
+    ids = torch.randint(3, VOCABULARY, (TEXTS, TOKENS), generator=rng).tolist()
+    items = [(name, turn * TEXTS + row) for row in range(TEXTS)]
+    return collate([Encoded(tuple(row), 1) for row in ids], items, pad_token_id=0)
+
+
+def batch(turn: int, *, refusals: bool) -> StepBatch:
+    refusal = texts("refusals", turn) if refusals else None
+    return StepBatch(texts("forget", turn), texts("retain", turn), refusal)
+
+
+def objective_for(unlearning: Unlearning, hidden: int) -> Objective:
+    direction = torch.rand(hidden, generator=torch.Generator().manual_seed(SEED))
+    steering = Steering(direction / direction.norm(), 6.5, 6.5)
+    representation = isinstance(unlearning.method, RepresentationMethod)
+    std = 0.0 if unlearning.noise is None else unlearning.noise.resolve_std(1.0)
+    return Objective("bench", steering if representation else None, weight=5.0, noise_std=std)
+
+
+def plain_run(model: PreTrainedModel, unlearning: Unlearning) -> Run:
+    updated, reference = deepcopy(model), deepcopy(model)
+    names = trained_parameters(Decoder(model), unlearning)
+    trained = [updated.get_parameter(name).requires_grad_(True) for name in names]
+    engine = PlainStep(updated, reference, unlearning, SEED)
+    objective, optimiser = objective_for(unlearning, model.config.hidden_size), adamw(trained)
+
+    def step(turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+        optimiser.zero_grad()
+        losses = engine.backward(objective, batch(turn, refusals=wants_refusals(unlearning)), turn)
+        optimiser.step()
+        return losses
+
+    return Run(step, lambda: [gradient_of(tensor) for tensor in trained])
+
+
+def shared_run(model: PreTrainedModel, unlearning: Unlearning, keep_bytes: int = 0) -> Run:
+    names = trained_parameters(Decoder(model), unlearning)
+    weights = {name: t.detach().clone().requires_grad_() for name, t in names.items()}
+    store = FrozenStore(keep_bytes)
+    engine = SharedPrefixStep(Decoder(model), unlearning, weights, seed=SEED, store=store)
+    objective = objective_for(unlearning, model.config.hidden_size)
+    optimiser = adamw(list(weights.values()))
+
+    def step(turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+        optimiser.zero_grad()
+        with frozen_model(model):
+            losses = engine.backward(
+                objective, batch(turn, refusals=wants_refusals(unlearning)), turn
+            )
+        optimiser.step()
+        return losses.forget, losses.retain
+
+    return Run(step, lambda: [gradient_of(tensor) for tensor in weights.values()])
+
+
+def wants_refusals(unlearning: Unlearning) -> bool:
+    return hasattr(unlearning.method, "refusals")
+
+
+def adamw(trained: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.0, fused=True)
+
+
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def assert_equal(plain: Run, shared: Run) -> None:
+    """Losses and gradients to 1e-5 relative, at a second step, away from the start."""
+    for turn in range(2):
+        expected, found = plain.step(turn), shared.step(turn)
+    for one, other in zip(found, expected, strict=True):  # type: ignore[call-overload]
+        assert torch.isclose(one, other, rtol=1e-5, atol=1e-8), (one, other)
+    for one, other in zip(shared.gradients(), plain.gradients(), strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+def ratio(plain: Run, shared: Run, repeats: int, *, again: bool) -> tuple[float, float, float]:
+    """Median seconds of each, alternating, and the median of the pairs' ratios."""
+    pairs = []
+    for repeat in range(repeats + 1):
+        turn = 2 if again else 2 + repeat
+        pairs.append((seconds(plain, turn), seconds(shared, turn)))
+    pairs = pairs[1:]  # the first fills caches
+    return (
+        statistics.median(one for one, _ in pairs),
+        statistics.median(other for _, other in pairs),
+        statistics.median(one / other for one, other in pairs),
+    )
+
+
+def seconds(run: Run, turn: int) -> float:
+    start = time.perf_counter()
+    run.step(turn)
+    return time.perf_counter() - start
+
+
+def resident(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process in MiB (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+)", status)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def memory_of_child(method: str, side: str, arguments: argparse.Namespace) -> float:
+    options = ["--layers", arguments.layers, "--hidden", arguments.hidden, "--noise-std"]
+    options += [arguments.noise_std, "--method", method, "--memory-of", side]
+    command = [sys.executable, "-m", "benchmarks.unlearning_step", *map(str, options)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    return float(output.stdout)
+
+
+def print_memory(arguments: argparse.Namespace) -> None:
+    """In the child: MiB that three steps take at their peak above the imports."""
+    before = resident("VmRSS")
+    model = random_model(arguments.layers, arguments.hidden)
+    unlearning = unlearning_for(arguments.method[0], arguments.noise_std)
+    run = (plain_run if arguments.memory_of == "plain" else shared_run)(model, unlearning)
+    if arguments.memory_of == "plain":
+        del model  # the plain side holds its own two
+    for turn in range(3):
+        run.step(turn)
+    sys.stdout.write(f"{resident('VmHWM') - before}\n")
+
+
+def compare(method: str, arguments: argparse.Namespace) -> list[str]:
+    model = random_model(arguments.layers, arguments.hidden)
+    unlearning = unlearning_for(method, arguments.noise_std)
+    plain = plain_run(model, unlearning)
+    single, kept = shared_run(model, unlearning), shared_run(model, unlearning, 2**30)
+    assert_equal(plain, single)
+    once = ratio(plain, single, arguments.repeats, again=False)
+    again = ratio(plain, kept, arguments.repeats, again=True)
+    memory = [memory_of_child(method, side, arguments) for side in ("plain", "shared")]
+    return [
+        f"{unlearning.method.name} + {unlearning.retain.name}",  # type: ignore[union-attr]
+        f"{once[0]:.2f} s",
+        f"{once[1]:.2f} s",
+        f"{once[2]:.2f}×",
+        f"{again[1]:.2f} s",
+        f"{again[2]:.2f}×",
+        f"{memory[0]:.0f} MiB",
+        f"{memory[1]:.0f} MiB",
+        f"{memory[1] / memory[0]:.2f}",
+    ]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--method", action="append", choices=list(METHODS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--noise-std", type=float, default=0.0, help="0: without RNA")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-of", choices=["plain", "shared"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print_memory(arguments)
+        return
+    table = Table(title="Unlearning step: plain against Defuse, equal losses and gradients")
+    for column in (
+        "method + retain",
+        "plain",
+        "Defuse",
+        "faster",
+        "texts again",
+        "faster",
+        "plain mem",
+        "Defuse mem",
+        "share",
+    ):
+        table.add_column(column, no_wrap=True)
+    for method in arguments.method or list(METHODS):
+        table.add_row(*compare(method, arguments))
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()
