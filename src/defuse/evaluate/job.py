@@ -15,7 +15,14 @@ from defuse.evaluate.robustness import evaluate_questions
 from defuse.evaluate.scorer import OnScored
 from defuse.evaluate.text import generate, perplexity
 from defuse.files import write_json
-from defuse.models import load_config, load_model, load_tokenizer, locate, resolve_device
+from defuse.models import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate,
+    resolve_device,
+    resolve_dtype,
+)
 from defuse.questions import (
     SENTENCE,
     Perturbation,
@@ -63,6 +70,7 @@ def check(job: Job) -> None:
         )
     _check_out(job)
     resolve_device(job.device)
+    resolve_dtype(job.dtype)
     for name in _all_models(job):
         architecture_of(load_config(locate(name)).model_type)
 
