@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,8 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.corpora import QuestionAnswer
 from defuse.decoder import Decoder
+from defuse.defaults import DEFAULTS
 from defuse.errors import UsageError
-from defuse.methods import DPO, NPO, RMU, AdaptiveRMU, HiddenMSE, LogitKL, RepresentationMethod
+from defuse.methods import (
+    DPO,
+    NPO,
+    RMU,
+    AdaptiveRMU,
+    HiddenMSE,
+    LogitKL,
+    Method,
+    RepresentationMethod,
+    Retain,
+)
 from defuse.noise import GaussianNoise
 from defuse.train import Result, StepRecord, unlearn
 from defuse.unlearning import Topic, Training, Unlearning
@@ -127,6 +139,20 @@ def test_topics_alternate_and_have_their_own_numbers(run: Unlearn) -> None:
     assert [record.topic for record in records] == ["cats", "moons"] * 2
 
 
+@pytest.mark.parametrize(
+    ("method", "retain"), [(RMU(), HiddenMSE()), (NPO(), LogitKL())], ids=lambda part: part.name
+)
+def test_a_topic_without_numbers_takes_the_table_s(
+    run: Unlearn, method: Method, retain: Retain
+) -> None:
+    unlearning = Unlearning(method, retain, layer=2)
+    row = DEFAULTS[method.name, retain.name]  # type: ignore[union-attr]
+    bare = Topic("cats", FORGET, RETAIN)
+    full = replace(bare, weight=row.weight, coefficient=row.strength)
+    found, expected = (run(unlearning, FAST, topic).records for topic in (bare, full))
+    assert [r.forget_loss for r in found] == [r.forget_loss for r in expected]
+
+
 def test_hidden_variance_scales_both_terms_alike(run: Unlearn) -> None:
     noisy = replace(RMU_AT_2, noise=GaussianNoise(std="1x"))
     plain = run(noisy, replace(FAST, steps=1)).records[0]
@@ -237,3 +263,15 @@ def test_all_parameters_of_the_named_blocks_can_train(
     }
     assert set(changed) == names
     assert not isinstance(unlearning.method, RepresentationMethod)
+
+
+@dataclass(frozen=True)
+class OneOfMyOwn(RMU):
+    name: ClassVar[str] = "mine"
+
+
+def test_a_method_of_one_s_own_needs_its_numbers(run: Unlearn) -> None:
+    with pytest.raises(UsageError, match=r"topics\.cats\.weight: .* no default for OneOfMyOwn"):
+        run(Unlearning(OneOfMyOwn(), layer=2), FAST, Topic("cats", FORGET, RETAIN))
+    numbers = replace(TOPIC, coefficient="4x")
+    assert run(Unlearning(OneOfMyOwn(), layer=2), FAST, numbers).changed

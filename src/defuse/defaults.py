@@ -7,7 +7,7 @@ points for pairs that the paper did not run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from defuse.methods import (
     DPO,
@@ -19,8 +19,11 @@ from defuse.methods import (
     HiddenMSE,
     LogitKL,
     LogitMSE,
+    RepresentationMethod,
     SimNPO,
 )
+from defuse.scales import require
+from defuse.unlearning import Topic, Unlearning
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,23 @@ def default_retain(method: str) -> str:
 def strength_field(method: str) -> str | None:
     """The topic field that says how strongly a method steers; None for preference methods."""
     return getattr(METHODS[method], "strength_field", None)
+
+
+def with_defaults(topic: Topic, unlearning: Unlearning) -> Topic:
+    """`topic` with the table's weight and strength where it has none.
+
+    Raises UsageError where the table has none either, as for a method of one's own.
+    """
+    pair = (getattr(unlearning.method, "name", ""), getattr(unlearning.retain, "name", ""))
+    row = DEFAULTS.get(pair)
+    wanted = {"weight": row and row.weight_for(topic.name)}
+    if isinstance(unlearning.method, RepresentationMethod):
+        wanted[unlearning.method.strength_field] = row and row.strength
+    missing = {field: value for field, value in wanted.items() if getattr(topic, field) is None}
+    for field, value in missing.items():
+        remedy = f"has no default for {type(unlearning.method).__name__}; give one"
+        require(value is not None, f"topics.{topic.name}.{field}", None, remedy)
+    return replace(topic, **missing)
 
 
 def markdown_table() -> str:

@@ -67,7 +67,7 @@ def add_noise(
         real = noisy[row, span]
         draw = torch.randn(
             real.shape,
-            generator=generator(seed, "noise", step, str(item), device=hidden.device.type),
+            generator=generator(seed, "noise", step, str(item), device=str(hidden.device)),
             dtype=noisy.dtype,
             device=hidden.device,
         )

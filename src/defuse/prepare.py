@@ -151,6 +151,7 @@ def _objective(
     retain: Corpus,
 ) -> Objective:
     unlearning, method, steering = step.unlearning, step.unlearning.method, None
+    assert topic.weight is not None  # noqa: S101 (defaults.with_defaults)
     if isinstance(method, RepresentationMethod):
         rng = generator(training.seed, "steering", topic.name)
         direction = draw_direction(method.vector, step.decoder.hidden_size, rng)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.decoder import Decoder
+from defuse.defaults import with_defaults
 from defuse.engine import FrozenStore, SharedPrefixStep, StepLosses
 from defuse.errors import UsageError
 from defuse.prepare import Prepared, prepare
@@ -62,6 +63,7 @@ def unlearn(
     """
     training = training or Training()
     decoder = Decoder(model)
+    topics = [with_defaults(topic, unlearning) for topic in topics]
     validate(unlearning, topics, training, decoder.num_layers)
     originals = trained_parameters(decoder, unlearning)
     weights = _start_weights(originals, master_weights=unlearning.master_weights)

@@ -58,7 +58,8 @@ class Topic:
     """One body of knowledge to forget, and the texts whose understanding must not suffer.
 
     `coefficient` (c; RMU, RSV) and `scale` (β; Adaptive RMU) are the strength of steering; "4x" is
-    four times the forget texts' mean hidden norm. `weight` (α) multiplies the retain loss. Texts
+    four times the forget texts' mean hidden norm. `weight` (α) multiplies the retain loss. None
+    takes the table's value for the method and retain loss (`defuse.defaults`). Texts
     are cut after `forget_length` and `retain_length` tokens; `packed` joins short texts and cuts
     the whole into rows of just that length.
     """
@@ -68,9 +69,9 @@ class Topic:
     retain: Sequence[Text]
     forget_length: int = 512
     retain_length: int = 512
-    coefficient: float | str = 6.5
-    scale: float = 3.0
-    weight: float = 1200.0
+    coefficient: float | str | None = None
+    scale: float | str | None = None
+    weight: float | None = None
     packed: bool = False
 
 
@@ -112,9 +113,9 @@ def _validate_topic(topic: Topic) -> None:
     where = f"topics.{topic.name}"
     require(bool(topic.forget), f"{where}.forget", [], "must hold at least one text")
     require(bool(topic.retain), f"{where}.retain", [], "must hold at least one text")
-    multiple(topic.coefficient, f"{where}.coefficient")
-    multiple(topic.scale, f"{where}.scale")
-    multiple(topic.weight, f"{where}.weight")
+    for field in ("coefficient", "scale", "weight"):
+        if (value := getattr(topic, field)) is not None:
+            multiple(value, f"{where}.{field}")
     for field in ("forget_length", "retain_length"):
         require(getattr(topic, field) > 1, f"{where}.{field}", getattr(topic, field), "is below 2")
 
