@@ -72,7 +72,7 @@ def sheets(bench: Bench, name: Run) -> dict[str, dict]:
 def test_a_run_is_asked_along_the_way_in_every_form(bench):
     execute(run(), bench, no_tick)
     steps = load_answers([run()], bench.folder)[run()]
-    assert tuple(steps) == curve(6) == (1, 2, 4, 6)
+    assert tuple(steps) == curve(run(), 6) == (1, 2, 4, 6)
     for step, answers in steps.items():
         assert len(answers[FORGET]) == (23 if step == 6 else 20)
         assert all(len(answers[form]) == (22 if step == 6 else 20) for form in FORMS)
@@ -143,7 +143,8 @@ def test_the_report_has_a_row_for_every_kind_of_run(bench, capsys):
         report(runs, bench.folder, name, Console())
         data = json.loads((bench.folder / "results.json").read_text(encoding="utf-8"))
         labels = [row["label"] for row in data["rows"]]
-        assert labels == ["base", "rmu / hidden_mse", "rmu / hidden_mse + RNA"]
+        changed = "rmu / hidden_mse " + " ".join(SMALL)
+        assert labels == ["base", changed, f"{changed} + RNA"]
         for suffix in (".png", ".svg", ".md"):
             assert (bench.folder / f"{name}{suffix}").stat().st_size > 100
     assert set(load_base(bench.folder)) == {FORGET, *FORMS}

@@ -90,6 +90,15 @@ def test_rna_is_compared_where_both_forgot_and_kept_alike():
     assert matched.logprob.value == pytest.approx(0.6)
 
 
+def test_among_equal_accuracies_the_nearest_in_log_probability_is_taken():
+    deeper = {**HURT, FORGET: {name: (hit, lp - 2) for name, (hit, lp) in HURT[FORGET].items()}}
+    plain = {run(False): {20: HURT, 40: deeper}}
+    for sheet, partner in ((HURT, 20), (deeper, 40)):
+        matched = match(plain, {run(True): {80: sheet}}, BASE)
+        assert matched is not None
+        assert matched.steps == ((1, partner, 80),)
+
+
 @pytest.mark.parametrize("other", [answers(elements=1, clean=8), answers(elements=3, clean=5)])
 def test_unequal_forgetting_or_keeping_is_not_compared(other):
     assert match({run(False): {20: HURT}}, {run(True): {20: other}}, BASE) is None
@@ -129,13 +138,13 @@ def test_the_figures_show_every_row_in_colours_and_markers_that_differ(tmp_path)
     figure = draw_main(rows, finished, BASE)
     left, right = figure.axes
     assert left.get_legend_handles_labels()[1] == [row.label for row in rows]
-    assert len(right.get_lines()) == 2
-    assert [to_hex(line.get_color()).upper() for line in right.get_lines()] == [
+    means = [line for line in right.get_lines() if line.get_linewidth() == 2]
+    assert [to_hex(line.get_color()).upper() for line in means] == [
         LOOKS[rna]["color"] for rna in (False, True)
     ]
-    assert len({str(line.get_marker()) for line in right.get_lines()}) == 2
+    assert len({str(line.get_marker()) for line in means}) == 2
     # Each line starts at the base model and goes through both checkpoints.
-    points = np.column_stack(right.get_lines()[0].get_data())
+    points = np.column_stack(means[0].get_data())
     assert points.tolist() == [[0.9, 0.7], [0.9, 0.7], [0.3, 0.2]]
     for path in [*save(figure, tmp_path / "main"), *save(draw_all(rows), tmp_path / "all")]:
         assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")

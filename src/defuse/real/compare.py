@@ -62,8 +62,8 @@ class Matched:
 
 def make_row(label: str, runs: Sequence[Answers], base: Answers) -> Row:
     """Summarise runs' last answers beside the base model's on the same questions."""
-    ids = _common(FORGET, runs, base)
-    kept = _common("clean", runs, base)
+    ids = shared_ids(FORGET, runs, base)
+    kept = shared_ids("clean", runs, base)
 
     def accuracy(form: str, names: Sequence[str]) -> Interval:
         table = _values(form, runs, names, RIGHT)
@@ -106,34 +106,22 @@ def match(
     noised: Mapping[Run, Mapping[int, Answers]],
     base: Answers,
 ) -> Matched | None:
-    """For each forgetful checkpoint with RNA, the nearest one without of the same seed.
+    """Pair each forgetful checkpoint with RNA with one without, of the same seed.
 
-    Nearest in forget accuracy and retain accuracy, on the questions that all checkpoints were
-    asked; pairs further apart than `TOLERANCE` are left out. None if no pair is left.
+    Candidates differ by at most `TOLERANCE` in forget accuracy and in retain accuracy, on the
+    questions that all checkpoints were asked; of several the nearest in the log-probability of the
+    forget domain's answers is taken, since accuracy no longer tells checkpoints at chance apart.
+    None if no pair is found.
     """
-    everything = [
-        sheet for runs in (plain, noised) for steps in runs.values() for sheet in steps.values()
-    ]
-    if not everything:
-        return None
-    ids, kept = _common(FORGET, everything, base), _common("clean", everything, base)
-    known = mean_accuracy(base, FORGET, ids)
-    limit = CHANCE + (1 - FORGOTTEN) * (known - CHANCE)
+    sheets = [s for runs in (plain, noised) for steps in runs.values() for s in steps.values()]
+    ids, kept = shared_ids(FORGET, sheets, base), shared_ids("clean", sheets, base)
     pairs = []
     for run, steps in noised.items():
         rivals = next((s for other, s in plain.items() if other.seed == run.seed), {})
         for step, sheet in steps.items():
-            place = (mean_accuracy(sheet, FORGET, ids), mean_accuracy(sheet, "clean", kept))
-            gaps = {
-                other: max(
-                    abs(mean_accuracy(rival, FORGET, ids) - place[0]),
-                    abs(mean_accuracy(rival, "clean", kept) - place[1]),
-                )
-                for other, rival in rivals.items()
-            }
-            nearest = min(gaps, key=gaps.__getitem__, default=None)
-            if nearest is not None and gaps[nearest] <= TOLERANCE and place[0] <= limit:
-                pairs.append(((run.seed, nearest, step), rivals[nearest], sheet))
+            found = _nearest(sheet, rivals, ids, kept)
+            if found is not None and _has_forgotten(sheet, base, ids):
+                pairs.append(((run.seed, found, step), rivals[found], sheet))
     if not pairs:
         return None
     without, with_noise = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
@@ -148,7 +136,29 @@ def match(
     return Matched(tuple(pair[0] for pair in pairs), len(kept), accuracy, logprob)
 
 
-def _common(form: str, runs: Sequence[Answers], base: Answers) -> list[str]:
+def _nearest(
+    sheet: Answers, rivals: Mapping[int, Answers], ids: Sequence[str], kept: Sequence[str]
+) -> int | None:
+    """The step of the rival that forgot and kept like `sheet`."""
+
+    def gap(rival: Answers, form: str, names: Sequence[str], what: int) -> float:
+        return abs(mean(rival, form, names, what) - mean(sheet, form, names, what))
+
+    alike = [
+        step
+        for step, rival in rivals.items()
+        if gap(rival, FORGET, ids, RIGHT) <= TOLERANCE
+        and gap(rival, "clean", kept, RIGHT) <= TOLERANCE
+    ]
+    return min(alike, key=lambda step: gap(rivals[step], FORGET, ids, LOGPROB), default=None)
+
+
+def _has_forgotten(sheet: Answers, base: Answers, ids: Sequence[str]) -> bool:
+    known = mean(base, FORGET, ids, RIGHT) - CHANCE
+    return mean(sheet, FORGET, ids, RIGHT) - CHANCE <= (1 - FORGOTTEN) * known
+
+
+def shared_ids(form: str, runs: Sequence[Answers], base: Answers) -> list[str]:
     """Ids that every run and the base were asked, in the base's order."""
     return [name for name in base[form] if all(name in answers[form] for answers in runs)]
 
@@ -158,6 +168,6 @@ def _values(form: str, runs: Sequence[Answers], ids: Sequence[str], what: int) -
     return torch.tensor(values, dtype=torch.float64)
 
 
-def mean_accuracy(answers: Answers, form: str, ids: Sequence[str]) -> float:
-    """Accuracy on some of the questions of a form."""
-    return sum(answers[form][name][RIGHT] for name in ids) / len(ids)
+def mean(answers: Answers, form: str, ids: Sequence[str], what: int) -> float:
+    """The mean of `RIGHT` or `LOGPROB` over some of the questions of a form."""
+    return sum(answers[form][name][what] for name in ids) / len(ids)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def asking_work(bench: Bench, count: int) -> float:
 def ask_base(bench: Bench, on_work: OnWork) -> None:
     """The base model's answers, unless they are there."""
     if not base_path(bench.folder).exists():
-        answers = ask(bench.base, bench, PANEL[0], on_work)
+        answers = ask(replace(bench.base, name="base"), bench, PANEL[0], on_work)
         write_json(base_path(bench.folder), {"model": bench.base.name, "answers": answers})
 
 
@@ -121,7 +121,7 @@ def missing_steps(run: Run, bench: Bench) -> tuple[int, ...]:
     Raises UsageError if the run's file is from another recipe.
     """
     recipe = run.recipe(bench.texts, bench.base.name)
-    paths = {step: answers_path(bench.folder, run, step) for step in curve(recipe.steps)}
+    paths = {step: answers_path(bench.folder, run, step) for step in curve(run, recipe.steps)}
     for path in (path for path in paths.values() if path.exists()):
         if json.loads(path.read_text(encoding="utf-8"))["recipe"] != _essence(recipe.model_dump()):
             raise UsageError(f"output: {path} is of another recipe; name a new folder")

@@ -6,12 +6,13 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defuse.evaluate import Interval
 from defuse.real.answers import Answers
-from defuse.real.compare import Row, mean_accuracy
+from defuse.real.compare import RIGHT, Row, mean, shared_ids
 from defuse.real.facts import FORGET
 from defuse.real.table import Finished
 
@@ -45,34 +46,34 @@ def _draw_forms(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _draw_curve(axes: Axes, finished: Finished, base: Answers) -> None:
-    kept, ids = _asked_everywhere(finished, base)
-    named: set[bool] = set()
-    for run, steps in finished.items():
-        sheets = [base, *(steps[step] for step in sorted(steps))]
-        x = [mean_accuracy(sheet, FORGET, ids) for sheet in sheets]
-        y = [mean_accuracy(sheet, "before/forget", kept) for sheet in sheets]
-        name = None if run.rna in named else ("with RNA" if run.rna else "without RNA")
-        named.add(run.rna)
-        axes.plot(x, y, label=name, alpha=0.8, linewidth=1, **LOOKS[run.rna])
-        for step, here in zip(sorted(steps), zip(x[1:], y[1:], strict=True), strict=True):
+    """Thin: each seed; bold: their mean, with the number of steps."""
+    sheets = [sheet for steps in finished.values() for sheet in steps.values()]
+    ids, kept = (shared_ids(form, sheets, base) for form in (FORGET, "before/forget"))
+    for rna in (False, True):
+        runs = [steps for run, steps in finished.items() if run.rna == rna]
+        if not runs:
+            continue
+        steps = [0, *sorted(set.intersection(*(set(run) for run in runs)))]
+        curves = np.array([[_place({0: base, **run}[s], ids, kept) for s in steps] for run in runs])
+        for curve in curves:
+            axes.plot(*curve.T, color=LOOKS[rna]["color"], alpha=0.35, linewidth=1)
+        middle = curves.mean(axis=0)
+        axes.plot(*middle.T, label="with RNA" if rna else "without RNA", linewidth=2, **LOOKS[rna])
+        for step, here in zip(steps[1:], middle[1:], strict=True):
+            text = {"xytext": (6, 3) if rna else (-6, -9), "ha": "left" if rna else "right"}
             axes.annotate(
-                str(step), here, xytext=(4, 3), textcoords="offset points", fontsize=7, color="0.3"
+                str(step), here, textcoords="offset points", color=LOOKS[rna]["color"], **text
             )
     axes.set(
         xlabel="accuracy on the forget domain (numbers: steps)",
         ylabel="other domains, after a forget-term",
         ylim=(0, 1),
     )
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
-def _asked_everywhere(finished: Finished, base: Answers) -> tuple[list[str], list[str]]:
-    sheets = [sheet for steps in finished.values() for sheet in steps.values()]
-    kept, ids = (
-        [name for name in base[form] if all(name in sheet[form] for sheet in sheets)]
-        for form in ("before/forget", FORGET)
-    )
-    return kept, ids
+def _place(sheet: Answers, ids: Sequence[str], kept: Sequence[str]) -> tuple[float, float]:
+    return mean(sheet, FORGET, ids, RIGHT), mean(sheet, "before/forget", kept, RIGHT)
 
 
 def draw_all(rows: Sequence[Row]) -> Figure:

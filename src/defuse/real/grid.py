@@ -10,13 +10,14 @@ from defuse.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NOISE_STD = "1x"  # RNA's, in multiples of the hidden states' standard deviation
-CURVE = (1 / 6, 1 / 3, 2 / 3, 1)  # of the steps: where a run is asked
+CURVE, TUNING_CURVE = (1 / 6, 1 / 3, 2 / 3, 1), (1 / 2, 1)  # of the steps: where a run is asked
 SHORT_SEEDS, FULL_SEEDS = (1, 2), (1, 2, 3, 4, 5)
 MANY_SEEDS = ("rmu", "simnpo")
 # Questions of each domain at a run's end and on the way; fewer where there are many runs.
-PANEL, FULL_PANEL = (100, 30), (50, 20)
-# Settings tried on the tuning questions.
-TUNING_RATES = (1e-3, 3e-3)
+PANEL, FULL_PANEL, TUNING_PANEL = (100, 30), (50, 20), (24, 24)
+# Settings tried on the tuning questions, with a seed that no report uses.
+TUNING_SEED = 0
+TUNING_RATES, TUNING_STDS = (1e-3, 3e-3), ("0.3x", "1x", "3x")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ def short_grid() -> list[Run]:
 
 def panel(run: Run, *, at_end: bool) -> int:
     """How many questions of each domain a run is asked."""
-    return (PANEL if run in short_grid() else FULL_PANEL)[0 if at_end else 1]
+    counts = FULL_PANEL
+    if run in short_grid():
+        counts = PANEL
+    elif run.seed == TUNING_SEED:
+        counts = TUNING_PANEL
+    return counts[0 if at_end else 1]
 
 
 def full_grid() -> list[Run]:
@@ -78,18 +84,20 @@ def full_grid() -> list[Run]:
 
 
 def tuning_grid() -> list[Run]:
-    """Every method and retain loss, without RNA, at several learning rates."""
-    return [
-        Run(method, retain, rna=False, seed=0, changes=(f"learning_rate={rate}",))
-        for method in METHODS
-        for retain in RETAIN_LOSSES
-        for rate in TUNING_RATES
-    ]
+    """Every method and retain loss at several learning rates, and RMU with several noises."""
+
+    def run(method: str, retain: str, change: str) -> Run:
+        return Run(method, retain, rna=False, seed=TUNING_SEED, changes=(change,))
+
+    pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
+    rates = [run(*pair, f"learning_rate={rate}") for pair in pairs for rate in TUNING_RATES]
+    return rates + [run("rmu", HiddenMSE.name, f"noise.std={std}") for std in TUNING_STDS]
 
 
-def curve(steps: int) -> tuple[int, ...]:
+def curve(run: Run, steps: int) -> tuple[int, ...]:
     """The numbers of steps after which a run is asked; the last is `steps`."""
-    return tuple(sorted({math.ceil(steps * share) for share in CURVE}))
+    shares = TUNING_CURVE if run.seed == TUNING_SEED else CURVE
+    return tuple(sorted({math.ceil(steps * share) for share in shares}))
 
 
 def training_work(recipe: Recipe) -> float:

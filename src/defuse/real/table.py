@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from defuse.evaluate import Interval, wilson
@@ -30,11 +31,12 @@ Finished = Mapping[Run, Mapping[int, Answers]]
 
 
 def make_rows(finished: Finished, base: Answers) -> list[Row]:
-    """The base model, then a row for each method, retain loss and noise, over its seeds."""
-    groups: dict[tuple[str, str, bool], list[Answers]] = {}
+    """The base model, then a row for each method, retain loss, noise and change, over seeds."""
+    groups: dict[str, list[Answers]] = {}
     for run, steps in finished.items():
-        groups.setdefault((run.method, run.retain, run.rna), []).append(steps[max(steps)])
-    rows = [make_row(label(*key), runs, base) for key, runs in sorted(groups.items())]
+        name = label(run.method, " ".join([run.retain, *run.changes]), run.rna)
+        groups.setdefault(name, []).append(steps[max(steps)])
+    rows = [make_row(name, runs, base) for name, runs in sorted(groups.items())]
     return [make_row("base", [base], base), *rows]
 
 
@@ -95,11 +97,18 @@ def sentence(name: str, matched: Matched | None) -> str:
 
 
 def screen_table(rows: Sequence[Row]) -> Table:
-    """For a terminal: each interval below its estimate."""
-    table = Table(*COLUMNS, title="95 % intervals; vulnerability: 0 where nothing got worse")
+    """What fits a terminal: intervals below their estimates."""
+    names = ("accuracy", "forget\ndomain", "other\ndomains", "... after\na forget-\nterm")
+    names = (*names, "... after\na control", "vulner-\nability")
+    table = Table(*names, title="with 95 % intervals; chance 0.25", box=SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*(text.replace(" [", "\n[").replace("[", "\\[") for text in cells(row)))
+        values = (row.forget, row.clean, row.after_term, row.after_control, row.vulnerability)
+        table.add_row(row.label, *map(_stacked, values))
     return table
+
+
+def _stacked(value: Interval | None) -> str:
+    return "" if value is None else f"{value.value:.2f}\n{value.low:.2f}…{value.high:.2f}"
 
 
 def domain_accuracies(answers: Answers) -> dict[str, Interval]:
