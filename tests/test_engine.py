@@ -9,6 +9,7 @@ import torch
 from benchmarks.plain import PlainStep
 
 from defuse.batches import TextBatch, collate
+from defuse.borrowed import frozen_model
 from defuse.corpora import Encoded
 from defuse.decoder import Decoder
 from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
@@ -28,7 +29,6 @@ from defuse.methods import (
     Steering,
 )
 from defuse.noise import GaussianNoise
-from defuse.train import frozen_model
 from defuse.unlearning import Unlearning, trained_parameters
 from tests.architectures import tiny_model
 

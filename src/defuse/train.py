@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.defaults import with_defaults
 from defuse.engine import FrozenStore, SharedPrefixStep, StepLosses
@@ -83,22 +83,6 @@ def unlearn(
     updated = _with_weights(model, originals, weights, in_place=in_place)
     changed = {name: updated.get_parameter(name).detach() for name in originals}
     return Result(updated, changed, tuple(records))
-
-
-@contextmanager
-def frozen_model(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients for the model's own parameters; all restored at the end."""
-    required = {p: p.requires_grad for p in model.parameters()}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in required.items():
-            parameter.requires_grad_(flag)
-        for module, flag in modes.items():
-            module.training = flag
 
 
 def _loop(step: SharedPrefixStep, prepared: Prepared, training: Training) -> Iterator[StepRecord]:

@@ -5,13 +5,13 @@ left and in the numbers, which come from one forward pass per batch of token tre
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.borrowed import evaluation_mode
 from defuse.chunks import CHUNK_BYTES
 from defuse.decoder import Decoder, PrefixCache
 from defuse.errors import UsageError
@@ -54,7 +54,7 @@ def score(
     # Groups cut on the left begin elsewhere: they must not keep the others from their prefix.
     cut = [any(request.is_cut(max_length) for request in group) for group in groups]
     scores: list[list[float]] = [[] for _ in groups]
-    with _evaluating(decoder.model):
+    with evaluation_mode(decoder.model):
         for kind in (False, True):
             indices = [i for i, is_cut in enumerate(cut) if is_cut == kind]
             runs = _score_alike(decoder, [groups[i] for i in indices], max_length, token_budget)
@@ -141,14 +141,3 @@ def _refuse_long(groups: Sequence[Sequence[Request]], max_length: int) -> None:
             f"questions: an answer is {longest} tokens long and the model reads {max_length}; "
             "shorten it or leave the question out"
         )
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout meanwhile; the caller's mode comes back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
