@@ -126,6 +126,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         try:
             with os.fdopen(handle, "wb") as file:
                 figure.savefig(file, format=path.suffix[1:], dpi=150)
+            Path(temporary).chmod(0o644)  # mkstemp's files are for their owner alone
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

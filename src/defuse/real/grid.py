@@ -33,8 +33,7 @@ class Run:
     @property
     def name(self) -> str:
         noise = ["rna"] if self.rna else []
-        changes = [change.rpartition(".")[2].replace("=", "") for change in self.changes]
-        return "-".join([self.method, self.retain, *noise, f"seed{self.seed}", *changes])
+        return "-".join([self.method, self.retain, *noise, f"seed{self.seed}", *self.changes])
 
     def recipe(self, texts: Path, model: str) -> Recipe:
         """The shipped recipe with this run's noise, seed and changes, on the texts in `texts`."""
