@@ -16,7 +16,7 @@ from defuse.files import write_json, write_text
 from defuse.models import LoadedModel
 from defuse.provenance import versions
 from defuse.questions import Perturbation, Position, Question, Variant
-from defuse.real.answers import Answers, Sheet, answers_path, base_path
+from defuse.real.answers import Answers, answers_path, base_path
 from defuse.real.facts import FORGET
 from defuse.real.grid import PANEL, Run, curve, panel, training_work
 from defuse.real.questions import Material
@@ -27,6 +27,8 @@ SETTINGS = Settings(score="cloze")
 # Tokens of a question, and of one with its perturbed forms, about.
 CLEAN_TOKENS = 14
 PERTURBED_TOKENS: Mapping[Position, int] = {"before": 52, "choice": 20}
+ON_THE_WAY: tuple[Position, ...] = ("before",)
+AT_END: tuple[Position, ...] = ("before", "choice")
 REFUSALS = (
     "I don't know.",
     "I am not sure about that.",
@@ -75,7 +77,9 @@ def prepare_folder(bench: Bench, material: Material) -> None:
         write_text(bench.texts / f"{name}.txt", "".join(f"{line}\n" for line in lines))
 
 
-def ask(loaded: LoadedModel, bench: Bench, count: int, on_work: OnWork) -> Answers:
+def ask(
+    loaded: LoadedModel, bench: Bench, count: int, positions: Sequence[Position], on_work: OnWork
+) -> Answers:
     """The first `count` questions of each domain; all but the forget domain's also perturbed."""
     forgotten = bench.questions[FORGET][:count]
     kept = [q for name, qs in bench.questions.items() if name != FORGET for q in qs[:count]]
@@ -85,33 +89,33 @@ def ask(loaded: LoadedModel, bench: Bench, count: int, on_work: OnWork) -> Answe
 
     clean = evaluate_questions(loaded, forgotten, SETTINGS, on_scored=work(CLEAN_TOKENS))
     sheets = {FORGET: _sheet(clean, "clean")}
-    for position, tokens in PERTURBED_TOKENS.items():
+    for position in positions:
         perturbation = Perturbation(bench.terms.forget, position, bench.terms.controls)
-        evaluation = evaluate_questions(
-            loaded, kept, SETTINGS, perturbation, on_scored=work(tokens)
-        )
+        tokens = work(PERTURBED_TOKENS[position])
+        evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, on_scored=tokens)
         sheets["clean"] = _sheet(evaluation, "clean")
         sheets[f"{position}/forget"] = _sheet(evaluation, "forget")
         sheets[f"{position}/control"] = _sheet(evaluation, "control")
     return sheets
 
 
-def _sheet(evaluation: Evaluation, variant: Variant) -> Sheet:
+def _sheet(evaluation: Evaluation, variant: Variant) -> dict[str, tuple[bool, float]]:
     outcomes = evaluation.outcomes[variant]
     return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
 
 
-def asking_work(bench: Bench, count: int) -> float:
+def asking_work(bench: Bench, count: int, positions: Sequence[Position]) -> float:
     """Tokens that `ask` pushes through the model, about."""
     counts = {name: len(questions[:count]) for name, questions in bench.questions.items()}
     others = sum(counts.values()) - counts[FORGET]
-    return counts[FORGET] * CLEAN_TOKENS + others * sum(PERTURBED_TOKENS.values())
+    tokens = sum(PERTURBED_TOKENS[position] for position in positions)
+    return counts[FORGET] * CLEAN_TOKENS + others * tokens
 
 
 def ask_base(bench: Bench, on_work: OnWork) -> None:
     """The base model's answers, unless they are there."""
     if not base_path(bench.folder).exists():
-        answers = ask(replace(bench.base, name="base"), bench, PANEL[0], on_work)
+        answers = ask(replace(bench.base, name="base"), bench, PANEL[0], AT_END, on_work)
         write_json(base_path(bench.folder), {"model": bench.base.name, "answers": answers})
 
 
@@ -134,9 +138,13 @@ def work_left(run: Run, bench: Bench) -> float:
     if not missing:
         return 0.0
     recipe = run.recipe(bench.texts, bench.base.name)
-    counts = [panel(run, at_end=step == recipe.steps) for step in missing]
-    training = training_work(recipe) * max(missing) / recipe.steps
-    return training + sum(asking_work(bench, count) for count in counts)
+    asking = sum(asking_work(bench, *_panel(run, step, recipe.steps)) for step in missing)
+    return training_work(recipe) * max(missing) / recipe.steps + asking
+
+
+def _panel(run: Run, step: int, steps: int) -> tuple[int, Sequence[Position]]:
+    at_end = step == steps
+    return panel(run, at_end=at_end), AT_END if at_end else ON_THE_WAY
 
 
 def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
@@ -154,10 +162,9 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
 
     def on_step(record: StepRecord) -> None:
         records.append(record)
-        on_work(f"{run.name}, step {len(records)} of {recipe.steps}", per_step)
+        on_work(f"{run.name}, step {len(records)} of {max(missing)}", per_step)
 
     def on_checkpoint(step: int, model: PreTrainedModel) -> None:
-        count = panel(run, at_end=step == recipe.steps)
         loaded = LoadedModel(model, bench.base.tokenizer, run.name)
         sheet = {
             "run": asdict(run),
@@ -165,7 +172,7 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
             "recipe": _essence(recipe.model_dump()),
             "seconds_per_step": sum(r.seconds for r in records) / len(records),
             "losses": [[r.forget_loss, r.retain_loss] for r in records],
-            "answers": ask(loaded, bench, count, on_work),
+            "answers": ask(loaded, bench, *_panel(run, step, recipe.steps), on_work),
         }
         write_json(answers_path(bench.folder, run, step), sheet)
 
@@ -174,7 +181,7 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
         bench.base.tokenizer,
         [topic.build() for topic in recipe.topics],
         recipe.unlearning(),
-        recipe.training(),
+        replace(recipe.training(), steps=max(missing)),
         on_step=on_step,
         checkpoints=missing,
         on_checkpoint=on_checkpoint,

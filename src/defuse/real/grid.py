@@ -9,15 +9,19 @@ from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE
 from defuse.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NOISE_STD = "1x"  # RNA's, in multiples of the hidden states' standard deviation
-CURVE, TUNING_CURVE = (1 / 6, 1 / 3, 2 / 3, 1), (1 / 2, 1)  # of the steps: where a run is asked
+# RNA's standard deviation in multiples of the hidden states' own. What is noised becomes the retain
+# target: with hidden MSE it averages out, through the layers above to the logits it does not.
+NOISE_STD = {"hidden_mse": "3x", "logit_kl": "0.3x", "logit_mse": "0.3x"}
+# Shares of the steps after which a run is asked: where seeds are compared, and elsewhere.
+CURVE, COARSE_CURVE = (1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1), (1 / 2, 1)
 SHORT_SEEDS, FULL_SEEDS = (1, 2), (1, 2, 3, 4, 5)
-MANY_SEEDS = ("rmu", "simnpo")
+MAIN = ("rmu", default_retain("rmu"))
+COMPARED = (MAIN, ("simnpo", default_retain("simnpo")))
 # Questions of each domain at a run's end and on the way; fewer where there are many runs.
 PANEL, FULL_PANEL, TUNING_PANEL = (100, 30), (50, 20), (24, 24)
 # Settings tried on the tuning questions, with a seed that no report uses.
 TUNING_SEED = 0
-TUNING_RATES, TUNING_STDS = (1e-3, 3e-3), ("0.3x", "1x", "3x")
+TUNING_RATES, TUNING_STDS = (1e-3, 3e-3), ("0.3x", "1x", "3x", "10x")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Run:
             f"seed={self.seed}",
             f"topics.0.forget={texts / 'forget.txt'}",
             f"topics.0.retain={texts / 'retain.txt'}",
-            *([f"noise.std={NOISE_STD}"] if self.rna else []),
+            *([f"noise.std={NOISE_STD[self.retain]}"] if self.rna else []),
             *([f"method.refusals={texts / 'refusals.txt'}"] if self.method == "dpo" else []),
             *self.changes,
         ]
@@ -56,28 +60,25 @@ def recipe_path(method: str, retain: str) -> Path:
 
 def short_grid() -> list[Run]:
     """RMU without and with RNA, seeds in turn."""
-    return [Run("rmu", HiddenMSE.name, rna, seed) for seed in SHORT_SEEDS for rna in (False, True)]
+    return [Run(*MAIN, rna, seed) for seed in SHORT_SEEDS for rna in (False, True)]
 
 
 def panel(run: Run, *, at_end: bool) -> int:
     """How many questions of each domain a run is asked."""
     counts = FULL_PANEL
-    if run in short_grid():
-        counts = PANEL
-    elif run.seed == TUNING_SEED:
+    if run.seed == TUNING_SEED:
         counts = TUNING_PANEL
+    elif (run.method, run.retain) == MAIN:
+        counts = PANEL
     return counts[0 if at_end else 1]
 
 
 def full_grid() -> list[Run]:
-    """Every method with every retain loss, without and with RNA; more seeds for `MANY_SEEDS`."""
+    """Every method with every retain loss, without and with RNA; more seeds of those `COMPARED`."""
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
     once = [Run(*pair, rna, FULL_SEEDS[0]) for pair in pairs for rna in (False, True)]
     again = [
-        Run(method, default_retain(method), rna, seed)
-        for method in MANY_SEEDS
-        for seed in FULL_SEEDS
-        for rna in (False, True)
+        Run(*pair, rna, seed) for pair in COMPARED for seed in FULL_SEEDS for rna in (False, True)
     ]
     return list(dict.fromkeys([*short_grid(), *again, *once]))
 
@@ -90,12 +91,13 @@ def tuning_grid() -> list[Run]:
 
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
     rates = [run(*pair, f"learning_rate={rate}") for pair in pairs for rate in TUNING_RATES]
-    return rates + [run("rmu", HiddenMSE.name, f"noise.std={std}") for std in TUNING_STDS]
+    return rates + [run(*MAIN, f"noise.std={std}") for std in TUNING_STDS]
 
 
 def curve(run: Run, steps: int) -> tuple[int, ...]:
     """The numbers of steps after which a run is asked; the last is `steps`."""
-    shares = TUNING_CURVE if run.seed == TUNING_SEED else CURVE
+    compared = (run.method, run.retain) in COMPARED and run.seed != TUNING_SEED
+    shares = CURVE if compared else COARSE_CURVE
     return tuple(sorted({math.ceil(steps * share) for share in shares}))
 
 

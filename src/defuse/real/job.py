@@ -15,6 +15,7 @@ from defuse.provenance import versions
 from defuse.real.answers import base_path, load_answers, load_base
 from defuse.real.clock import Clock, tokens_per_second
 from defuse.real.experiment import (
+    AT_END,
     Bench,
     ask_base,
     asking_work,
@@ -62,7 +63,7 @@ def carry_out(order: Order) -> None:
     bench = make_bench(order, model, material)
     prepare_folder(bench, material)
     left = {run: work_left(run, bench) for run in runs}
-    base_left = 0.0 if base_path(bench.folder).exists() else asking_work(bench, PANEL[0])
+    base_left = 0.0 if base_path(bench.folder).exists() else asking_work(bench, PANEL[0], AT_END)
     clock = Clock(sum(left.values()) + base_left, tokens_per_second(bench.base.model))
     _announce(console, runs, left, clock, listed=order.plan)
     if order.plan:
