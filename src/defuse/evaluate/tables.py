@@ -1,7 +1,9 @@
 """Evaluations side by side on the screen."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
+from pathlib import PurePath
 
 from rich.console import Console
 from rich.table import Table
@@ -15,24 +17,26 @@ TITLE_STYLE = "bold"
 
 def show(evaluations: Sequence[Evaluation], base: Evaluation | None, console: Console) -> None:
     """Print the tables that `evaluations`, of the same questions, have something for."""
-    others = [] if base is None else [e for e in (base,) if e.model not in _names(evaluations)]
-    everyone = [*others, *evaluations]
+    known = {evaluation.model for evaluation in evaluations}
+    others = [base] if base is not None and base.model not in known else []
+    everyone = _shortly_named([*others, *evaluations])
     console.print(accuracy_table(everyone))
     if len(everyone[0].outcomes) > 1:
         console.print(contrast_table(everyone))
     if len(everyone) > 1:
         console.print(model_table(everyone))
     if base is not None:
-        console.print(vulnerability_table(evaluations, base))
+        console.print(vulnerability_table(everyone[len(others) :], base))
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
     """Every model's figures for every form of the questions."""
-    table = _table("accuracy", "model", "questions", "n", "accuracy", "log p of the answer", "cut")
+    table = _table("accuracy", "model", "questions", "n", "accuracy", "log p of answer", "cut")
     for evaluation in evaluations:
         for variant, summary in summarise(evaluation).items():
-            shares = [summary.accuracy, summary.accuracy_norm]
-            accuracy = ", per character ".join(_percent(share) for share in shares if share)
+            accuracy = _percent(summary.accuracy)
+            if summary.accuracy_norm is not None:
+                accuracy += f"\n{_percent(summary.accuracy_norm)} per character"
             table.add_row(
                 evaluation.model,
                 variant,
@@ -74,8 +78,12 @@ def vulnerability_table(evaluations: Sequence[Evaluation], base: Evaluation) -> 
     return table
 
 
-def _names(evaluations: Sequence[Evaluation]) -> list[str]:
-    return [evaluation.model for evaluation in evaluations]
+def _shortly_named(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Models by the last part of their paths, where that tells them apart."""
+    names = [PurePath(evaluation.model).name for evaluation in evaluations]
+    if len(set(names)) < len(names):
+        return list(evaluations)
+    return [replace(each, model=name) for each, name in zip(evaluations, names, strict=True)]
 
 
 def _table(title: str, *columns: str) -> Table:
