@@ -110,8 +110,7 @@ class PlainStep:
         log_p = log_p.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
         counted = torch.zeros_like(batch.counted)
         counted.view(-1)[batch.predicted_at + 1] = True
-        log_p, count = log_p * counted[:, 1:], counted[:, 1:].sum(1)
-        total = log_p.sum(1)
+        total, count = (log_p * counted[:, 1:]).double().sum(1), counted[:, 1:].sum(1)
         if method.reduction == "batch":
             total, count = total.sum()[None], count.sum()[None]
         return total / count if method.normalise == "mean" else total

@@ -228,6 +228,8 @@ class SharedPrefixStep:
 
         rows = hidden.flatten(0, 1)[batch.predicted_at]
         values = tokenwise(score, rows, self.decoder.vocab_size)
+        # A text's sum is in the hundreds, and ratios are differences of two: sum in float64.
+        values = values if values.device.type == "mps" else values.double()
         empty = values.new_zeros(len(batch.items))
         return SequenceLogProbs(
             empty.index_add(0, batch.sequence, values),

@@ -100,7 +100,7 @@ def _loop(step: SharedPrefixStep, prepared: Prepared, training: Training) -> Ite
 
 
 def _finite(losses: StepLosses, step: int) -> tuple[float, float]:
-    forget, retain = torch.stack([losses.forget, losses.retain]).tolist()
+    forget, retain = torch.stack([losses.forget.float(), losses.retain.float()]).tolist()
     if not (math.isfinite(forget) and math.isfinite(retain)):
         raise UsageError(
             f"learning_rate: at step {step} the losses became {forget} (forget) and {retain} "
