@@ -126,10 +126,6 @@ class Decoder:
     def device(self) -> torch.device:
         return self.model.device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
     def parameter_name(self, layer: int, name: str) -> str:
         """The model's name for parameter `name` of block `layer`."""
         return f"{self.architecture.blocks}.{layer}.{name}"
