@@ -15,14 +15,19 @@ from torch import Tensor
 CHUNK_BYTES = 32 * 2**20
 
 
+def chunks(count: int, vocab_size: int) -> list[slice]:
+    """Consecutive slices of `count` rows, each at most `CHUNK_BYTES` of float32 logits."""
+    size = max(1, CHUNK_BYTES // (4 * vocab_size))
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
 def tokenwise(score: Callable[[Tensor, slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
     """score(hidden[s], s) for consecutive slices s, joined; gradients reach `hidden` only.
 
     `hidden` is (N, d); `score` maps (n, d) and the slice it came from to (n,), each value from its
-    own row. The slices are such that n × `vocab_size` float32 numbers take at most `CHUNK_BYTES`.
+    own row.
     """
-    size = max(1, CHUNK_BYTES // (4 * vocab_size))
-    slices = [slice(i, i + size) for i in range(0, hidden.shape[0], size)]
+    slices = chunks(hidden.shape[0], vocab_size)
     if hidden.requires_grad and torch.is_grad_enabled():
         return _Tokenwise.apply(hidden, score, slices)  # type: ignore[return-value]
     with torch.no_grad():

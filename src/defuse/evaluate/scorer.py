@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.borrowed import evaluation_mode
-from defuse.chunks import CHUNK_BYTES
+from defuse.chunks import chunks
 from defuse.decoder import Decoder, PrefixCache
 from defuse.errors import UsageError
 from defuse.evaluate.trees import Request, TokenTree, collate, common_length, grow, visibility
@@ -125,11 +125,10 @@ def _logprobs(decoder: Decoder, hidden: Tensor, nodes: Tensor, targets: Tensor) 
     """log p(targets[k]) at hidden[nodes[k]]: hidden (N, d), nodes and targets (K,), to (K,)."""
     exact = torch.promote_types(hidden.dtype, torch.float32)
     values = torch.empty(len(nodes), dtype=exact, device=hidden.device)
-    size = max(1, CHUNK_BYTES // (4 * decoder.vocab_size))
-    for start in range(0, len(hidden), size):
-        logits = decoder.logits(hidden[start : start + size]).to(exact)
-        pairs = ((nodes >= start) & (nodes < start + size)).nonzero()[:, 0]
-        rows = nodes[pairs] - start
+    for some in chunks(len(hidden), decoder.vocab_size):
+        logits = decoder.logits(hidden[some]).to(exact)
+        pairs = ((nodes >= some.start) & (nodes < some.stop)).nonzero()[:, 0]
+        rows = nodes[pairs] - some.start
         values[pairs] = logits[rows, targets[pairs]] - logits.logsumexp(dim=-1)[rows]
     return values
 

@@ -1,9 +1,7 @@
 """Two figures: the forget-term's harm along the steps, and all methods side by side."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defuse.evaluate import Interval
+from defuse.files import new_file
 from defuse.real.answers import Answers
 from defuse.real.compare import RIGHT, Row, mean, shared_ids
 from defuse.real.facts import FORGET
@@ -119,16 +118,8 @@ def _points(
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write PNG and SVG, each whole or not at all; returns their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
-        handle, temporary = mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                figure.savefig(file, format=path.suffix[1:], dpi=150)
-            Path(temporary).chmod(0o644)  # mkstemp's files are for their owner alone
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with new_file(path) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=150)
     return paths
