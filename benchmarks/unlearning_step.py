@@ -28,11 +28,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.plain import PlainStep
 from defuse.batches import TextBatch, collate
 from defuse.borrowed import frozen_model
-from defuse.corpora import Encoded
 from defuse.decoder import Decoder
 from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
 from defuse.methods import METHODS, HiddenMSE, LogitKL, RepresentationMethod, Steering
 from defuse.noise import GaussianNoise
+from defuse.texts import Encoded
 from defuse.unlearning import Unlearning, trained_parameters
 
 TEXTS, TOKENS, VOCABULARY, SEED = 4, 256, 4096, 0

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from defuse.corpora import Encoded, QuestionAnswer, encode, load_refusals, load_texts
+from defuse.corpora import load_refusals, load_texts
 from defuse.errors import UsageError
+from defuse.texts import Encoded, QuestionAnswer, encode
 from tests.conftest import build_tokenizer
 
 TOFU = Path("../shared/data/tofu")

@@ -10,7 +10,6 @@ from benchmarks.plain import PlainStep
 
 from defuse.batches import TextBatch, collate
 from defuse.borrowed import frozen_model
-from defuse.corpora import Encoded
 from defuse.decoder import Decoder
 from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
 from defuse.methods import (
@@ -29,6 +28,7 @@ from defuse.methods import (
     Steering,
 )
 from defuse.noise import GaussianNoise
+from defuse.texts import Encoded
 from defuse.unlearning import Unlearning, trained_parameters
 from tests.architectures import tiny_model
 

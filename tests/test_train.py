@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.corpora import QuestionAnswer
 from defuse.decoder import Decoder
 from defuse.defaults import DEFAULTS
 from defuse.errors import UsageError
@@ -26,6 +25,7 @@ from defuse.methods import (
     Retain,
 )
 from defuse.noise import GaussianNoise
+from defuse.texts import QuestionAnswer
 from defuse.train import Result, StepRecord, unlearn
 from defuse.unlearning import Topic, Training, Unlearning
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from defuse.corpora import QuestionAnswer, load_texts
+    from defuse.corpora import load_texts
     from defuse.decoder import Decoder
     from defuse.errors import UsageError
     from defuse.evaluate import Evaluation, Settings, compare, evaluate_questions, summarise
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from defuse.noise import GaussianNoise
     from defuse.questions import Perturbation, Question, load_questions, perturb
     from defuse.recipe import Recipe, load_recipe
+    from defuse.texts import QuestionAnswer
     from defuse.train import Result, StepRecord, unlearn
     from defuse.unlearning import Topic, Training, Unlearning
 
 _HOMES = {
-    "defuse.corpora": ("QuestionAnswer", "load_texts"),
+    "defuse.corpora": ("load_texts",),
     "defuse.decoder": ("Decoder",),
     "defuse.errors": ("UsageError",),
     "defuse.evaluate": (
@@ -56,6 +57,7 @@ _HOMES = {
     "defuse.noise": ("GaussianNoise",),
     "defuse.questions": ("Perturbation", "Question", "load_questions", "perturb"),
     "defuse.recipe": ("Recipe", "load_recipe"),
+    "defuse.texts": ("QuestionAnswer",),
     "defuse.train": ("Result", "StepRecord", "unlearn"),
     "defuse.unlearning": ("Topic", "Training", "Unlearning"),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defuse.corpora import Encoded
+from defuse.texts import Encoded
 
 Item = tuple[str, int]
 
@@ -55,16 +55,18 @@ def collate(
     offsets = [0 if mask_padding else time - len(text.ids) for text in texts]
     ids = torch.full((len(texts), time), pad_token_id)
     real = torch.zeros(len(texts), time, dtype=torch.bool)
-    predicted = torch.zeros_like(real)
+    predicted, silent = torch.zeros_like(real), torch.zeros_like(real)
     for row, (text, offset) in enumerate(zip(texts, offsets, strict=True)):
         end = offset + len(text.ids)
         ids[row, offset:end] = torch.tensor(text.ids)
         real[row, offset:end] = True
         predicted[row, offset + max(1, text.answer_start) : end] = True
+        silent[row, [offset + place for place in text.uncounted]] = True
     if not mask_padding:
         predicted |= ~real
     predicted[:, 0] = False
-    counted = real.clone() if mask_padding else torch.ones_like(real)
+    predicted &= ~silent
+    counted = real & ~silent if mask_padding else ~silent
     if skip_first_token:
         counted[torch.arange(len(texts)), torch.tensor(offsets)] = False
     spans = tuple(slice(o, o + len(t.ids)) for o, t in zip(offsets, texts, strict=True))

@@ -1,46 +1,19 @@
-"""Texts to forget, to keep and to refuse with: from files or the hub, and as token ids."""
+"""Texts to forget, to keep and to refuse with, from files or the hub."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from defuse.errors import UsageError
+from defuse.texts import Plain, QuestionAnswer
 
-
-@dataclass(frozen=True)
-class QuestionAnswer:
-    """A question and its answer; preference losses count the answer's tokens only."""
-
-    question: str
-    answer: str
-
-    @property
-    def prompt(self) -> str:
-        return f"Question: {self.question}\nAnswer:"
-
-    def __str__(self) -> str:
-        return f"{self.prompt} {self.answer}"
-
-
-Text = str | QuestionAnswer
 Row = tuple[str, Any]  # where it stands ("forget.jsonl, line 3") and what stands there
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """`ids`: a text's tokens. `answer_start`: index of the first that preference losses predict."""
-
-    ids: tuple[int, ...]
-    answer_start: int
-
-
-def load_texts(source: str, *, field: str | None = None, split: str = "train") -> list[Text]:
+def load_texts(source: str, *, field: str | None = None, split: str = "train") -> list[Plain]:
     """The texts of a file or of a hub dataset, blank ones left out.
 
     A `.txt` file gives a text per line. `.jsonl`, `.json` (a list, or a value per line), `.csv` and
@@ -68,73 +41,7 @@ def load_refusals(source: str) -> tuple[str, ...]:
     return tuple(text.answer if isinstance(text, QuestionAnswer) else text for text in texts)
 
 
-def encode(
-    texts: Sequence[Text],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    *,
-    packed: bool = False,
-) -> list[Encoded]:
-    """Token ids, cut after `length` tokens, with special tokens as the tokenizer sets them.
-
-    A question-answer pair becomes "Question: …\\nAnswer: …". `packed` joins all texts, with the
-    tokenizer's end-of-text token (else a line break) after each, and cuts the whole into rows of
-    just `length` tokens that count throughout; a last row under half of that is left out, unless
-    it is the only one. Raises UsageError for a text without a token to predict.
-    """
-    if packed:
-        return _pack(texts, tokenizer, length)
-    whole = _tokenise([str(text) for text in texts], tokenizer)
-    prompts = [text.prompt for text in texts if isinstance(text, QuestionAnswer)]
-    starts = iter(_tokenise(prompts, tokenizer))
-    encoded = []
-    for text, ids in zip(texts, whole, strict=True):
-        pair = isinstance(text, QuestionAnswer)
-        start = _shared(next(starts), ids) if pair else 1
-        if start >= min(len(ids), length):
-            raise UsageError(
-                f"text {str(text)[:40]!r}…: its first {length} tokens leave nothing to predict; "
-                "raise the topic's length, or leave the text out"
-            )
-        encoded.append(Encoded(tuple(ids[:length]), start))
-    return encoded
-
-
-def _shared(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens of `whole` come from the prompt alone: one may span its end."""
-    pairs = zip(prompt, whole, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(whole)))
-
-
-def _tokenise(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = True
-) -> list[list[int]]:
-    if not texts:
-        return []
-    # A text too long for the model is cut later: no warning about it.
-    output = tokenizer(list(texts), add_special_tokens=special, verbose=False)
-    ids: list[list[int]] = output["input_ids"]  # type: ignore[assignment]
-    return ids
-
-
-def _pack(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Encoded]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    first = _tokenise(["a"], tokenizer)[0][:1]
-    start = first if first == [bos] else []
-    end = _tokenise(["\n"], tokenizer, special=False)[0] if eos is None else [eos]
-    stream: list[int] = []
-    for ids in _tokenise([str(text) for text in texts], tokenizer, special=False):
-        stream += [*ids, *end]
-    room = length - len(start)
-    rows = [tuple(start + stream[at : at + room]) for at in range(0, len(stream), room)]
-    if len(rows) > 1 and len(rows[-1]) < length / 2:
-        rows.pop()
-    if not rows or len(rows[-1]) < 2:
-        raise UsageError("packed: the texts make less than two tokens; give more text")
-    return [Encoded(row, 1) for row in rows]
-
-
-def _text(row: Row, field: str | None) -> Text | None:
+def _text(row: Row, field: str | None) -> Plain | None:
     """A row's text; None if it is blank."""
     where, value = row
     if isinstance(value, Mapping) and field is None and "text" not in value:

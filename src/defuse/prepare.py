@@ -7,13 +7,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from defuse.batches import TextBatch, collate
-from defuse.corpora import Encoded, QuestionAnswer, Text, encode
 from defuse.engine import Objective, SharedPrefixStep, StepBatch
 from defuse.measure import HiddenStatistics, hidden_statistics
 from defuse.methods import RepresentationMethod, Steering
 from defuse.methods.base import draw_direction
 from defuse.scales import multiple, resolve
 from defuse.schedule import generator, rows
+from defuse.texts import Encoded, QuestionAnswer, Text, encode
+from defuse.triggers import mine_triggers, mix_triggers
 from defuse.unlearning import Topic, Training
 
 MEASURED_TEXTS = 64
@@ -118,7 +119,8 @@ def _prepare_topic(
         return Corpus(f"{topic.name}/{kind}", encode(texts, tokenizer, length, packed=packed))
 
     forget = corpus("forget", topic.forget, topic.forget_length, packed=topic.packed)
-    retain = corpus("retain", topic.retain, topic.retain_length, packed=topic.packed)
+    kept = _with_triggers(topic, training.seed)
+    retain = corpus("retain", kept, topic.retain_length, packed=topic.packed)
     refusals = None
     if wanted := getattr(step.unlearning.method, "refusals", ()):
         # A packed row holds parts of several texts, so refusals then stand for rows.
@@ -127,6 +129,14 @@ def _prepare_topic(
         refusals = corpus("refusal", chosen, topic.forget_length)
     objective = _objective(step, topic, training, batches, forget, retain)
     return PreparedTopic(objective, forget, retain, refusals)
+
+
+def _with_triggers(topic: Topic, seed: int) -> Sequence[Text]:
+    """The retain texts, some behind sentences with forget-terms where the topic says so."""
+    if topic.mixed_share == 0:
+        return topic.retain
+    triggers = topic.triggers or mine_triggers(topic.forget, topic.retain)
+    return mix_triggers(topic.retain, triggers, topic.mixed_share, seed, topic.name)
 
 
 def refusals_for(

@@ -15,6 +15,7 @@ from defuse.errors import UsageError
 from defuse.fields import Fields, Multiple, Number, Whole, parse
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
+from defuse.questions import load_tokens
 from defuse.scales import multiple
 from defuse.unlearning import Topic, Training, Unlearning
 
@@ -94,10 +95,14 @@ class TopicFields(Fields):
     scale: Multiple | None = None
     weight: Annotated[Number, Field(ge=0)]
     packed: bool = Topic.packed
+    triggers: str | None = None
+    mix: Annotated[Number, Field(ge=0, le=1)] | None = None
 
     def build(self) -> Topic:
-        """The topic with its texts read."""
-        own = self.model_dump(exclude={"forget", "retain"}, exclude_none=True)
+        """The topic with its texts and triggers read."""
+        own = self.model_dump(exclude={"forget", "retain", "triggers"}, exclude_none=True)
+        if self.triggers is not None:
+            own["triggers"] = load_tokens(self.triggers)
         return Topic(forget=load_texts(self.forget), retain=load_texts(self.retain), **own)
 
 

@@ -7,12 +7,14 @@ from typing import Literal
 
 from torch import nn
 
-from defuse.corpora import Text
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.methods import HiddenMSE, Method, RepresentationMethod, Retain
 from defuse.noise import GaussianNoise
 from defuse.scales import multiple, require
+from defuse.texts import Text
+
+DEFAULT_MIX = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Topic:
     four times the forget texts' mean hidden norm. `weight` (α) multiplies the retain loss. None
     takes the table's value for the method and retain loss (`defuse.defaults`). Texts
     are cut after `forget_length` and `retain_length` tokens; `packed` joins short texts and cuts
-    the whole into rows of just that length.
+    the whole into rows of just that length. `mix`: the share of retain texts behind a sentence with
+    one of `triggers` (`defuse.triggers`); None is half of them if there are triggers, else none.
+    Where there are none to mix, the words most typical of the forget texts are taken.
     """
 
     name: str
@@ -73,6 +77,13 @@ class Topic:
     scale: float | str | None = None
     weight: float | None = None
     packed: bool = False
+    triggers: Sequence[str] = ()
+    mix: float | None = None
+
+    @property
+    def mixed_share(self) -> float:
+        """`mix` as a number."""
+        return (DEFAULT_MIX if self.triggers else 0.0) if self.mix is None else self.mix
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,8 @@ def _validate_topic(topic: Topic) -> None:
     for field in ("coefficient", "scale", "weight"):
         if (value := getattr(topic, field)) is not None:
             multiple(value, f"{where}.{field}")
+    share = topic.mixed_share
+    require(0 <= share <= 1, f"{where}.mix", share, "is no share of the texts: use 0 to 1")
     for field in ("forget_length", "retain_length"):
         require(getattr(topic, field) > 1, f"{where}.{field}", getattr(topic, field), "is below 2")
 
