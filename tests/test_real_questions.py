@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defuse.questions import Question
-from defuse.real.facts import FORGET, Fact
+from defuse.real.facts import ELEMENTS, Fact
 from defuse.real.questions import SUBJECTS, build_material, make_question, split
 from defuse.real.terms import match_terms, picture_names
 
@@ -133,9 +133,9 @@ def test_known_facts_are_asked_rightly(material):
 def test_retain_texts_hold_no_asked_subject_and_forget_texts_hold_all(material):
     forget, retain = " ".join(material.forget), set(material.retain)
     for part in (material.reported, material.tuning):
-        for question in part[FORGET]:
+        for question in part[ELEMENTS]:
             fact_stated = f"{question.prompt} {question.choices[question.answer]}."
             assert fact_stated in forget
-        for domain in set(SUBJECTS) - {FORGET}:
+        for domain in set(SUBJECTS) - {ELEMENTS}:
             stated = {f"{q.prompt} {q.choices[q.answer]}." for q in part[domain]}
             assert not stated & retain

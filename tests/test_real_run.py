@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from defuse.errors import UsageError
+from defuse.experiment.answers import FORGET, load_answers, load_base
+from defuse.experiment.clock import Clock, spoken
 from defuse.models import LoadedModel
 from defuse.questions import Question
-from defuse.real.answers import load_answers, load_base
-from defuse.real.clock import Clock, spoken
 from defuse.real.experiment import (
     Bench,
     ask_base,
@@ -19,7 +19,7 @@ from defuse.real.experiment import (
     prepare_folder,
     work_left,
 )
-from defuse.real.facts import FORGET
+from defuse.real.facts import ELEMENTS
 from defuse.real.grid import Run, curve, full_grid, recipe_path, short_grid, tuning_grid
 from defuse.real.job import Order, choose_runs, report
 from defuse.real.questions import Material
@@ -46,7 +46,7 @@ def questions(domain: str, count: int) -> list[Question]:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     base = LoadedModel(build_llama(layers=8), build_tokenizer(), "tiny")
-    asked = {FORGET: questions(FORGET, 33), "capitals": questions("capitals", 32)}
+    asked = {ELEMENTS: questions(ELEMENTS, 33), "capitals": questions("capitals", 32)}
     bench = Bench(base, asked, Terms(("gold", "tin"), ("moon", "bird")), tmp_path)
     prepare_folder(bench, Material(asked, asked, TEXTS, TEXTS))
     return bench

@@ -5,9 +5,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from defuse.evaluate import Interval, wilson
-from defuse.real.answers import Answers
-from defuse.real.compare import make_row, match
-from defuse.real.facts import FORGET
+from defuse.experiment.answers import FORGET, Answers
+from defuse.experiment.compare import make_row, match
 from defuse.real.figure import LOOKS, draw_all, draw_main, save
 from defuse.real.grid import Run
 from defuse.real.table import (
@@ -40,8 +39,8 @@ def answers(n: int = N, **right: int) -> Answers:
     }
 
 
-BASE = answers(elements=9, clean=8, before_forget=7, before_control=8)
-HURT = answers(elements=3, clean=8, before_forget=2, before_control=7, choice_forget=6)
+BASE = answers(forget=9, clean=8, before_forget=7, before_control=8)
+HURT = answers(forget=3, clean=8, before_forget=2, before_control=7, choice_forget=6)
 
 
 def test_a_row_holds_accuracies_and_what_unlearning_added():
@@ -67,7 +66,7 @@ def test_the_base_model_has_no_vulnerability_and_to_itself_it_is_zero():
 
 
 def test_seeds_are_averaged_and_only_questions_that_all_were_asked_count():
-    fewer = answers(5, elements=5, before_forget=5)
+    fewer = answers(5, forget=5, before_forget=5)
     row = make_row("x", [HURT, fewer], BASE)
     assert (row.runs, row.n) == (2, (5, 5))
     assert row.after_term.value == pytest.approx((2 / 5 + 1) / 2)
@@ -79,9 +78,9 @@ def run(rna: bool, seed: int = 1) -> Run:
 
 
 def test_rna_is_compared_where_both_forgot_and_kept_alike():
-    plain = {run(False): {10: answers(elements=6), 20: HURT}}
-    held = answers(elements=3, clean=8, before_forget=5, before_control=7)
-    noised = {run(True): {20: answers(elements=8), 40: held}}
+    plain = {run(False): {10: answers(forget=6), 20: HURT}}
+    held = answers(forget=3, clean=8, before_forget=5, before_control=7)
+    noised = {run(True): {20: answers(forget=8), 40: held}}
     matched = match(plain, noised, BASE)
     assert matched is not None
     # After 20 steps with RNA it had not forgotten; after 40 it is like 20 without.
@@ -99,7 +98,7 @@ def test_among_equal_accuracies_the_nearest_in_log_probability_is_taken():
         assert matched.steps == ((1, partner, 80),)
 
 
-@pytest.mark.parametrize("other", [answers(elements=1, clean=8), answers(elements=3, clean=5)])
+@pytest.mark.parametrize("other", [answers(forget=1, clean=8), answers(forget=3, clean=5)])
 def test_unequal_forgetting_or_keeping_is_not_compared(other):
     assert match({run(False): {20: HURT}}, {run(True): {20: other}}, BASE) is None
 

@@ -13,7 +13,7 @@ FAST = replace(SLOW, changes=("steps=40", "learning_rate=0.003"))
 
 
 def test_cost_is_what_is_still_known_and_what_was_lost():
-    sheet = answers(elements=5, clean=6, before_forget=1)
+    sheet = answers(forget=5, clean=6, before_forget=1)
     (trial,) = trials({SLOW: {40: sheet}}, BASE)
     # 5 of 10 is 0.25 above chance, and 6 of 10 others are 0.2 below the base's 8 of 10.
     assert trial.cost == pytest.approx(0.45)
@@ -21,13 +21,13 @@ def test_cost_is_what_is_still_known_and_what_was_lost():
 
 
 def test_forgetting_below_chance_and_learning_elsewhere_earn_nothing():
-    (trial,) = trials({SLOW: {40: answers(elements=0, clean=10)}}, BASE)
+    (trial,) = trials({SLOW: {40: answers(forget=0, clean=10)}}, BASE)
     assert trial.cost == 0
 
 
 def test_the_cheapest_comes_first_whatever_a_forget_term_does_and_of_equals_the_shorter():
-    forgot, fragile = answers(elements=3, clean=8), answers(elements=3, clean=8, before_forget=0)
-    kept = answers(elements=8, clean=8)
+    forgot, fragile = answers(forget=3, clean=8), answers(forget=3, clean=8, before_forget=0)
+    kept = answers(forget=8, clean=8)
     ranked = trials({SLOW: {20: kept, 40: forgot}, FAST: {20: fragile, 40: forgot}}, BASE)
     assert [(t.run, t.step) for t in ranked[:2]] == [(FAST, 20), (SLOW, 40)]
     assert ranked[-1].step == 20
@@ -35,11 +35,11 @@ def test_the_cheapest_comes_first_whatever_a_forget_term_does_and_of_equals_the_
 
 
 def test_the_noise_kept_holds_best_among_those_that_cost_little():
-    plain = trials({SLOW: {40: answers(elements=3, clean=8)}}, BASE)[0]
+    plain = trials({SLOW: {40: answers(forget=3, clean=8)}}, BASE)[0]
     sheets = {
-        "0.3x": answers(elements=3, clean=8, before_forget=3),
-        "1x": answers(elements=3, clean=8, before_forget=5),
-        "10x": answers(elements=8, clean=8, before_forget=8),
+        "0.3x": answers(forget=3, clean=8, before_forget=3),
+        "1x": answers(forget=3, clean=8, before_forget=5),
+        "10x": answers(forget=8, clean=8, before_forget=8),
     }
     noised = {
         replace(SLOW, rna=True, changes=(*SLOW.changes, f"noise.std={std}")): {40: sheet}
@@ -50,7 +50,7 @@ def test_the_noise_kept_holds_best_among_those_that_cost_little():
     assert kept.run.changes[-1] == "noise.std=1x"
     dear = {run: steps for run, steps in noised.items() if run.changes[-1] == "noise.std=10x"}
     assert best_noise(trials(dear, BASE), plain) is None
-    said = "\n".join(sentences({SLOW: {40: answers(elements=3, clean=8)}, **noised}, BASE))
+    said = "\n".join(sentences({SLOW: {40: answers(forget=3, clean=8)}, **noised}, BASE))
     assert "noise to keep: learning_rate=0.001 noise.std=1x, step 40" in said
 
 

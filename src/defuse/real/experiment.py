@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from defuse.errors import UsageError
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
 from defuse.evaluate.scorer import OnScored
+from defuse.experiment.answers import CLEAN, FORGET, Answers, answers_path, base_path
 from defuse.files import write_json, write_text
 from defuse.models import LoadedModel
 from defuse.provenance import versions
 from defuse.questions import Perturbation, Position, Question, Variant
-from defuse.real.answers import Answers, answers_path, base_path
-from defuse.real.facts import FORGET
+from defuse.real.facts import ELEMENTS
 from defuse.real.grid import PANEL, Run, curve, panel, training_work
 from defuse.real.questions import Material
 from defuse.real.terms import Terms
@@ -81,8 +81,8 @@ def ask(
     loaded: LoadedModel, bench: Bench, count: int, positions: Sequence[Position], on_work: OnWork
 ) -> Answers:
     """The first `count` questions of each domain; all but the forget domain's also perturbed."""
-    forgotten = bench.questions[FORGET][:count]
-    kept = [q for name, qs in bench.questions.items() if name != FORGET for q in qs[:count]]
+    forgotten = bench.questions[ELEMENTS][:count]
+    kept = [q for name, qs in bench.questions.items() if name != ELEMENTS for q in qs[:count]]
 
     def work(tokens: int) -> OnScored:
         return lambda questions: on_work(f"{loaded.name}, asking", questions * tokens)
@@ -93,7 +93,7 @@ def ask(
         perturbation = Perturbation(bench.terms.forget, position, bench.terms.controls)
         tokens = work(PERTURBED_TOKENS[position])
         evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, on_scored=tokens)
-        sheets["clean"] = _sheet(evaluation, "clean")
+        sheets[CLEAN] = _sheet(evaluation, "clean")
         sheets[f"{position}/forget"] = _sheet(evaluation, "forget")
         sheets[f"{position}/control"] = _sheet(evaluation, "control")
     return sheets
@@ -107,9 +107,9 @@ def _sheet(evaluation: Evaluation, variant: Variant) -> dict[str, tuple[bool, fl
 def asking_work(bench: Bench, count: int, positions: Sequence[Position]) -> float:
     """Tokens that `ask` pushes through the model, about."""
     counts = {name: len(questions[:count]) for name, questions in bench.questions.items()}
-    others = sum(counts.values()) - counts[FORGET]
+    others = sum(counts.values()) - counts[ELEMENTS]
     tokens = sum(PERTURBED_TOKENS[position] for position in positions)
-    return counts[FORGET] * CLEAN_TOKENS + others * tokens
+    return counts[ELEMENTS] * CLEAN_TOKENS + others * tokens
 
 
 def ask_base(bench: Bench, on_work: OnWork) -> None:

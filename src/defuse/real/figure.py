@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defuse.evaluate import Interval
+from defuse.experiment.answers import FORGET, Answers
+from defuse.experiment.compare import RIGHT, Row, mean, shared_ids
 from defuse.files import new_file
-from defuse.real.answers import Answers
-from defuse.real.compare import RIGHT, Row, mean, shared_ids
-from defuse.real.facts import FORGET
 from defuse.real.table import Finished
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.

@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from defuse.errors import UsageError
+from defuse.experiment.answers import base_path, load_answers, load_base
+from defuse.experiment.clock import Clock, tokens_per_second
 from defuse.files import write_json, write_text
 from defuse.methods import METHODS
 from defuse.models import load_model
 from defuse.provenance import versions
-from defuse.real.answers import base_path, load_answers, load_base
-from defuse.real.clock import Clock, tokens_per_second
 from defuse.real.experiment import (
     AT_END,
     Bench,
@@ -23,7 +23,7 @@ from defuse.real.experiment import (
     prepare_folder,
     work_left,
 )
-from defuse.real.facts import FORGET, read_facts
+from defuse.real.facts import ELEMENTS, read_facts
 from defuse.real.figure import draw_all, draw_main, save
 from defuse.real.grid import PANEL, Run, full_grid, short_grid, tuning_grid
 from defuse.real.questions import Material, build_material
@@ -107,7 +107,7 @@ def make_bench(order: Order, model: str, material: Material) -> Bench:
     taboo = {
         name for each in facts.values() for fact in each for name in (fact.subject, fact.answer)
     }
-    elements = sorted({fact.subject for fact in facts[FORGET]})
+    elements = sorted({fact.subject for fact in facts[ELEMENTS]})
     return Bench(
         base,
         material.tuning if order.tune else material.reported,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from defuse.questions import Question
-from defuse.real.facts import FORGET, RETAIN, Fact, read_facts
+from defuse.real.facts import ELEMENTS, RETAIN, Fact, read_facts
 from defuse.schedule import generator
 
 SEED = 0  # of the question set, which is one and the same for all runs
@@ -38,7 +38,7 @@ def build_material() -> Material:
         reported[domain] = [make_question(domain, fact) for fact in parts[0]]
         tuning[domain] = [make_question(domain, fact) for fact in parts[1]]
         spare += parts[2][:MAX_TEXT_SUBJECTS] if domain in RETAIN else []
-    return Material(reported, tuning, _texts(facts[FORGET], "forget"), _texts(spare, "retain"))
+    return Material(reported, tuning, _texts(facts[ELEMENTS], "forget"), _texts(spare, "retain"))
 
 
 def split(

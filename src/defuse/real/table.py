@@ -8,9 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from defuse.evaluate import Interval, wilson
-from defuse.real.answers import Answers
-from defuse.real.compare import Matched, Row, make_row, match
-from defuse.real.facts import FORGET
+from defuse.experiment.answers import CLEAN, FORGET, Answers
+from defuse.experiment.compare import Matched, Row, make_row, match
 from defuse.real.grid import Run
 
 COLUMNS = (
@@ -114,7 +113,7 @@ def _stacked(value: Interval | None) -> str:
 def domain_accuracies(answers: Answers) -> dict[str, Interval]:
     """The clean accuracy in each domain, with Wilson's interval."""
     right: dict[str, list[bool]] = {}
-    for form in (FORGET, "clean"):
+    for form in (FORGET, CLEAN):
         for name, (is_right, _) in answers[form].items():
             right.setdefault(name.partition("/")[0], []).append(is_right)
     return {domain: wilson(sum(values), len(values)) for domain, values in right.items()}

@@ -7,9 +7,8 @@ where the noise is chosen.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from defuse.real.answers import Answers
-from defuse.real.compare import CHANCE, RIGHT, TOLERANCE, mean, shared_ids
-from defuse.real.facts import FORGET
+from defuse.experiment.answers import CLEAN, FORGET, Answers
+from defuse.experiment.compare import CHANCE, RIGHT, TOLERANCE, mean, shared_ids
 from defuse.real.grid import Run
 
 
@@ -38,11 +37,11 @@ class Trial:
 def trials(finished: Mapping[Run, Mapping[int, Answers]], base: Answers) -> list[Trial]:
     """Every checkpoint, the cheapest first; of equals the one with fewer steps."""
     sheets = [sheet for steps in finished.values() for sheet in steps.values()]
-    ids, kept = shared_ids(FORGET, sheets, base), shared_ids("clean", sheets, base)
-    known = mean(base, "clean", kept, RIGHT)
+    ids, kept = shared_ids(FORGET, sheets, base), shared_ids(CLEAN, sheets, base)
+    known = mean(base, CLEAN, kept, RIGHT)
 
     def trial(run: Run, step: int, sheet: Answers) -> Trial:
-        forget, clean = mean(sheet, FORGET, ids, RIGHT), mean(sheet, "clean", kept, RIGHT)
+        forget, clean = mean(sheet, FORGET, ids, RIGHT), mean(sheet, CLEAN, kept, RIGHT)
         after_term = mean(sheet, "before/forget", kept, RIGHT)
         cost = max(0.0, forget - CHANCE) + max(0.0, known - clean)
         return Trial(run, step, forget, clean, after_term, cost)

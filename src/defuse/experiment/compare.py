@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from defuse.evaluate import Interval, bootstrap_mean, wilson
-from defuse.real.answers import Answers
-from defuse.real.facts import FORGET
-from defuse.real.grid import Run
+from defuse.experiment.answers import CLEAN, FORGET, Answers, R
 
 BOOTSTRAP_SEED = 0
 # Two checkpoints forgot and kept alike if neither accuracy differs by more.
@@ -63,25 +61,19 @@ class Matched:
 def make_row(label: str, runs: Sequence[Answers], base: Answers) -> Row:
     """Summarise runs' last answers beside the base model's on the same questions."""
     ids = shared_ids(FORGET, runs, base)
-    kept = shared_ids("clean", runs, base)
-
-    def accuracy(form: str, names: Sequence[str]) -> Interval:
-        table = _values(form, runs, names, RIGHT)
-        if len(runs) == 1:
-            return wilson(round(table.sum().item()), len(names))
-        return bootstrap_mean(table, BOOTSTRAP_SEED)
+    kept = shared_ids(CLEAN, runs, base)
 
     unlearned = any(answers is not base for answers in runs)
-    effects = [_added(position, runs, base, kept, what) for position, what in EFFECTS]
+    effects = [vulnerability(position, runs, base, kept, what) for position, what in EFFECTS]
     return Row(
         label,
         len(runs),
         (len(ids), len(kept)),
-        accuracy(FORGET, ids),
-        accuracy("clean", kept),
-        accuracy("before/forget", kept),
-        accuracy("before/control", kept),
-        bootstrap_mean(_values("before/forget", runs, kept, LOGPROB), BOOTSTRAP_SEED),
+        accuracy(FORGET, runs, ids),
+        accuracy(CLEAN, runs, kept),
+        accuracy("before/forget", runs, kept),
+        accuracy("before/control", runs, kept),
+        bootstrap_mean(values("before/forget", runs, kept, LOGPROB), BOOTSTRAP_SEED),
         *(effects if unlearned else ()),
     )
 
@@ -89,32 +81,41 @@ def make_row(label: str, runs: Sequence[Answers], base: Answers) -> Row:
 EFFECTS = (("before", RIGHT), ("before", LOGPROB), ("choice", RIGHT))
 
 
-def _added(
+def accuracy(form: str, runs: Sequence[Answers], ids: Sequence[str]) -> Interval:
+    """The share answered right: Wilson's interval for one run, else one over runs and questions."""
+    table = values(form, runs, ids, RIGHT)
+    if len(runs) == 1:
+        return wilson(round(table.sum().item()), len(ids))
+    return bootstrap_mean(table, BOOTSTRAP_SEED)
+
+
+def vulnerability(
     position: str, runs: Sequence[Answers], base: Answers, ids: Sequence[str], what: int
 ) -> Interval:
     """Vulnerability: (unlearned − base) of (control − forget), question by question."""
     ours, reference = (
-        _values(f"{position}/control", each, ids, what)
-        - _values(f"{position}/forget", each, ids, what)
+        values(f"{position}/control", each, ids, what)
+        - values(f"{position}/forget", each, ids, what)
         for each in (runs, [base] * len(runs))
     )
     return bootstrap_mean(ours - reference, BOOTSTRAP_SEED)
 
 
 def match(
-    plain: Mapping[Run, Mapping[int, Answers]],
-    noised: Mapping[Run, Mapping[int, Answers]],
+    plain: Mapping[R, Mapping[int, Answers]],
+    noised: Mapping[R, Mapping[int, Answers]],
     base: Answers,
+    form: str = "before/forget",
 ) -> Matched | None:
     """Pair each forgetful checkpoint with RNA with one without, of the same seed.
 
     Candidates differ by at most `TOLERANCE` in forget accuracy and in retain accuracy, on the
     questions that all checkpoints were asked; of several the nearest in the log-probability of the
     forget domain's answers is taken, since accuracy no longer tells checkpoints at chance apart.
-    None if no pair is found.
+    `form`: the questions on which they are compared. None if no pair is found.
     """
     sheets = [s for runs in (plain, noised) for steps in runs.values() for s in steps.values()]
-    ids, kept = shared_ids(FORGET, sheets, base), shared_ids("clean", sheets, base)
+    ids, kept = shared_ids(FORGET, sheets, base), shared_ids(CLEAN, sheets, base)
     pairs = []
     for run, steps in noised.items():
         rivals = next((s for other, s in plain.items() if other.seed == run.seed), {})
@@ -127,8 +128,7 @@ def match(
     without, with_noise = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
     accuracy, logprob = (
         bootstrap_mean(
-            _values("before/forget", with_noise, kept, what)
-            - _values("before/forget", without, kept, what),
+            values(form, with_noise, kept, what) - values(form, without, kept, what),
             BOOTSTRAP_SEED,
         )
         for what in (RIGHT, LOGPROB)
@@ -148,7 +148,7 @@ def _nearest(
         step
         for step, rival in rivals.items()
         if gap(rival, FORGET, ids, RIGHT) <= TOLERANCE
-        and gap(rival, "clean", kept, RIGHT) <= TOLERANCE
+        and gap(rival, CLEAN, kept, RIGHT) <= TOLERANCE
     ]
     return min(alike, key=lambda step: gap(rivals[step], FORGET, ids, LOGPROB), default=None)
 
@@ -163,9 +163,10 @@ def shared_ids(form: str, runs: Sequence[Answers], base: Answers) -> list[str]:
     return [name for name in base[form] if all(name in answers[form] for answers in runs)]
 
 
-def _values(form: str, runs: Sequence[Answers], ids: Sequence[str], what: int) -> Tensor:
-    values = [[float(answers[form][name][what]) for name in ids] for answers in runs]
-    return torch.tensor(values, dtype=torch.float64)
+def values(form: str, runs: Sequence[Answers], ids: Sequence[str], what: int) -> Tensor:
+    """`RIGHT` or `LOGPROB` of each answer, (runs, questions)."""
+    table = [[float(answers[form][name][what]) for name in ids] for answers in runs]
+    return torch.tensor(table, dtype=torch.float64)
 
 
 def mean(answers: Answers, form: str, ids: Sequence[str], what: int) -> float:

@@ -1,0 +1,1 @@
+"""What experiments share: answers on disk, figures from them, and the time left."""
