@@ -7,17 +7,17 @@ from matplotlib.colors import to_hex
 from defuse.evaluate import Interval, wilson
 from defuse.experiment.answers import FORGET, Answers
 from defuse.experiment.compare import make_row, match
-from defuse.real.figure import LOOKS, draw_all, draw_main, save
+from defuse.experiment.figures import save
+from defuse.experiment.words import interval, sentence
+from defuse.real.figure import LOOKS, draw_all, draw_main
 from defuse.real.grid import Run
 from defuse.real.table import (
     COLUMNS,
     cells,
     domain_accuracies,
-    interval,
     make_matches,
     make_rows,
     markdown,
-    sentence,
 )
 
 N = 10

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 # Forms of questions: those about what is forgotten, the others as they are, and, for those, a
 # position and what was put there ("before/forget", "choice/control").
@@ -11,7 +11,7 @@ FORGET, CLEAN = "forget", "clean"
 
 # Question id -> answered right, and the log-probability of the right answer among the four (nats);
 # an experiment may keep more behind these two.
-Sheet = Mapping[str, tuple[bool, float]]
+Sheet = Mapping[str, tuple[Any, ...]]
 Answers = Mapping[str, Sheet]  # by form
 
 

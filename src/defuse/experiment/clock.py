@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from defuse.defaults import strength_field
+from defuse.methods import HiddenMSE
+
 PROBE_SHAPE = (4, 64)  # texts and tokens, as in a step
 EVERY_SECONDS = 5.0
+# Forward passes' worth of a text's forward and backward passes: up to the steered layer, to the
+# top, and to the top with the reference's pass beside it.
+SHALLOW, DEEP, DEEP_TWICE = 0.25, 3.5, 4.5
 
 
 def tokens_per_second(model: PreTrainedModel) -> float:
@@ -21,6 +27,14 @@ def tokens_per_second(model: PreTrainedModel) -> float:
             model(ids, logits_to_keep=1).logits.sum().item()
             seconds.append(time.perf_counter() - began)
     return ids.numel() / min(seconds)
+
+
+def step_work(method: str, retain: str, forget_tokens: int, retain_tokens: int) -> float:
+    """A step of unlearning in tokens pushed once through the whole model, about."""
+    steers = strength_field(method) is not None
+    stops = retain == HiddenMSE.name
+    forget = forget_tokens * (SHALLOW if steers else DEEP)
+    return forget + retain_tokens * (SHALLOW if stops else DEEP_TWICE)
 
 
 @dataclass

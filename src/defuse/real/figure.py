@@ -1,17 +1,15 @@
 """Two figures: the forget-term's harm along the steps, and all methods side by side."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.evaluate import Interval
 from defuse.experiment.answers import FORGET, Answers
 from defuse.experiment.compare import RIGHT, Row, mean, shared_ids
-from defuse.files import new_file
+from defuse.experiment.figures import points
 from defuse.real.table import Finished
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
@@ -35,7 +33,7 @@ def _draw_forms(axes: Axes, rows: Sequence[Row]) -> None:
     looks = [{"color": BASE, "marker": "D"}, LOOKS[False], LOOKS[True]]
     for place, (row, look) in enumerate(zip(rows, looks, strict=False)):
         values = (row.forget, row.clean, row.after_control, row.after_term)
-        _points(axes, [x + 0.18 * (place - 1) for x in range(4)], values, row.label, look)
+        points(axes, [x + 0.18 * (place - 1) for x in range(4)], values, row.label, look)
     axes.axhline(0.25, color="grey", linestyle=":", linewidth=1)
     axes.set_xticks(range(4), ["forget\ndomain", "other\ndomains", "… after a\ncontrol term",
                                "… after a\nforget-term"])  # fmt: skip
@@ -84,9 +82,9 @@ def draw_all(rows: Sequence[Row]) -> Figure:
         some = [row for row in named if row.label.endswith(" + RNA") == rna]
         y = [names.index(row.label.removesuffix(" + RNA")) + shift for row in some]
         title = "with RNA" if rna else "without RNA"
-        _points(left, y, [r.forget for r in some], title, LOOKS[rna], across=True)
+        points(left, y, [r.forget for r in some], title, LOOKS[rna], across=True)
         effects = [r.vulnerability for r in some if r.vulnerability is not None]
-        _points(right, y, effects, title, LOOKS[rna], across=True)
+        points(right, y, effects, title, LOOKS[rna], across=True)
     left.axvline(0.25, color="grey", linestyle=":", linewidth=1)
     right.axvline(0, color="grey", linestyle=":", linewidth=1)
     left.set_yticks(range(len(names)), names)
@@ -95,30 +93,3 @@ def draw_all(rows: Sequence[Row]) -> Figure:
     right.set(xlabel="vulnerability to a forget-term (0: none)")
     right.legend(frameon=False, fontsize="small")
     return figure
-
-
-def _points(
-    axes: Axes,
-    places: Sequence[float],
-    values: Sequence[Interval],
-    name: str,
-    look: Mapping[str, Any],
-    *,
-    across: bool = False,
-) -> None:
-    estimates = [v.value for v in values]
-    errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-    look = {**look, "linestyle": "none", "capsize": 2, "markersize": 5, "label": name}
-    if across:
-        axes.errorbar(estimates, places, xerr=errors, **look)
-    else:
-        axes.errorbar(places, estimates, yerr=errors, **look)
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write PNG and SVG, each whole or not at all; returns their paths."""
-    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for path in paths:
-        with new_file(path) as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=150)
-    return paths

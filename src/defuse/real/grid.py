@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defuse.defaults import default_retain, strength_field
+from defuse.experiment.clock import step_work
 from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE
 from defuse.recipe import Recipe, load_recipe
 
@@ -119,12 +120,4 @@ def training_work(recipe: Recipe) -> float:
     topic = recipe.topics[0]
     forget = recipe.batch_size * topic.forget_length
     retain = recipe.batch_size * topic.retain_length
-    steers = strength_field(recipe.method.name) is not None
-    stops = recipe.retain.loss == HiddenMSE.name
-    work = forget * (SHALLOW if steers else DEEP) + retain * (SHALLOW if stops else DEEP_TWICE)
-    return recipe.steps * work
-
-
-# Forward passes' worth of a text's forward and backward passes: up to the steered layer, to the
-# top, and to the top with the reference's pass beside it.
-SHALLOW, DEEP, DEEP_TWICE = 0.25, 3.5, 4.5
+    return recipe.steps * step_work(recipe.method.name, recipe.retain.loss, forget, retain)

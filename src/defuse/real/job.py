@@ -10,6 +10,8 @@ from rich.console import Console
 from defuse.errors import UsageError
 from defuse.experiment.answers import base_path, load_answers, load_base
 from defuse.experiment.clock import Clock, tokens_per_second
+from defuse.experiment.figures import save
+from defuse.experiment.words import sentence
 from defuse.files import write_json, write_text
 from defuse.methods import METHODS
 from defuse.models import load_model
@@ -24,7 +26,7 @@ from defuse.real.experiment import (
     work_left,
 )
 from defuse.real.facts import ELEMENTS, read_facts
-from defuse.real.figure import draw_all, draw_main, save
+from defuse.real.figure import draw_all, draw_main
 from defuse.real.grid import PANEL, Run, full_grid, short_grid, tuning_grid
 from defuse.real.questions import Material, build_material
 from defuse.real.table import (
@@ -34,7 +36,6 @@ from defuse.real.table import (
     make_rows,
     markdown,
     screen_table,
-    sentence,
 )
 from defuse.real.terms import match_terms
 from defuse.real.tuning import sentences

@@ -10,6 +10,7 @@ from rich.table import Table
 from defuse.evaluate import Interval, wilson
 from defuse.experiment.answers import CLEAN, FORGET, Answers
 from defuse.experiment.compare import Matched, Row, make_row, match
+from defuse.experiment.words import interval, sentence, stacked
 from defuse.real.grid import Run
 
 COLUMNS = (
@@ -77,24 +78,6 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def interval(value: Interval | None) -> str:
-    """An estimate with its 95 % interval."""
-    return "" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
-
-
-def sentence(name: str, matched: Matched | None) -> str:
-    """What `match` found, in words."""
-    if matched is None:
-        return f"{name}: no checkpoints with and without RNA forgot and kept alike."
-    pairs = len(matched.steps)
-    return (
-        f"{name}: at equal forgetting and keeping ({pairs} pair{'s' * (pairs > 1)} of checkpoints, "
-        f"{matched.n} questions), RNA changes the accuracy after a forget-term by "
-        f"{interval(matched.accuracy)} and the right answer's log-probability by "
-        f"{interval(matched.logprob)} nats."
-    )
-
-
 def screen_table(rows: Sequence[Row]) -> Table:
     """What fits a terminal: intervals below their estimates."""
     names = ("accuracy", "forget\ndomain", "other\ndomains", "... after\na forget-\nterm")
@@ -102,12 +85,8 @@ def screen_table(rows: Sequence[Row]) -> Table:
     table = Table(*names, title="with 95 % intervals; chance 0.25", box=SIMPLE_HEAD)
     for row in rows:
         values = (row.forget, row.clean, row.after_term, row.after_control, row.vulnerability)
-        table.add_row(row.label, *map(_stacked, values))
+        table.add_row(row.label, *map(stacked, values))
     return table
-
-
-def _stacked(value: Interval | None) -> str:
-    return "" if value is None else f"{value.value:.2f}\n{value.low:.2f}…{value.high:.2f}"
 
 
 def domain_accuracies(answers: Answers) -> dict[str, Interval]:

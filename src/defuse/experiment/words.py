@@ -1,0 +1,27 @@
+"""Figures in words and table cells."""
+
+from defuse.evaluate import Interval
+from defuse.experiment.compare import Matched
+
+
+def interval(value: Interval | None) -> str:
+    """An estimate with its 95 % interval."""
+    return "" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def sentence(name: str, matched: Matched | None, defence: str = "RNA") -> str:
+    """What `match` found of a defence, in words."""
+    if matched is None:
+        return f"{name}: no checkpoints with and without {defence} forgot and kept alike."
+    pairs = len(matched.steps)
+    return (
+        f"{name}: at equal forgetting and keeping ({pairs} pair{'s' * (pairs > 1)} of checkpoints, "
+        f"{matched.n} questions), {defence} changes the accuracy after a forget-term by "
+        f"{interval(matched.accuracy)} and the right answer's log-probability by "
+        f"{interval(matched.logprob)} nats."
+    )
+
+
+def stacked(value: Interval | None) -> str:
+    """The same in two lines."""
+    return "" if value is None else f"{value.value:.2f}\n{value.low:.2f}…{value.high:.2f}"
