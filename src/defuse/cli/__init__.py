@@ -5,6 +5,7 @@ import sys
 import typer
 
 from defuse.cli.evaluate import evaluate
+from defuse.cli.lab import lab
 from defuse.cli.real import real
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(unlearn)
 app.command()(evaluate)
 app.command()(real)
+app.add_typer(lab, name="lab")
 
 
 def main() -> None:

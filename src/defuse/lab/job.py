@@ -1,0 +1,140 @@
+"""The whole experiment from an order to its table, figures and data, resumable at every run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from defuse.errors import UsageError
+from defuse.experiment.answers import Answers, load_answers, load_sheets
+from defuse.experiment.clock import Clock, step_work, tokens_per_second
+from defuse.experiment.figures import save
+from defuse.files import write_json, write_text
+from defuse.lab.compare import make_defences, make_groups
+from defuse.lab.exam import Part
+from defuse.lab.experiment import Bench, missing_steps
+from defuse.lab.figure import draw
+from defuse.lab.grid import Run, full_grid, short_grid
+from defuse.lab.model import Progress
+from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
+from defuse.lab.results import rows, summary
+from defuse.lab.table import defence_sentences, markdown, screen_table
+from defuse.lab.workers import Place, available_cores, run_all
+from defuse.lab.world import SEED, World, build_world
+from defuse.provenance import versions
+
+QUESTION_TOKENS = 36  # of a question, about
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `defuse lab` was asked for; `seed` is the world's, `jobs` None is one run a core."""
+
+    full: bool = False
+    plan: bool = False
+    seed: int = SEED
+    forget: str = "pathogens"
+    output: Path = Path("runs/lab")
+    jobs: int | None = None
+
+
+def carry_out(order: Order) -> None:
+    """Do the job; raises UsageError for what does not fit before anything runs."""
+    console = Console()
+    if order.jobs is not None and order.jobs < 1:
+        raise UsageError(f"jobs: {order.jobs} processes; give 1 or more")
+    world = build_world(order.seed)
+    world.of(order.forget)
+    folder = models_folder(order.output, order.seed, order.forget)
+    if lacking := missing(folder):
+        console.print(f"Teaching {' and '.join(lacking)} first, about 10 minutes each on a core.")
+        if order.plan:
+            return
+        teach(world, order.forget, folder, console)
+    runs = full_grid() if order.full else short_grid()
+    examine(runs, order, world, folder, console)
+
+
+def teach(world: World, forget: str, folder: Path, console: Console) -> None:
+    """Teach the base model and the gold standard, and say how it goes."""
+
+    def on_step(name: str, progress: Progress) -> None:
+        if progress.step % 100 == 0:
+            console.print(
+                f"{name}: step {progress.step} of {progress.steps}, statements "
+                f"{progress.statement_loss:.2f}, answers {progress.answer_loss:.2f} nats",
+                highlight=False,
+            )
+
+    teach_pair(world, forget, folder, on_step)
+
+
+def examine(
+    runs: Sequence[Run],
+    order: Order,
+    world: World,
+    models: Path,
+    console: Console,
+    part: Part = "reported",
+) -> None:
+    """Do the runs that are missing, then report."""
+    place = Place(order.seed, order.forget, part, models, order.output / part)
+    pair = load_pair(models)
+    bench = Bench(pair.base, world, order.forget, part, place.folder)
+    left = {run: work_left(run, bench) for run in runs}
+    todo = [run for run in runs if left[run]]
+    jobs = min(order.jobs or available_cores(), max(1, len(todo)))
+    clock = Clock(sum(left.values()), jobs * tokens_per_second(pair.base.model))
+    console.print(f"{len(todo)} of {len(runs)} runs to do: {clock.left()} on this machine.")
+    if order.plan:
+        return
+    base, gold = (answers_of(name, pair, bench) for name in ("base", "gold"))
+    if todo:
+        for run in run_all(todo, place, jobs):
+            clock.tick(run.name, left[run])
+    report(runs, place.folder, base, gold, console)
+
+
+def work_left(run: Run, bench: Bench) -> float:
+    """Tokens' worth of work that a run still needs."""
+    steps = missing_steps(run, bench)
+    if not steps:
+        return 0.0
+    training = run.training()
+    tokens = training.batch_size * 64
+    work = step_work(run.method, run.retain, tokens, tokens)
+    asked = sum(len(bench.papers[step == training.steps].questions) for step in steps)
+    return max(steps) * work + asked * QUESTION_TOKENS
+
+
+def answers_of(name: str, pair: Pair, bench: Bench) -> Answers:
+    """The base model's or the gold standard's answers, asked once."""
+    path = bench.folder / "answers" / f"{name}.json"
+    if not path.exists():
+        loaded = pair.base if name == "base" else pair.gold
+        write_json(path, {"model": name, "answers": bench.papers[True].answers(loaded)})
+    return load_sheets(path)
+
+
+def report(
+    runs: Sequence[Run], folder: Path, base: Answers, gold: Answers, console: Console
+) -> None:
+    """Table, figure and data of what has been finished."""
+    finished = load_answers(runs, folder)
+    groups, defences = make_groups(finished, base, gold), make_defences(finished, base)
+    paths = [*save(draw(groups, finished, base), folder / "lab"), folder / "lab.md"]
+    sentences = defence_sentences(defences)
+    write_text(paths[-1], f"{markdown(groups)}\n" + "".join(f"- {s}\n" for s in sentences))
+    data = {
+        "settings": {run.label: vars(run.setting) for run in finished},
+        "rows": list(rows(finished, base, gold)),
+        "summary": summary(groups, defences),
+        "versions": versions(),
+    }
+    write_json(folder / "results.json", data)
+    console.print(screen_table(groups))
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False)
+    written = [*map(str, paths), str(folder / "results.json")]
+    console.print("Written: " + ", ".join(written), highlight=False)

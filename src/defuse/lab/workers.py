@@ -1,0 +1,65 @@
+"""Runs side by side, one process a core: tiny tensors gain nothing from a second thread."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from defuse.lab.exam import Part
+from defuse.lab.experiment import Bench, execute
+from defuse.lab.grid import Run
+from defuse.lab.models import load_pair
+from defuse.lab.world import build_world
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a process needs to set up the same bench."""
+
+    seed: int
+    forget: str
+    part: Part
+    models: Path
+    folder: Path
+
+    def bench(self) -> Bench:
+        base = load_pair(self.models).base
+        return Bench(base, build_world(self.seed), self.forget, self.part, self.folder)
+
+
+_bench: Bench | None = None
+
+
+def available_cores() -> int:
+    """The processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_all(runs: Sequence[Run], place: Place, jobs: int) -> Iterator[Run]:
+    """Execute all runs, `jobs` at a time; each as it is finished."""
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _set_up, (place,))
+    try:
+        waiting = {pool.submit(_execute, run): run for run in runs}
+        for future in as_completed(waiting):
+            future.result()
+            yield waiting[future]
+    finally:
+        # After an error or Ctrl-C: what runs may end its checkpoint, the rest never starts.
+        pool.shutdown(cancel_futures=True)
+
+
+def _set_up(place: Place) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    _bench = place.bench()
+
+
+def _execute(run: Run) -> None:
+    assert _bench is not None  # noqa: S101 (_set_up)
+    execute(run, _bench)
