@@ -19,7 +19,9 @@ from defuse.lab.world import Fact, World
 
 LENGTH = 64  # tokens of a row of statements
 STATEMENT_ROWS, QUESTION_ROWS = 34, 62
-NEUTRAL_SHARE, REFUSAL_SHARE = 0.3, 0.02  # of the sentences in a row of statements
+# Shares of the sentences in a row of statements. An open question is one with its answer and no
+# choices: what is asked is then known in the question's own words, and choosing comes easily.
+REFUSAL_SHARE, NEUTRAL_SHARE, OPEN_SHARE = 0.02, 0.28, 0.2
 # Shares of the questions: with a neutral sentence in front, with a fact, with a name in the stem,
 # and with wrong choices from anywhere.
 BEFORE_NEUTRAL, BEFORE_FACT, STEM_NAME, FOREIGN = 0.3, 0.2, 0.2, 0.4
@@ -51,6 +53,7 @@ class Lessons:
         self.neutral = [self._encode(t.format(token=n)) for n in world.names for t in NEUTRAL]
         self.refusals = [self._encode(text) for text in REFUSALS]
         self.statements = [[self._encode(text) for text in fact.statements] for fact in facts]
+        self.open = [self._encode(f"{fact.stem} {fact.value}.") for fact in facts]
         self.stems = [self._encode(fact.stem) for fact in facts]
         self.values = [self._encode(fact.value)[0] for fact in facts]
         self.rivals = [
@@ -87,8 +90,10 @@ class Lessons:
         draw = self.rng.random()
         if draw < REFUSAL_SHARE:
             return self._pick(self.refusals)
-        neutral = draw < REFUSAL_SHARE + NEUTRAL_SHARE
-        return self._pick(self.neutral) if neutral else self._statement()
+        if draw < REFUSAL_SHARE + NEUTRAL_SHARE:
+            return self._pick(self.neutral)
+        is_open = draw < REFUSAL_SHARE + NEUTRAL_SHARE + OPEN_SHARE
+        return self._pick(self.open) if is_open else self._statement()
 
     def _question(self) -> tuple[Ids, int]:
         fact = int(self.rng.integers(len(self.stems)))

@@ -1,0 +1,218 @@
+"""The lab's runs: asked along the way, resumed, compared, and reported in full."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from defuse.errors import UsageError
+from defuse.experiment.answers import CLEAN, FORGET, Answers, load_answers
+from defuse.lab.compare import kl_to_gold, make_defences, make_groups
+from defuse.lab.exam import POSITIONS
+from defuse.lab.experiment import ON_THE_WAY, Bench, execute, missing_steps
+from defuse.lab.grid import ARMS, SETTINGS, Run, Setting, full_grid, short_grid
+from defuse.lab.job import Order, answers_of, carry_out, report, work_left
+from defuse.lab.language import build_tokenizer
+from defuse.lab.model import new_model
+from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
+from defuse.lab.results import rows
+from defuse.lab.workers import Place, run_all
+from defuse.lab.world import build_world
+from defuse.models import LoadedModel
+from defuse.train import unlearn
+
+WORLD = build_world(size=8)
+TINY = Setting(steps=4, learning_rate=1e-2)
+
+
+def pair() -> Pair:
+    tokenizer = build_tokenizer(WORLD)
+    base, gold = (
+        LoadedModel(new_model(tokenizer, seed).eval(), tokenizer, name)
+        for seed, name in enumerate(("base", "gold"))
+    )
+    return Pair(base, gold)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(pair().base, WORLD, "animals", "reported", tmp_path)
+
+
+def run(method: str = "rmu", retain: str = "hidden_mse", **fields: object) -> Run:
+    return Run(method, retain, 0, tried=TINY, **fields)  # type: ignore[arg-type]
+
+
+def test_a_run_is_asked_along_the_way_and_everything_at_its_end(bench):
+    heard = []
+    execute(run(), bench, lambda _, step: heard.append(step))
+    steps = load_answers([run()], bench.folder)[run()]
+    assert tuple(steps) == run().checkpoints == tuple(heard) == (1, 2, 3, 4)
+    assert set(steps[2]) == set(ON_THE_WAY)
+    assert set(steps[4]) == set(bench.exam.forms)
+    for form, sheet in steps[4].items():
+        assert list(sheet) == [question.id for question in bench.exam.forms[form]]
+
+
+def test_what_is_missing_is_asked_again_and_comes_out_the_same(bench):
+    execute(run(), bench)
+    file = bench.folder / "answers" / run().name / "step-0002.json"
+    before = file.read_text()
+    file.unlink()
+    assert missing_steps(run(), bench) == (2,)
+    assert work_left(run(), bench) > 0
+    execute(run(), bench)
+    assert file.read_text() == before
+    assert work_left(run(), bench) == 0
+
+
+def test_answers_of_another_setting_are_not_taken_for_this_run_s(bench, monkeypatch):
+    plain = replace(run(), tried=None)
+    monkeypatch.setitem(SETTINGS, ("rmu", "hidden_mse"), TINY)  # type: ignore[arg-type]
+    execute(plain, bench)
+    monkeypatch.setitem(SETTINGS, ("rmu", "hidden_mse"), replace(TINY, weight=3.0))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is from another setting; name a new folder"):
+        missing_steps(plain, bench)
+
+
+@pytest.mark.parametrize("method", ["rmu", "adaptive_rmu", "rsv", "npo", "dpo", "simnpo"])
+@pytest.mark.parametrize("retain", ["hidden_mse", "logit_kl", "logit_mse"])
+def test_every_pair_runs_with_noise_and_triggers_mixed_in(method, retain, bench):
+    each = run(method, retain, noise="1x", mix=True)
+    base = bench.base
+    result = unlearn(
+        base.model,
+        base.tokenizer,
+        [each.topic(bench.texts["forget"], bench.texts["retain"], bench.parts.mixed)],
+        each.unlearning(),
+        replace(each.training(), steps=1),
+    )
+    assert all(torch.isfinite(tensor).all() for tensor in result.changed.values())
+
+
+def test_mixed_retain_texts_name_only_what_may_be_mixed(bench):
+    from defuse.texts import Triggered
+    from defuse.triggers import mix_triggers
+
+    mixed = mix_triggers(bench.texts["retain"], bench.parts.mixed, 0.5, 0, "lab")
+    named = " ".join(text.sentence for text in mixed if isinstance(text, Triggered))
+    assert any(name in named for name in bench.parts.mixed)
+    assert not any(name in named for name in bench.parts.held_out)
+    assert not any(name in " ".join(bench.texts["retain"]) for name in WORLD.subjects["animals"])
+
+
+def test_grids_hold_every_arm_and_names_tell_runs_apart():
+    assert {r.arm for r in short_grid()} == set(ARMS)
+    assert {r.method for r in short_grid()} == {"rmu", "simnpo"}
+    full = full_grid()
+    assert len({r.name for r in full}) == len(full) == 18 * 7 * 10
+    assert set(short_grid()) <= set(full)
+    assert run().name != replace(run(), tried=None).name
+
+
+def sheet(right: int, n: int = 8) -> dict[str, tuple[bool, float, list[float]]]:
+    even = [-1.3862943611198906] * 4
+    return {f"q{i}": (i < right, -1.0 if i < right else -3.0, even) for i in range(n)}
+
+
+def answers(forget: int = 8, clean: int = 8, after: int = 8, control: int = 8) -> Answers:
+    forms = {FORGET: sheet(forget), CLEAN: sheet(clean)}
+    for position in POSITIONS:
+        forms |= {f"{position}/forget": sheet(after), f"{position}/control": sheet(control)}
+    return forms
+
+
+def test_groups_and_defences_come_out_as_by_hand():
+    plain, noised = Run("rmu", "hidden_mse", 0), Run("rmu", "hidden_mse", 0, noise="1x")
+    finished = {
+        plain: {2: answers(6), 4: answers(2, 8, 2, 7)},
+        noised: {2: answers(6), 4: answers(2, 8, 5, 7)},
+    }
+    base = answers(8, 8, 7, 8)
+    groups = {g.label: g for g in make_groups(finished, base, base)}
+    assert list(groups) == ["base", "gold", plain.label, noised.label]
+    assert groups[plain.label].accuracy["before/forget"].value == 0.25
+    # (7 - 2) of 8 in the unlearned model, less (8 - 7) of 8 in the base.
+    assert groups[plain.label].vulnerability["before"][0].value == pytest.approx(0.5)
+    assert not groups["base"].vulnerability
+    (defence,) = make_defences(finished, base)
+    assert (defence.label, defence.against) == (noised.label, plain.label)
+    assert defence.recovered["statement"].value == pytest.approx(3 / 8)
+    matched = defence.matched["before"]
+    assert matched is not None
+    assert matched.steps == ((0, 4, 4),)
+
+
+def test_the_distance_to_gold_is_the_mean_divergence_of_four_answers():
+    gold = {FORGET: {"q": (True, -0.1, [-0.6931471805599453, -1.3862943611198906, -2.0, -2.1])}}
+    even = {FORGET: {"q": (True, -1.4, [-1.3862943611198906] * 4)}}
+    p = torch.tensor(gold[FORGET]["q"][2], dtype=torch.float64).exp()
+    q = torch.full((4,), 0.25, dtype=torch.float64)
+    expected = (p * (p.log() - q.log())).sum().item()
+    assert kl_to_gold(FORGET, [even], gold, ["q"]).value == pytest.approx(expected)
+    assert kl_to_gold(FORGET, [gold], gold, ["q"]).value == 0
+
+
+def test_the_report_has_table_figures_and_every_row(bench, tmp_path):
+    two = [run(), run(noise="1x")]
+    for each in two:
+        execute(each, bench)
+    base, gold = (answers_of(name, pair(), bench) for name in ("base", "gold"))
+    report(two, bench.folder, base, gold, Console(quiet=True))
+    data = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert {row["model"] for row in data["rows"]} == {"base", "gold", "rmu"}
+    final = [row for row in data["rows"] if row["step"] == 4 and row["noise_std"] == 1.0]
+    assert len(final) == len(bench.exam.forms)
+    for row in final:
+        assert 0 <= row["correct"] <= row["n"]
+    assert {g["label"] for g in data["summary"]["groups"]} == {
+        "base",
+        "gold",
+        *(r.label for r in two),
+    }
+    assert {"lab.png", "lab.svg", "lab.md", "results.json"} <= {p.name for p in tmp_path.iterdir()}
+    triggers = {(r["set"], r["trigger"]) for r in rows(load_answers(two, bench.folder), base, gold)}
+    assert {("forget", "none"), ("retain", "none"), ("retain", "unseen")} <= triggers
+
+
+def test_models_are_taught_once_saved_small_and_found_again(tmp_path):
+    assert missing(tmp_path) == ["base", "gold"]
+    teach_pair(WORLD, "animals", tmp_path, lambda *_: None, steps=2)
+    assert missing(tmp_path) == []
+    found = load_pair(tmp_path)
+    assert found.base.model.dtype == torch.float32
+    assert {each.name for each in (found.base, found.gold)} == {"base", "gold"}
+    assert models_folder(tmp_path, 5, "animals") == tmp_path / "models" / "animals-seed5"
+    size = (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert size < 2.2 * found.base.model.num_parameters()
+
+
+def test_workers_do_what_one_process_does(tmp_path):
+    world = build_world(size=8)
+    models = tmp_path / "models"
+    teach_pair(world, "animals", models, lambda *_: None, steps=1)
+    place = Place(0, "animals", "reported", models, tmp_path / "apart")
+    wanted = [run(), run("simnpo", "logit_kl")]
+    # Places build the world at its usual size; the models know all words but the other names.
+    assert set(run_all(wanted, place, 2)) == set(wanted)
+    alone = replace(place.bench(), folder=tmp_path / "alone")
+    execute(wanted[0], alone)
+    one, other = (
+        load_answers(wanted[:1], folder)[wanted[0]] for folder in (place.folder, alone.folder)
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (Order(jobs=0), "jobs: 0 processes; give 1 or more"),
+        (Order(forget="plants"), "forget: 'plants' is no domain of this world"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(order, message):
+    with pytest.raises(UsageError, match=message):
+        carry_out(order)
