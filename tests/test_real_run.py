@@ -10,7 +10,7 @@ from defuse.errors import UsageError
 from defuse.experiment.answers import FORGET, load_answers, load_base
 from defuse.experiment.clock import Clock, spoken
 from defuse.models import LoadedModel
-from defuse.questions import Question
+from defuse.questions import Question, load_questions, load_tokens
 from defuse.real.experiment import (
     Bench,
     ask_base,
@@ -114,6 +114,7 @@ def test_what_is_finished_is_not_done_again(bench):
 
 
 def test_answers_of_another_recipe_or_to_other_questions_are_refused(bench):
+    material = Material(bench.questions, bench.questions, TEXTS, TEXTS)
     execute(run(), bench, no_tick)
     other = replace(run(), changes=(*SMALL, "learning_rate=0.01"))
     place = bench.folder / "answers"
@@ -121,8 +122,21 @@ def test_answers_of_another_recipe_or_to_other_questions_are_refused(bench):
     with pytest.raises(UsageError, match="another recipe"):
         missing_steps(other, bench)
     elsewhere = replace(bench, terms=Terms(("iron",), ("cat",)))
-    with pytest.raises(UsageError, match="other questions"):
-        prepare_folder(elsewhere, Material({}, {}, TEXTS, TEXTS))
+    with pytest.raises(UsageError, match="holds answers with other terms; name a new folder"):
+        prepare_folder(elsewhere, material)
+    with pytest.raises(UsageError, match="with other texts"):
+        prepare_folder(bench, replace(material, retain=["Something else."]))
+    stranger = replace(bench.base, model=build_llama(layers=8, seed=1))
+    with pytest.raises(UsageError, match="with other model"):
+        prepare_folder(replace(bench, base=stranger), material)
+
+
+def test_questions_and_terms_are_written_as_evaluate_reads_them(bench):
+    for name, questions in bench.questions.items():
+        found = load_questions(str(bench.folder / "questions" / f"{name}.jsonl"))
+        assert found == tuple(questions)
+    assert load_tokens(str(bench.folder / "terms" / "forget.txt")) == bench.terms.forget
+    assert load_tokens(str(bench.folder / "terms" / "controls.txt")) == bench.terms.controls
 
 
 @pytest.mark.parametrize("method", ["adaptive_rmu", "rsv", "npo", "dpo", "simnpo"])
@@ -142,7 +156,7 @@ def test_the_report_has_a_row_for_every_kind_of_run(bench, capsys):
         execute(each, bench, no_tick)
     for name in ("main", "full"):
         report(runs, bench.folder, name, Console())
-        data = json.loads((bench.folder / "results.json").read_text(encoding="utf-8"))
+        data = json.loads((bench.folder / f"{name}.json").read_text(encoding="utf-8"))
         labels = [row["label"] for row in data["rows"]]
         changed = "rmu / hidden_mse " + " ".join(SMALL)
         assert labels == ["base", changed, f"{changed} + RNA"]

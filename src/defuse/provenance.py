@@ -1,18 +1,30 @@
 """What a result needs beside its figures: versions, device and memory."""
 
+import hashlib
 import platform
 import sys
 from importlib.metadata import version
 
 import torch
+from transformers import PreTrainedModel
 
 PACKAGES = ("defuse", "torch", "transformers", "safetensors", "datasets", "numpy")
+FINGERPRINTED = 64  # values of each parameter
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and the packages that decide a result."""
     packages = {name: version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash that tells models apart: the names, shapes and first values of all parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        first = tensor.detach().flatten()[:FINGERPRINTED].float().cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + first.tobytes())
+    return digest.hexdigest()
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

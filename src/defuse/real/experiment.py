@@ -15,7 +15,7 @@ from defuse.evaluate.scorer import OnScored
 from defuse.experiment.answers import CLEAN, FORGET, Answers, answers_path, base_path
 from defuse.files import write_json, write_text
 from defuse.models import LoadedModel
-from defuse.provenance import versions
+from defuse.provenance import fingerprint, versions
 from defuse.questions import Perturbation, Position, Question, Variant
 from defuse.real.facts import ELEMENTS
 from defuse.real.grid import PANEL, Run, curve, panel, training_work
@@ -59,22 +59,42 @@ class Bench:
 
 
 def prepare_folder(bench: Bench, material: Material) -> None:
-    """Write the texts, and what questions and terms the folder's answers belong to.
+    """Write texts, questions and terms, and what the folder's answers belong to.
 
-    Raises UsageError if the folder holds answers to others.
+    Raises UsageError if the folder holds answers of another model or to others.
     """
-    asked = [[asdict(q) for q in questions] for questions in bench.questions.values()]
-    digest = hashlib.sha256(repr((asked, bench.terms)).encode()).hexdigest()
-    path = bench.folder / "material.json"
-    if not path.exists():
-        write_json(path, {"sha256": digest, "terms": asdict(bench.terms), "versions": versions()})
-    elif json.loads(path.read_text(encoding="utf-8"))["sha256"] != digest:
-        raise UsageError(
-            f"output: {bench.folder} holds answers to other questions; name a new folder"
-        )
     texts = {"forget": material.forget, "retain": material.retain, "refusals": REFUSALS}
+    asked = {name: [asdict(q) for q in qs] for name, qs in bench.questions.items()}
+    kept = {
+        "model": fingerprint(bench.base.model),
+        "questions": _digest(asked),
+        "terms": _digest(asdict(bench.terms)),
+        "texts": _digest(texts),
+    }
+    path = bench.folder / "material.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else kept
+    if other := [name for name, digest in kept.items() if found.get(name) != digest]:
+        raise UsageError(
+            f"output: {bench.folder} holds answers with other {', '.join(other)}; name a new folder"
+        )
+    write_json(path, {**kept, "versions": versions()})
     for name, lines in texts.items():
         write_text(bench.texts / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+    for name, lines in asdict(bench.terms).items():
+        write_text(bench.folder / "terms" / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+    for name, questions in bench.questions.items():
+        rows = "".join(f"{json.dumps(_row(q), ensure_ascii=False)}\n" for q in questions)
+        write_text(bench.folder / "questions" / f"{name}.jsonl", rows)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _row(question: Question) -> dict[str, Any]:
+    """As `load_questions` reads it."""
+    given = {"id": question.id, "question": question.stem, "choices": question.choices}
+    return {**given, "answer": question.answer, "prompt": question.prompt}
 
 
 def ask(

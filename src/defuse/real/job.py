@@ -127,7 +127,7 @@ def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> No
         return
     rows, matches = make_rows(finished, base), make_matches(finished, base)
     figure = draw_main(rows, finished, base) if name == "main" else draw_all(rows)
-    paths = [*save(figure, folder / name), folder / f"{name}.md", folder / "results.json"]
+    paths = [*save(figure, folder / name), folder / f"{name}.md", folder / f"{name}.json"]
     known = domain_sentence(base)
     write_text(paths[-2], f"{markdown(rows, matches)}\n{known}\n")
     write_json(paths[-1], as_data(rows, matches, base) | {"versions": versions()})

@@ -114,7 +114,7 @@ def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
 def as_data(
     rows: Sequence[Row], matches: Mapping[str, Matched | None], base: Answers
 ) -> dict[str, Any]:
-    """What `results.json` holds."""
+    """The same as JSON values."""
     known = domain_accuracies(base)
     return {
         "rows": [asdict(row) for row in rows],
