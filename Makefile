@@ -12,7 +12,7 @@ setup: .venv/ready
 # Heavy packages one group at a time: torch first, so that nothing else chooses its build.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) transformers accelerate datasets peft
 	$(PIP) lm-eval
 	$(PIP) -e '.[dev]'

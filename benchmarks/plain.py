@@ -140,7 +140,9 @@ class PlainStep:
         """The same draws as the engine's, joined to the reference's residual stream by a hook."""
 
         def hook(_module: object, _inputs: object, output: Any) -> Tensor:  # noqa: ANN401
-            return add_noise(_hidden(output), std, batch.spans, self.seed, step, batch.items)
+            masked = self.unlearning.mask_padding
+            spans = batch.spans if masked else [slice(None)] * len(batch.items)
+            return add_noise(_hidden(output), std, spans, self.seed, step, batch.items)
 
         block = Decoder(self.reference).blocks[self.unlearning.layer]
         handle = block.register_forward_hook(hook)

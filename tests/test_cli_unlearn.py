@@ -241,3 +241,94 @@ def test_the_command_is_installed():
     assert command is not None
     said = subprocess.run([command, "--help"], check=True, capture_output=True, text=True)  # noqa: S603
     assert "unlearn" in said.stdout
+
+
+def resave(folder: Path, source: Path, change: Callable[[Any, Any], None]) -> str:
+    """A copy of the tiny model after `change(model, tokenizer)`."""
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(source),
+        AutoTokenizer.from_pretrained(source),
+    )
+    change(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"model={folder}"
+
+
+def test_half_precision_that_loses_gradients_is_refused_before_any_weights(run, tiny_model_folder):
+    code, said = run("unlearn", "recipe.yaml", "dtype=float16")
+    assert (code, Path("out").exists()) == (2, False)
+    assert "dtype: 'float16' lets small gradients vanish" in said
+    half = resave(Path("half"), tiny_model_folder, lambda model, _: model.half())
+    assert run("unlearn", "recipe.yaml", half)[0] == 2
+    assert run("unlearn", "recipe.yaml", half, "dtype=bfloat16")[0] == 0
+
+
+def test_a_text_longer_than_the_model_reads_is_refused_before_any_weights(run, tiny_model_folder):
+    def shorten(model: Any, _: Any) -> None:
+        model.config.max_position_embeddings = 8
+
+    short = resave(Path("short"), tiny_model_folder, shorten)
+    code, said = run("unlearn", "recipe.yaml", short)
+    assert code == 2
+    assert "topics.bio.forget: a text of" in said
+    assert "is longer than the 8 that the model reads; lower the topic's length" in said
+    cut = [f"topics.{i}.{kind}_length=8" for i in (0, 1) for kind in ("forget", "retain")]
+    assert run("unlearn", "recipe.yaml", short, *cut)[0] == 0
+
+
+def test_a_token_without_an_embedding_is_refused_but_as_masked_padding_does_no_harm(
+    run, tiny_model_folder
+):
+    def add_padding(_: Any, tokenizer: Any) -> None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+
+    def add_word(_: Any, tokenizer: Any) -> None:
+        tokenizer.add_tokens(["virus"])
+
+    padded = resave(Path("padded"), tiny_model_folder, add_padding)
+    assert run("unlearn", "recipe.yaml", padded)[0] == 0
+    worded = resave(Path("worded"), tiny_model_folder, add_word)
+    code, said = run("unlearn", "recipe.yaml", worded, "output=other")
+    assert code == 2
+    assert "topics.bio.forget: token id 320 has no embedding, the model has 320" in said
+
+
+def test_packed_question_answer_pairs_are_refused_where_only_answers_may_count(run):
+    pair = {"question": "Which virus is bad?", "answer": "Number one."}
+    Path("forget.jsonl").write_text(f"{json.dumps(pair)}\n" * 4)
+    pairs = [f"topics.{i}.forget=forget.jsonl" for i in (0, 1)]
+    packed = ["topics.0.packed=true", "topics.0.forget_length=16"]
+    code, said = run("unlearn", "recipe.yaml", "method.name=npo", *pairs, *packed)
+    assert code == 2
+    assert "topics.bio.packed: True would count questions like answers" in said
+    assert run("unlearn", "recipe.yaml", "method.name=npo", *pairs)[0] == 0
+
+
+def test_an_output_that_is_a_link_to_an_empty_folder_is_filled(run):
+    Path("elsewhere").mkdir()
+    Path("out").symlink_to("elsewhere")
+    assert run("unlearn", "recipe.yaml")[0] == 0
+    assert Path("out").is_symlink()
+    assert Path("elsewhere/run.json").is_file()
+
+
+def test_a_broken_config_and_a_machine_out_of_memory_are_one_sentence(
+    run, tiny_model_folder, monkeypatch
+):
+    shutil.copytree(tiny_model_folder, "broken")
+    config = json.loads(Path("broken/config.json").read_text())
+    Path("broken/config.json").write_text(json.dumps(config | {"num_attention_heads": "four"}))
+    code, said = run("unlearn", "recipe.yaml", "model=broken")
+    assert code == 2
+    assert said.startswith("defuse: model: broken cannot be loaded")
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("defuse.run.load_model", out_of_memory)
+    code, said = run("unlearn", "recipe.yaml")
+    assert (code, Path("out").exists()) == (2, False)
+    assert said.endswith(
+        "defuse: device: out of memory; lower batch_size or the topics' lengths, or use another\n"
+    )

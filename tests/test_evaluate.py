@@ -22,6 +22,9 @@ from defuse.evaluate import (
     summarise,
     vulnerability,
 )
+from defuse.evaluate.job import TokenFiles, build_perturbation, few_shot_examples
+from defuse.evaluate.text import generate
+from defuse.files import check_writable
 from defuse.models import LoadedModel, load_model
 from defuse.questions import Perturbation, Question, Variant
 from tests.conftest import build_llama, build_tokenizer
@@ -259,7 +262,7 @@ REFUSED = {
     "no control": (["--perturb", "forget.txt"], "--control-corpus"),
     "both controls": ([*WITH_CONTROL, "--control-corpus", "corpus.txt"], "give one of"),
     "position alone": (["--position", "stem"], "perturb: missing"),
-    "sentence": ([*WITH_CONTROL, "--sentence", "Hm."], "{token}"),
+    "sentence": ([*WITH_CONTROL, "--position", "before", "--sentence", "Hm."], "{token}"),
     "base without tokens": (["--base", "model"], "base:"),
     "missing base": ([*WITH_CONTROL, "--base", "./none"], "none"),
     "second model missing": (["./none", "--out", "folder"], "none"),
@@ -299,3 +302,22 @@ def test_a_file_of_the_same_name_is_replaced_only_when_the_new_one_is_whole(
     assert Path("out.json").read_text() == "old"
     assert run("--limit", "2")[0] == 0
     assert read("out.json")["summary"]["n"] == 2
+
+
+def test_options_without_effect_are_refused(tmp_path: Path, tiny_model_folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"dev: dev\.csv is not used without --few-shot"):
+        few_shot_examples("dev.csv", 0, None)
+    files = TokenFiles("tokens.txt", "controls.txt")
+    with pytest.raises(UsageError, match="sentence: goes with --position before, not stem"):
+        build_perturbation(files, "stem", "On {token}.", str(tiny_model_folder), 0)
+    with pytest.raises(UsageError, match="cannot be a file's name"):
+        check_writable(tmp_path / ("x" * 300), "out")
+
+
+def test_a_long_prompt_is_cut_on_the_left_before_it_is_continued() -> None:
+    loaded = LoadedModel(build_llama(), build_tokenizer(), "tiny")
+    loaded.model.config.max_position_embeddings = 32
+    short, long = "The cat sees", "I read about the moon. " * 40 + "The cat sees"
+    one, other = generate(loaded, [short, long], new_tokens=4)
+    assert one
+    assert other

@@ -25,6 +25,7 @@ from defuse.methods import (
     Retain,
 )
 from defuse.noise import GaussianNoise
+from defuse.prepare import MEASURED_TEXTS, encode_topics
 from defuse.texts import QuestionAnswer
 from defuse.train import Result, StepRecord, unlearn
 from defuse.unlearning import Topic, Training, Unlearning
@@ -275,3 +276,39 @@ def test_a_method_of_one_s_own_needs_its_numbers(run: Unlearn) -> None:
         run(Unlearning(OneOfMyOwn(), layer=2), FAST, Topic("cats", FORGET, RETAIN))
     numbers = replace(TOPIC, coefficient="4x")
     assert run(Unlearning(OneOfMyOwn(), layer=2), FAST, numbers).changed
+
+
+def test_only_texts_that_the_steps_reach_are_encoded(
+    tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    many = [f"The cat number {i}" for i in range(500)]
+    topic = Topic("cats", many, many, weight=1.0)
+    for shuffle in (False, True):
+        training = Training(steps=5, batch_size=4, shuffle=shuffle)
+        arguments = (Decoder(tiny_llama), RMU_AT_2, tiny_tokenizer, [topic], training)
+        (encoded,) = encode_topics(*arguments)
+        assert encoded.forget.count == 500
+        assert len(encoded.forget.texts) <= MEASURED_TEXTS + 5 * 4
+        for turn in range(5):
+            assert set(encoded.forget.rows(turn, training)) <= encoded.forget.texts.keys()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda: AdaptiveRMU(scale_per="topics"),  # type: ignore[arg-type]
+        lambda: RMU(vector="normal"),  # type: ignore[arg-type]
+        lambda: NPO(normalise="means"),  # type: ignore[arg-type]
+        lambda: Unlearning(RMU(), loss_scale="variance"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_misspelt_choice_is_refused_and_not_taken_for_another(settings) -> None:
+    with pytest.raises(UsageError, match="is unknown; use one of"):
+        settings()
+
+
+def test_a_strength_of_another_method_and_a_weight_in_multiples_are_refused(run: Unlearn) -> None:
+    with pytest.raises(UsageError, match=r"topics\.cats\.scale: 3 does not belong to RMU; remove"):
+        run(RMU_AT_2, FAST, replace(TOPIC, scale=3))
+    with pytest.raises(UsageError, match=r"topics\.cats\.weight: '4x' must be a plain number"):
+        run(RMU_AT_2, FAST, replace(TOPIC, weight="4x"))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defuse.batches import collate
+from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.methods import RMU, LogitKL
 from defuse.questions import SENTENCE
@@ -81,12 +82,18 @@ def test_a_trigger_s_sentence_is_read_but_counts_in_no_loss(packed):
 def test_packed_rows_know_where_sentences_were_cut():
     texts = ["The cat sees a bird.", MIXED, MIXED.text]
     whole = encode(texts, TOKENIZER, 512, packed=True)[0]
-    rows = encode(texts, TOKENIZER, 16, packed=True)
+    rows = encode(texts, TOKENIZER, 24, packed=True)
     # Each row begins with a BOS of its own; the stream behind goes on.
     joined = [(r.ids[i], i in r.uncounted) for r in rows for i in range(1, len(r.ids))]
     stream = [(whole.ids[i], i in whole.uncounted) for i in range(1, len(whole.ids))]
     assert joined == stream[: len(joined)]
     assert any(silent for _, silent in joined)
+
+
+def test_rows_of_which_no_token_would_count_are_left_out():
+    rows = encode(["The cat.", MIXED, "A cat."], TOKENIZER, 8, packed=True)
+    assert all(len(row.uncounted) < len(row.ids) - 1 for row in rows)
+    assert sum(len(row.ids) for row in rows) < len(TOKENIZER(str(MIXED))["input_ids"]) + 16
 
 
 def test_a_question_s_answer_still_starts_behind_its_prompt():
@@ -117,10 +124,10 @@ def test_any_method_takes_mixed_texts_and_learns_otherwise_from_them(
     assert not torch.equal(plain, changed(mix=0.5))  # with mined words
 
 
-def test_a_share_that_is_none_is_refused():
+def test_a_share_that_is_none_is_refused(tiny_llama):
     topic = Topic("cats", ["a"], ["b"], weight=1.0, mix=1.5)
     with pytest.raises(UsageError, match=r"topics\.cats\.mix: 1\.5 is no share"):
-        validate(Unlearning(RMU(), layer=2), [topic], Training(), 4)
+        validate(Unlearning(RMU(), layer=2), [topic], Training(), Decoder(tiny_llama))
 
 
 def test_a_recipe_names_a_file_of_triggers(tmp_path: Path):

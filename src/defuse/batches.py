@@ -62,8 +62,8 @@ def collate(
         real[row, offset:end] = True
         predicted[row, offset + max(1, text.answer_start) : end] = True
         silent[row, [offset + place for place in text.uncounted]] = True
-    if not mask_padding:
-        predicted |= ~real
+        if not mask_padding:
+            predicted[row, : offset + 1] = True  # padding, and the token that follows on it
     predicted[:, 0] = False
     predicted &= ~silent
     counted = real & ~silent if mask_padding else ~silent

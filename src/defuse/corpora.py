@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from defuse.errors import UsageError
+from defuse.files import read_utf8
 from defuse.texts import Plain, QuestionAnswer
 
 Row = tuple[str, Any]  # where it stands ("forget.jsonl, line 3") and what stands there
@@ -34,7 +35,7 @@ def load_refusals(source: str) -> tuple[str, ...]:
     """
     path = Path(source)
     if path.suffix == ".jsonl" and path.is_file():
-        lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
+        lines = [line.strip() for line in read_utf8(path).splitlines() if line.strip()]
         if lines and not any(line.startswith("{") for line in lines):
             return tuple(lines)
     texts = load_texts(source)
@@ -81,28 +82,21 @@ def read_rows(source: str, split: str) -> Iterable[Row]:
     return reader(path)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-
-
 def _txt_rows(path: Path) -> Iterator[Row]:
     # Not splitlines(): form feeds and the like stand inside lines.
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         yield f"{path}, line {number}", line.strip()
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             yield where, _json(where, line)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    text = _read(path)
+    text = read_utf8(path)
     if not text.lstrip().startswith("["):
         yield from _jsonl_rows(path)
         return
@@ -113,12 +107,12 @@ def _json_rows(path: Path) -> Iterator[Row]:
 def _json(where: str, text: str) -> Any:  # noqa: ANN401 (anything json can hold)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UsageError(f"{where}: is not valid JSON ({error}); mend or remove it") from error
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), strict=True)
     try:
         for value in reader:
             yield f"{path}, line {reader.line_num}", value

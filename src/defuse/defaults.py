@@ -9,6 +9,7 @@ points for pairs that the paper did not run.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from defuse.errors import require
 from defuse.methods import (
     DPO,
     METHODS,
@@ -22,7 +23,6 @@ from defuse.methods import (
     RepresentationMethod,
     SimNPO,
 )
-from defuse.scales import require
 from defuse.unlearning import Topic, Unlearning
 
 

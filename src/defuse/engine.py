@@ -196,7 +196,10 @@ class SharedPrefixStep:
         hidden, batch = self.frozen(started, self.at_layer), started.batch
         if self.unlearning.noise is None:
             return hidden
-        return add_noise(hidden, std, batch.spans, self.seed, step, batch.items)
+        spans = batch.spans
+        if not self.unlearning.mask_padding:
+            spans = [slice(None)] * len(batch.items)  # padding counts, so it is noised
+        return add_noise(hidden, std, spans, self.seed, step, batch.items)
 
     def _logit_loss(
         self, retain: LogitRetain, hidden: Tensor, reference: Tensor, batch: TextBatch

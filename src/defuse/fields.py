@@ -60,6 +60,8 @@ def _sentence(error: ValidationError, where: str) -> str:
     field = f"{field}: " if field else "the recipe "
     if cause is not None:
         return f"{field}{cause}"
+    if first["type"] == "model_type":
+        return f"{field}{first['input']!r} is no mapping of fields; write them as {{name: value}}"
     if first["type"] == "missing":
         return f"{field}is missing; add it"
     message = first["msg"]

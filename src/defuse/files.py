@@ -9,6 +9,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from defuse.errors import UsageError
+
+
+def read_utf8(path: Path) -> str:
+    """A text file, without a byte-order mark. Raises UsageError for what cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def check_name(path: Path, field: str) -> None:
+    """Raise UsageError, naming `field`, for a name that no file can have."""
+    try:
+        path.exists()
+    except OSError as error:
+        raise UsageError(f"{field}: {path} cannot be a file's name ({error.strerror})") from error
+
+
+def check_writable(path: Path, field: str) -> None:
+    """Raise UsageError, naming `field`, if nothing could be made within the folder `path`."""
+    check_name(path, field)
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise UsageError(f"{field}: {path} cannot be written ({existing}); choose another place")
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that no reader, and no kill, ever sees half of it."""
@@ -40,8 +66,9 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` to fill; it takes `path`'s place only if the block ends well.
 
-    Raises FileExistsError when `path` already holds something.
+    A link to a folder is followed. Raises FileExistsError when `path` already holds something.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

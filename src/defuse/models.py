@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -66,9 +65,9 @@ def load_model(
 ) -> LoadedModel:
     """A causal language model and its tokenizer.
 
-    `name`: a hub id (`revision` pins its commit), a local folder, a GGUF file or a folder with one,
-    or a peft adapter, which is merged into its base model. `dtype` "auto" is the checkpoint's own,
-    and float32 for GGUF. Raises UsageError for what cannot be loaded.
+    `name`: a hub id (`revision`, or "id@revision", pins its commit), a local folder, a GGUF file or
+    a folder with one, or a peft adapter, which is merged into its base model. `dtype` "auto" is the
+    checkpoint's own, and float32 for GGUF. Raises UsageError for what cannot be loaded.
     """
     place, number_type = resolve_device(device), resolve_dtype(dtype)
     source = locate(name, revision)
@@ -92,6 +91,8 @@ def locate(name: str, revision: str | None = None) -> Source:
         return _gguf(path)
     if path.exists():
         raise UsageError(f"model: {name} is no model; give a folder, a .gguf file or a hub id")
+    name, _, pinned = name.partition("@")
+    revision = pinned or revision
     if path.suffix == ".gguf" or not HUB_ID.fullmatch(name):
         raise UsageError(f"model: {name} does not exist; give a folder, a .gguf file or a hub id")
     with _loading(name):
@@ -113,10 +114,11 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source.path, **source.arguments)
 
 
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without memory for its weights, to check names and layers against."""
+def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+    """The model without memory for its weights, to check names, layers and precision against."""
+    given = {} if dtype == "auto" else {"dtype": dtype}
     with _loading(config.model_type), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -258,7 +260,7 @@ def _loading(name: str) -> Iterator[None]:
             yield
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever a broken file makes of the libraries that read it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"model: {name} cannot be loaded ({reason})") from error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from defuse.errors import UsageError
 from defuse.losses import upcast
-from defuse.scales import multiple, resolve
+from defuse.scales import multiple, plain_number, resolve
 from defuse.schedule import generator
 
 
@@ -37,8 +37,7 @@ class GaussianNoise:
             )
         if self.std is not None:
             multiple(self.std, "noise.std")
-        if self.variance is not None:
-            multiple(self.variance, "noise.variance")
+        plain_number(self.variance, "noise.variance")
 
     def resolve_std(self, hidden_std: float) -> float:
         """The standard deviation, given that of the hidden states per unit."""

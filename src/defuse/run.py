@@ -1,7 +1,6 @@
 """A recipe from file to checkpoint: everything checked first, then trained, then written whole."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,16 +9,18 @@ from typing import Any
 
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
-from defuse.files import new_folder, write_json
+from defuse.files import check_writable, new_folder, write_json
 from defuse.models import (
     load_config,
     load_model,
+    load_tokenizer,
     locate,
     resolve_device,
     resolve_dtype,
     skeleton,
     write_model,
 )
+from defuse.prepare import encode_topics
 from defuse.provenance import peak_memory_bytes, versions
 from defuse.recipe import Recipe
 from defuse.train import StepRecord, unlearn
@@ -50,9 +51,7 @@ def finished(recipe: Recipe) -> bool:
         raise UsageError(
             f"output: {folder} holds another run or other files; name a new folder or remove it"
         )
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise UsageError(f"output: {folder} cannot be written ({existing}); name another folder")
+    check_writable(folder, "output")
     return False
 
 
@@ -60,12 +59,12 @@ def check(recipe: Recipe) -> Job:
     """Everything that can be refused before the model's weights are read. Raises UsageError."""
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
-    resolve_dtype(recipe.dtype)
-    decoder = Decoder(skeleton(load_config(source)))
+    decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
     topics = tuple(topic.build() for topic in recipe.topics)
     job = Job(recipe, recipe.unlearning(), topics, recipe.training())
-    validate(job.unlearning, job.topics, job.training, decoder.num_layers)
+    validate(job.unlearning, job.topics, job.training, decoder)
     trained_parameters(decoder, job.unlearning)
+    encode_topics(decoder, job.unlearning, load_tokenizer(source), topics, job.training)
     return job
 
 

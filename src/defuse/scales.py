@@ -25,10 +25,12 @@ def multiple(value: float | str, field: str) -> float | None:
     return None
 
 
-def require(condition: bool, field: str, value: object, remedy: str) -> None:
-    """Raise UsageError, a sentence of field, value and remedy, unless `condition` holds."""
-    if not condition:
-        raise UsageError(f"{field}: {value!r} {remedy}")
+def plain_number(value: object, field: str) -> None:
+    """Raise UsageError unless `value` is None or a finite number that is not negative."""
+    if isinstance(value, str):
+        raise UsageError(f"{field}: {value!r} must be a plain number, such as 0.5")
+    if isinstance(value, int | float):
+        multiple(value, field)
 
 
 def resolve(value: float | str, unit: float, field: str) -> float:

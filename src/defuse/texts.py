@@ -23,6 +23,9 @@ class QuestionAnswer:
         return f"{self.prompt} {self.answer}"
 
 
+# Texts given to the tokenizer at a time, since it holds far more of each than its ids.
+SLICE = 1000
+
 Plain = str | QuestionAnswer
 
 
@@ -115,11 +118,16 @@ def _shared(
 def _tokenise(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = True
 ) -> list[list[int]]:
-    if not texts:
-        return []
-    # A text too long for the model is cut later: no warning about it.
-    output = tokenizer(list(texts), add_special_tokens=special, verbose=False)
-    ids: list[list[int]] = output["input_ids"]  # type: ignore[assignment]
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), SLICE):
+        # A text too long for the model is cut later: no warning about it.
+        output = tokenizer(
+            list(texts[start : start + SLICE]),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids += output["input_ids"]  # type: ignore[arg-type]
     return ids
 
 
@@ -140,8 +148,9 @@ def _pack(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int
     for at in range(0, len(stream), room):
         ids = tuple(start + stream[at : at + room])
         places = range(at, min(at + room, len(stream)))
-        dropped = (i - at + len(start) for i in places if i in uncounted)
-        rows.append(Encoded(ids, 1, frozenset(dropped)))
+        dropped = frozenset(i - at + len(start) for i in places if i in uncounted)
+        if len(dropped) < len(places):  # else no token of the row would count
+            rows.append(Encoded(ids, 1, dropped))
     if len(rows) > 1 and len(rows[-1].ids) < length / 2:
         rows.pop()
     if not rows or len(rows[-1].ids) < 2:

@@ -10,7 +10,7 @@ import math
 import torch
 from scipy.special import owens_t
 
-from defuse.scales import require
+from defuse.errors import require
 from defuse.schedule import generator
 
 MONTE_CARLO_DRAWS = 200_000

@@ -64,7 +64,7 @@ def unlearn(
     training = training or Training()
     decoder = Decoder(model)
     topics = [with_defaults(topic, unlearning) for topic in topics]
-    validate(unlearning, topics, training, decoder.num_layers)
+    validate(unlearning, topics, training, decoder)
     originals = trained_parameters(decoder, unlearning)
     weights = _start_weights(originals, master_weights=unlearning.master_weights)
     records: list[StepRecord] = []

@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from defuse.decoder import Decoder
-from defuse.errors import UsageError
+from defuse.errors import UsageError, check_choices, require
 from defuse.methods import HiddenMSE, Method, RepresentationMethod, Retain
 from defuse.noise import GaussianNoise
-from defuse.scales import multiple, require
-from defuse.texts import Text
+from defuse.scales import multiple, plain_number
+from defuse.texts import QuestionAnswer, Text
 
 DEFAULT_MIX = 0.5
 
@@ -39,6 +40,9 @@ class Unlearning:
     mask_padding: bool = True
     skip_first_token: bool = True
     master_weights: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @property
     def ends_at_layer(self) -> bool:
@@ -104,15 +108,17 @@ class Training:
 
 
 def validate(
-    unlearning: Unlearning, topics: Sequence[Topic], training: Training, num_layers: int
+    unlearning: Unlearning, topics: Sequence[Topic], training: Training, decoder: Decoder
 ) -> None:
     """Raise UsageError for the first thing that cannot be, before anything expensive."""
-    _validate_layers(unlearning, num_layers)
+    _validate_layers(unlearning, decoder.num_layers)
+    remedy = "lets small gradients vanish in training: use bfloat16 or float32"
+    require(decoder.model.dtype != torch.float16, "dtype", "float16", remedy)
     require(bool(topics), "topics", list(topics), "must hold at least one topic")
     names = [topic.name for topic in topics]
     require(len(set(names)) == len(names), "topics", names, "must have different names")
     for topic in topics:
-        _validate_topic(topic)
+        _validate_topic(topic, unlearning)
     require(training.steps > 0, "steps", training.steps, "must be at least 1")
     require(training.batch_size > 0, "batch_size", training.batch_size, "must be at least 1")
     rate = training.learning_rate
@@ -120,13 +126,22 @@ def validate(
     require(training.keep_gib >= 0, "keep_gib", training.keep_gib, "must not be negative")
 
 
-def _validate_topic(topic: Topic) -> None:
+def _validate_topic(topic: Topic, unlearning: Unlearning) -> None:
     where = f"topics.{topic.name}"
+    own = getattr(unlearning.method, "strength_field", None)
+    for field in {"coefficient", "scale"} - {own}:
+        remedy = f"does not belong to {type(unlearning.method).__name__}; remove it"
+        require(getattr(topic, field) is None, f"{where}.{field}", getattr(topic, field), remedy)
     require(bool(topic.forget), f"{where}.forget", [], "must hold at least one text")
     require(bool(topic.retain), f"{where}.retain", [], "must hold at least one text")
-    for field in ("coefficient", "scale", "weight"):
+    for field in ("coefficient", "scale"):
         if (value := getattr(topic, field)) is not None:
             multiple(value, f"{where}.{field}")
+    plain_number(topic.weight, f"{where}.weight")
+    pairs = any(isinstance(text, QuestionAnswer) for text in topic.forget)
+    steered = isinstance(unlearning.method, RepresentationMethod)
+    remedy = "would count questions like answers in question-answer pairs: leave it out"
+    require(steered or not (pairs and topic.packed), f"{where}.packed", topic.packed, remedy)
     share = topic.mixed_share
     require(0 <= share <= 1, f"{where}.mix", share, "is no share of the texts: use 0 to 1")
     for field in ("forget_length", "retain_length"):

@@ -27,5 +27,16 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        print(f"defuse: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}; mend that and run it again")
+    except RuntimeError as error:
+        # By name, so that no verb has to wait for PyTorch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _fail("device: out of memory; lower batch_size or the topics' lengths, or use another")
+
+
+def _fail(sentence: str) -> None:
+    print(f"defuse: {sentence}", file=sys.stderr)
+    sys.exit(2)

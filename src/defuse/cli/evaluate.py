@@ -51,7 +51,7 @@ def evaluate(
     from defuse.errors import UsageError
     from defuse.evaluate import Settings
     from defuse.evaluate.job import Job, TokenFiles, build_perturbation, check, few_shot_examples
-    from defuse.evaluate.text import read_text
+    from defuse.evaluate.text import read_passage
     from defuse.questions import load_questions, load_tokens
 
     if limit is not None and limit < 1:
@@ -70,10 +70,19 @@ def evaluate(
         settings=Settings(score, subject, few_shot_examples(dev, few_shot, subject), seed),
         perturbation=perturbation,
         base=base,
-        text=None if text is None else read_text(text),
+        text=None if text is None else read_passage(text),
         prompts=None if generate is None else load_tokens(generate),
         device=device,
         dtype=dtype,
+        sources={
+            "questions": questions,
+            "limit": limit,
+            "dev": dev,
+            "perturb": perturb,
+            "control": control,
+            "control_corpus": control_corpus,
+            "text": text,
+        },
     )
     check(job)
     _run_and_show(job)

@@ -12,15 +12,27 @@ from defuse.provenance import versions
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found about one model. `generations` maps prompts to what it wrote."""
+    """All that was found about one model.
+
+    `precision`, `device` and `commit` (of a hub model): as it was loaded. `generations` maps
+    prompts to what it wrote.
+    """
 
     evaluation: Evaluation
+    precision: str
+    device: str
+    commit: str | None = None
     perplexity: Perplexity | None = None
     generations: Mapping[str, str] | None = None
 
 
-def document(report: Report, base: Report | None = None) -> dict[str, Any]:
-    """`report` as JSON values; `base`'s findings and the vulnerability go with it."""
+def document(
+    report: Report, base: Report | None = None, sources: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`report` as JSON values; `base`'s findings and the vulnerability go with it.
+
+    `sources`: where questions and tokens came from, kept beside the settings.
+    """
     evaluation = report.evaluation
     summary = _summary(evaluation)
     if base is not None and "control" in evaluation.outcomes:
@@ -33,7 +45,7 @@ def document(report: Report, base: Report | None = None) -> dict[str, Any]:
             if base is None
             else {"base": {**_findings(base), "summary": _summary(base.evaluation)}}
         ),
-        "settings": _settings(evaluation),
+        "settings": {**_settings(evaluation), "sources": dict(sources or {})},
         "seed": evaluation.settings.seed,
         "prompt_hash": evaluation.prompt_hash,
         "versions": versions(),
@@ -44,6 +56,9 @@ def document(report: Report, base: Report | None = None) -> dict[str, Any]:
 def _findings(report: Report) -> dict[str, Any]:
     findings: dict[str, Any] = {
         "model": report.evaluation.model,
+        "model_commit": report.commit,
+        "dtype": report.precision,
+        "device": report.device,
         "questions": _questions(report.evaluation),
     }
     if report.perplexity is not None:

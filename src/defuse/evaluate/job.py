@@ -1,10 +1,10 @@
 """One call of `defuse evaluate`: everything checked, then a model at a time."""
 
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from defuse.corpora import load_texts
 from defuse.decoder import architecture_of
@@ -14,7 +14,7 @@ from defuse.evaluate.results import Settings
 from defuse.evaluate.robustness import evaluate_questions
 from defuse.evaluate.scorer import OnScored
 from defuse.evaluate.text import generate, perplexity
-from defuse.files import write_json
+from defuse.files import check_name, check_writable, write_json
 from defuse.models import (
     load_config,
     load_model,
@@ -38,7 +38,10 @@ OnModel = Callable[[str], OnScored]
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of which models; `out` is a file for one model, a folder for several."""
+    """What is asked of which models; `out` is a file for one model, a folder for several.
+
+    `sources`: where questions and tokens came from, for the record.
+    """
 
     models: tuple[str, ...]
     out: Path
@@ -50,6 +53,7 @@ class Job:
     prompts: tuple[str, ...] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def run(job: Job, on_model: OnModel) -> Iterator[tuple[Report, bool]]:
         yield base, True
     for name in job.models:
         report = base if base and name == job.base else _report(job, name, on_model)
-        write_json(_file_of(job, name), document(report, base))
+        write_json(_file_of(job, name), document(report, base, job.sources))
         yield report, False
 
 
@@ -96,6 +100,8 @@ def few_shot_examples(dev: str | None, count: int, subject: str | None) -> tuple
     if count < 0:
         raise UsageError(f"few-shot: is {count}; give 0 or more")
     if count == 0:
+        if dev is not None:
+            raise UsageError(f"dev: {dev} is not used without --few-shot; say how many to take")
         return ()
     if dev is None:
         raise UsageError(f"dev: missing; give --dev FILE for --few-shot {count}")
@@ -114,6 +120,8 @@ def build_perturbation(
             "control: every perturbation runs with its controls; give one of --control FILE and "
             "--control-corpus FILE to draw them from"
         )
+    if sentence is not None and position != "before":
+        raise UsageError(f"sentence: goes with --position before, not {position}; leave it out")
     tokens = load_tokens(files.forget)
     if files.control is not None:
         controls = load_tokens(files.control)
@@ -131,6 +139,9 @@ def _report(job: Job, name: str, on_model: OnModel) -> Report:
         evaluate_questions(
             loaded, job.questions, job.settings, job.perturbation, on_scored=on_scored
         ),
+        str(loaded.model.dtype).removeprefix("torch."),
+        str(loaded.model.device),
+        getattr(loaded.model.config, "_commit_hash", None),
         None if job.text is None else perplexity(loaded, job.text),
         None if prompts is None else dict(zip(prompts, generate(loaded, prompts), strict=True)),
     )
@@ -149,9 +160,9 @@ def _check_out(job: Job) -> None:
     files = [_file_of(job, name) for name in job.models]
     if len(set(files)) < len(files):
         raise UsageError("MODEL: two of the models have the same name; give each once")
-    parent = next(folder for folder in files[0].absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"out: {job.out} cannot be written; choose another place")
+    for file in files:
+        check_name(file, "out")
+    check_writable(files[0].parent, "out")
 
 
 def _file_of(job: Job, name: str) -> Path:

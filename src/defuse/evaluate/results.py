@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from defuse.errors import check_choices
 from defuse.questions import Perturbation, Question, Score, Variant
 
 
@@ -21,6 +22,9 @@ class Settings:
     few_shot: tuple[Question, ...] = ()
     seed: int = 42
     token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from defuse.errors import UsageError
 from defuse.evaluate.encode import encode_text, prefix_token
 from defuse.evaluate.scorer import max_length, score
 from defuse.evaluate.trees import Request
+from defuse.files import read_utf8
 from defuse.models import LoadedModel
 
 LONGEST_WINDOW = 2048  # so that a model made for book-length texts still fits on a laptop
@@ -33,12 +34,9 @@ class Perplexity:
     bits_per_byte: float
 
 
-def read_text(source: str) -> str:
+def read_passage(source: str) -> str:
     """A text file that is not blank. Raises UsageError for any other."""
-    try:
-        text = Path(source).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{source}: cannot be read as a UTF-8 text file ({error})") from error
+    text = read_utf8(Path(source))
     if not text.strip():
         raise UsageError(f"{source}: is empty; give a file with text")
     return text
@@ -70,7 +68,10 @@ def perplexity(loaded: LoadedModel, text: str) -> Perplexity:
 def generate(
     loaded: LoadedModel, prompts: Sequence[str], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
-    """The most likely continuation of each prompt, at most `new_tokens` tokens, greedily."""
+    """The most likely continuation of each prompt, at most `new_tokens` tokens, greedily.
+
+    A prompt too long for the model is cut on the left.
+    """
     model, tokenizer = loaded.model, loaded.tokenizer
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
@@ -78,9 +79,11 @@ def generate(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=prefix_token(tokenizer),
     )
+    room = max(1, max_length(model, tokenizer) - new_tokens)
     texts = []
     for prompt in prompts:
-        ids = torch.tensor([encode_text(prompt, tokenizer)], device=model.device)
+        kept = encode_text(prompt, tokenizer)[-room:]
+        ids = torch.tensor([kept], device=model.device)
         mask = torch.ones_like(ids)
         output = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
         texts.append(str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))

@@ -13,6 +13,7 @@ from defuse.lab.lessons import IGNORED, Batch, Lessons
 from defuse.lab.world import World
 
 STEPS, LEARNING_RATE = 1600, 2e-3
+CLIP = 1.0  # of the gradient norm; without it the loss leaps up at this rate
 LAYERS, HIDDEN = 6, 128
 
 
@@ -72,6 +73,7 @@ def teach(
             loss = _loss(model, batch)
             loss.backward()
             losses.append(loss.item())
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from defuse.errors import check_choices
 from defuse.losses import mean_norm
 from defuse.methods.base import Steering, StrengthField, Vector
 
@@ -21,6 +22,9 @@ class AdaptiveRMU:
     vector: Vector = "uniform"
     name: ClassVar[str] = "adaptive_rmu"
     strength_field: ClassVar[StrengthField] = "scale"
+
+    def __post_init__(self) -> None:
+        check_choices(self, "method.")
 
     @property
     def needs_reference(self) -> bool:

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from defuse.errors import check_choices, require
 from defuse.losses import Normalise, Reduction, SequenceLogProbs, dpo
 from defuse.methods.base import check_beta
-from defuse.scales import require
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class DPO:
     name: ClassVar[str] = "dpo"
 
     def __post_init__(self) -> None:
+        check_choices(self, "method.")
         check_beta(self.beta)
         require(
             bool(self.refusals), "method.refusals", self.refusals, "must hold at least one text"

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from defuse.errors import check_choices
 from defuse.losses import Normalise, Reduction, SequenceLogProbs, npo
 from defuse.methods.base import check_beta
 
@@ -23,6 +24,7 @@ class NPO:
     name: ClassVar[str] = "npo"
 
     def __post_init__(self) -> None:
+        check_choices(self, "method.")
         check_beta(self.beta)
 
     @property

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from defuse.errors import check_choices
 from defuse.methods.base import Steering, StrengthField, Vector
 
 
@@ -15,6 +16,9 @@ class RMU:
     vector: Vector = "uniform"
     name: ClassVar[str] = "rmu"
     strength_field: ClassVar[StrengthField] = "coefficient"
+
+    def __post_init__(self) -> None:
+        check_choices(self, "method.")
 
     @property
     def needs_reference(self) -> bool:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from defuse.errors import check_choices
 from defuse.losses import upcast
 from defuse.methods.base import Steering, StrengthField, Vector
 
@@ -16,6 +17,9 @@ class RSV:
     vector: Vector = "gaussian"
     name: ClassVar[str] = "rsv"
     strength_field: ClassVar[StrengthField] = "coefficient"
+
+    def __post_init__(self) -> None:
+        check_choices(self, "method.")
 
     @property
     def needs_reference(self) -> bool:

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from defuse.errors import check_choices, require
 from defuse.losses import Normalise, Reduction, SequenceLogProbs, simnpo
 from defuse.methods.base import check_beta
-from defuse.scales import require
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SimNPO:
     name: ClassVar[str] = "simnpo"
 
     def __post_init__(self) -> None:
+        check_choices(self, "method.")
         check_beta(self.beta)
         require(math.isfinite(self.gamma), "method.gamma", self.gamma, "must be a finite number")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from defuse.errors import UsageError
+from defuse.errors import UsageError, check_choices
 from defuse.questions.items import Choices, Position, Question, Replaced, Variant
 from defuse.schedule import generator
 
@@ -30,6 +30,7 @@ class Perturbation:
     sentence: str = SENTENCE
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.tokens:
             raise UsageError("perturb: there are no tokens; give at least one")
         if "{token}" not in self.sentence:

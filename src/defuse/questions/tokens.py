@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from defuse.errors import UsageError
+from defuse.files import read_utf8
 from defuse.schedule import generator
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -20,11 +21,7 @@ WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 def load_tokens(source: str) -> tuple[str, ...]:
     """The non-empty lines of a text file, each a word or phrase; in order, without repeats."""
-    path = Path(source)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{source}: cannot be read as a UTF-8 text file ({error})") from error
+    lines = read_utf8(Path(source)).splitlines()
     tokens = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not tokens:
         raise UsageError(f"{source}: holds no token; give one a line")
