@@ -2,6 +2,7 @@
 
     python -m benchmarks.unlearning_step                    # all six methods
     python -m benchmarks.unlearning_step --method rmu --repeats 9
+    python -m benchmarks.unlearning_step --method simnpo --profile     # where the time goes
 
 The model is a random float32 Llama of 32 layers × 384, vocabulary 4096; layer 7, `down_proj` of
 blocks 5 to 7 trained, everything else frozen in both; 4 + 4 texts of 256 tokens. Both sides run
@@ -32,10 +33,14 @@ from defuse.decoder import Decoder
 from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
 from defuse.methods import METHODS, HiddenMSE, LogitKL, RepresentationMethod, Steering
 from defuse.noise import GaussianNoise
+from defuse.schedule import generator
 from defuse.texts import Encoded
 from defuse.unlearning import Unlearning, trained_parameters
 
 TEXTS, TOKENS, VOCABULARY, SEED = 4, 256, 4096, 0
+MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+TIMES = ("plain", "Defuse", "faster", "texts again", "faster", "plain mem", "Defuse mem", "share")
+PROFILE = ("plain", "products", "Defuse", "products")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def unlearning_for(name: str, noise_std: float) -> Unlearning:
 
 
 def texts(name: str, turn: int) -> TextBatch:
-    rng = torch.Generator().manual_seed(hash((len(name), turn)) % 2**31)
+    rng = generator(SEED, "texts", name, turn)
     ids = torch.randint(3, VOCABULARY, (TEXTS, TOKENS), generator=rng).tolist()
     items = [(name, turn * TEXTS + row) for row in range(TEXTS)]
     return collate([Encoded(tuple(row), 1) for row in ids], items, pad_token_id=0)
@@ -215,6 +220,21 @@ def compare(method: str, arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def profile(method: str, arguments: argparse.Namespace) -> list[str]:
+    """Processor seconds of one step on each side: in all, and in matrix products alone."""
+    model = random_model(arguments.layers, arguments.hidden)
+    unlearning = unlearning_for(method, arguments.noise_std)
+    cells = [f"{unlearning.method.name} + {unlearning.retain.name}"]  # type: ignore[union-attr]
+    for run in (plain_run(model, unlearning), shared_run(model, unlearning)):
+        run.step(0)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            run.step(1)
+        times = {event.key: event.self_cpu_time_total / 1e6 for event in seen.key_averages()}
+        products = sum(times.get(name, 0.0) for name in MATRIX_PRODUCTS)
+        cells += [f"{sum(times.values()):.2f} s", f"{products:.2f} s"]
+    return cells
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--method", action="append", choices=list(METHODS))
@@ -223,6 +243,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--noise-std", type=float, default=0.0, help="0: without RNA")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="where a step's time goes")
     parser.add_argument("--memory-of", choices=["plain", "shared"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -233,21 +254,12 @@ def main() -> None:
     if arguments.memory_of:
         print_memory(arguments)
         return
-    table = Table(title="Unlearning step: plain against Defuse, equal losses and gradients")
-    for column in (
-        "method + retain",
-        "plain",
-        "Defuse",
-        "faster",
-        "texts again",
-        "faster",
-        "plain mem",
-        "Defuse mem",
-        "share",
-    ):
+    title = "one step's processor time" if arguments.profile else "equal losses and gradients"
+    table = Table(title=f"Unlearning step: plain against Defuse, {title}")
+    for column in ("method + retain", *(PROFILE if arguments.profile else TIMES)):
         table.add_column(column, no_wrap=True)
     for method in arguments.method or list(METHODS):
-        table.add_row(*compare(method, arguments))
+        table.add_row(*(profile if arguments.profile else compare)(method, arguments))
     Console(width=130).print(table)
 
 

@@ -61,3 +61,4 @@ def test_every_pair_is_tried_at_every_rate_and_answers_outlive_changed_recipes()
         fields = [change.partition("=")[0] for change in run.changes]
         assert fields[:2] == ["steps", "learning_rate"]
         assert run.rna == (fields[2:] == ["noise.std"])
+        assert set(fields[2:]) <= {"noise.std", "topics.0.weight"}

@@ -147,7 +147,8 @@ def missing_steps(run: Run, bench: Bench) -> tuple[int, ...]:
     recipe = run.recipe(bench.texts, bench.base.name)
     paths = {step: answers_path(bench.folder, run, step) for step in curve(run, recipe.steps)}
     for path in (path for path in paths.values() if path.exists()):
-        if json.loads(path.read_text(encoding="utf-8"))["recipe"] != _essence(recipe.model_dump()):
+        known = _essence(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        if known != _essence(recipe.model_dump()):
             raise UsageError(f"output: {path} is of another recipe; name a new folder")
     return tuple(step for step, path in paths.items() if not path.exists())
 
@@ -216,4 +217,11 @@ def _essence(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         for topic in recipe["topics"]
     ]
     rest = {key: v for key, v in recipe.items() if key not in ("model", "revision", "output")}
-    return json.loads(json.dumps(rest | {"method": method, "topics": topics}))
+    return _without_gaps(json.loads(json.dumps(rest | {"method": method, "topics": topics})))
+
+
+def _without_gaps(value: Any) -> Any:  # noqa: ANN401 (anything json can hold)
+    """`value` without its Nones: a field that a later version adds changes no earlier recipe."""
+    if isinstance(value, dict):
+        return {key: _without_gaps(each) for key, each in value.items() if each is not None}
+    return [_without_gaps(each) for each in value] if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from defuse.defaults import default_retain, strength_field
 from defuse.experiment.clock import step_work
-from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE
+from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE, LogitMSE
 from defuse.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -24,6 +24,7 @@ PANEL, FULL_PANEL, TUNING_PANEL = (100, 30), (50, 20), (24, 24)
 TUNING_SEED = 0
 TUNING_RATES, TUNING_STDS = (0.001, 0.003), ("0.3x", "1x", "3x", "10x")
 TUNING_STEPS, TUNING_STEPS_TO_THE_TOP = 120, 40
+TUNING_LIGHT_WEIGHT = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ def tuning_grid() -> list[Run]:
         stops = strength_field(pair[0]) is not None and pair[1] == HiddenMSE.name
         steps = f"steps={TUNING_STEPS if stops else TUNING_STEPS_TO_THE_TOP}"
         grid += [run(pair, steps, f"learning_rate={rate}") for rate in TUNING_RATES]
+        if strength_field(pair[0]) is not None and pair[1] == LogitMSE.name:
+            # At the weight of the other losses this one hardly lets go of anything.
+            light = f"topics.0.weight={TUNING_LIGHT_WEIGHT}"
+            grid.append(run(pair, steps, f"learning_rate={TUNING_RATES[-1]}", light))
         if pair in COMPARED:
             kept = (f"steps={shipped.steps}", f"learning_rate={shipped.learning_rate}")
             grid += [run(pair, *kept, f"noise.std={std}") for std in TUNING_STDS]
