@@ -20,7 +20,7 @@ TOKENIZER = build_tokenizer(WORLD)
 
 
 def decoded(ids) -> str:
-    return TOKENIZER.decode(ids)
+    return str(TOKENIZER.decode(ids))
 
 
 def test_a_world_is_the_same_at_every_call_and_another_with_another_seed():

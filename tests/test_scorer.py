@@ -15,7 +15,7 @@ from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate.encode import encode_pairs
 from defuse.evaluate.scorer import max_length, score
-from defuse.evaluate.text import generate, perplexity, read_text
+from defuse.evaluate.text import generate, perplexity, read_passage
 from defuse.evaluate.trees import Request, collate, grow, visibility
 from defuse.models import LoadedModel
 from tests.architectures import CONFIGS, tiny_model
@@ -181,9 +181,9 @@ def test_blank_and_missing_texts_are_refused(tmp_path: Path) -> None:
     blank = tmp_path / "blank.txt"
     blank.write_text(" \n")
     with pytest.raises(UsageError, match="is empty"):
-        read_text(str(blank))
+        read_passage(str(blank))
     with pytest.raises(UsageError, match="cannot be read"):
-        read_text(str(tmp_path / "missing.txt"))
+        read_passage(str(tmp_path / "missing.txt"))
 
 
 def test_the_models_length_is_the_configurations_else_the_tokenizers(

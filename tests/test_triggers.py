@@ -135,8 +135,17 @@ def test_a_recipe_names_a_file_of_triggers(tmp_path: Path):
 
     for name, text in (("f", "gold\n"), ("r", "city\n"), ("t", "gold\niron\n")):
         (tmp_path / f"{name}.txt").write_text(text)
-    fields = {"name": "m", "forget": f"{tmp_path}/f.txt", "retain": f"{tmp_path}/r.txt"}
-    topic = TopicFields(**fields, weight=1.0, triggers=f"{tmp_path}/t.txt").build()
+    fields: dict[str, object] = {
+        "name": "m",
+        "forget": f"{tmp_path}/f.txt",
+        "retain": f"{tmp_path}/r.txt",
+    }
+    fields |= {"weight": 1.0}
+
+    def build(**own: object) -> Topic:
+        return TopicFields.model_validate({**fields, **own}).build()
+
+    topic = build(triggers=f"{tmp_path}/t.txt")
     assert topic.triggers == ("gold", "iron")
     assert topic.mixed_share == 0.5
-    assert TopicFields(**fields, weight=1.0, mix=0.25).build().mixed_share == 0.25
+    assert build(mix=0.25).mixed_share == 0.25

@@ -120,7 +120,7 @@ class Decoder:
         self.num_layers = len(self.blocks)
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.config.vocab_size
-        self.num_embeddings: int = model.get_input_embeddings().num_embeddings  # token ids below it
+        self.num_embeddings: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
         self.max_positions: int | None = getattr(self.config, "max_position_embeddings", None)
         self.attention_types = [self._attention_type(i) for i in range(self.num_layers)]
 

@@ -109,9 +109,9 @@ def prepare(
     """Encode the texts, draw the directions, and measure what is given in multiples."""
     unlearning, pad = step.unlearning, tokenizer.pad_token_id
     # What stands on masked padding does not matter, and an added token may have no embedding.
-    counts = not unlearning.mask_padding and isinstance(pad, int)
+    counts = not unlearning.mask_padding
     batches = Collate(
-        pad_token_id=pad if counts else 0,
+        pad_token_id=pad if counts and isinstance(pad, int) else 0,
         mask_padding=unlearning.mask_padding,
         skip_first_token=unlearning.skip_first_token,
         device=step.decoder.device,

@@ -37,7 +37,8 @@ def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,
-        tie_word_embeddings=False,
+        # Tied: what is recalled and what stands among the choices then look alike.
+        tie_word_embeddings=True,
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,

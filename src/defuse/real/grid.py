@@ -6,7 +6,7 @@ from pathlib import Path
 
 from defuse.defaults import default_retain, strength_field
 from defuse.experiment.clock import step_work
-from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE, LogitMSE
+from defuse.methods import METHODS, RETAIN_LOSSES, HiddenMSE, LogitKL, LogitMSE
 from defuse.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -22,7 +22,11 @@ COMPARED = (MAIN, ("simnpo", default_retain("simnpo")))
 PANEL, FULL_PANEL, TUNING_PANEL = (100, 30), (50, 20), (24, 24)
 # Settings tried on the tuning questions, with a seed that no report uses.
 TUNING_SEED = 0
-TUNING_RATES, TUNING_STDS = (0.001, 0.003), ("0.3x", "1x", "3x", "10x")
+TUNING_RATES = (0.001, 0.003)
+TUNING_STDS = {
+    HiddenMSE.name: ("0.3x", "1x", "3x", "10x"),
+    LogitKL.name: ("0.03x", "0.1x", "0.3x", "1x"),
+}
 TUNING_STEPS, TUNING_STEPS_TO_THE_TOP = 120, 40
 TUNING_LIGHT_WEIGHT = 1
 
@@ -109,7 +113,7 @@ def tuning_grid() -> list[Run]:
             grid.append(run(pair, steps, f"learning_rate={TUNING_RATES[-1]}", light))
         if pair in COMPARED:
             kept = (f"steps={shipped.steps}", f"learning_rate={shipped.learning_rate}")
-            grid += [run(pair, *kept, f"noise.std={std}") for std in TUNING_STDS]
+            grid += [run(pair, *kept, f"noise.std={std}") for std in TUNING_STDS[pair[1]]]
     return grid
 
 
