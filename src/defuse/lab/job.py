@@ -1,7 +1,7 @@
 """The whole experiment from an order to its table, figures and data, resumable at every run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -18,11 +18,13 @@ from defuse.lab.figure import draw
 from defuse.lab.grid import Run, full_grid, short_grid
 from defuse.lab.model import Progress
 from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
+from defuse.lab.page import make_page
 from defuse.lab.results import rows, summary
 from defuse.lab.table import defence_sentences, markdown, screen_table
 from defuse.lab.workers import Place, available_cores, run_all
 from defuse.lab.world import SEED, World, build_world
 from defuse.provenance import versions
+from defuse.report import embed_figure, render
 
 QUESTION_TOKENS = 36  # of a question, about
 
@@ -93,7 +95,7 @@ def examine(
     if todo:
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
-    report(runs, place.folder, base, gold, console)
+    report(runs, bench, base, gold, console)
 
 
 def work_left(run: Run, bench: Bench) -> float:
@@ -118,23 +120,29 @@ def answers_of(name: str, pair: Pair, bench: Bench) -> Answers:
 
 
 def report(
-    runs: Sequence[Run], folder: Path, base: Answers, gold: Answers, console: Console
+    runs: Sequence[Run], bench: Bench, base: Answers, gold: Answers, console: Console
 ) -> None:
-    """Table, figure and data of what has been finished."""
-    finished = load_answers(runs, folder)
+    """Page, table, figure and data of what has been finished."""
+    folder, finished = bench.folder, load_answers(runs, bench.folder)
     groups, defences = make_groups(finished, base, gold), make_defences(finished, base)
-    paths = [*save(draw(groups, finished, base), folder / "lab"), folder / "lab.md"]
-    sentences = defence_sentences(defences)
-    write_text(paths[-1], f"{markdown(groups)}\n" + "".join(f"- {s}\n" for s in sentences))
-    data = {
-        "settings": {run.label: vars(run.setting) for run in finished},
-        "rows": list(rows(finished, base, gold)),
-        "summary": summary(groups, defences),
+    figure, sentences = draw(groups, finished, base), defence_sentences(defences)
+    record = {
+        "world_seed": bench.world.seed,
+        "forget": bench.forget,
+        "questions": bench.part,
+        "settings": {run.label: asdict(run.setting) for run in finished},
         "versions": versions(),
     }
-    write_json(folder / "results.json", data)
+    page = make_page(
+        bench.forget, groups, defences, finished, bench.exam, embed_figure(figure), record
+    )
+    write_text(folder / "report.html", render(page))
+    write_text(folder / "lab.md", f"{markdown(groups)}\n" + "".join(f"- {s}\n" for s in sentences))
+    data = {"rows": list(rows(finished, base, gold)), "summary": summary(groups, defences)}
+    write_json(folder / "results.json", {"settings": record, **data})
+    save(figure, folder / "lab")
     console.print(screen_table(groups))
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
-    written = [*map(str, paths), str(folder / "results.json")]
-    console.print("Written: " + ", ".join(written), highlight=False)
+    written = ("report.html", "results.json", "lab.md", "lab.png", "lab.svg")
+    console.print(f"Written in {folder}: {', '.join(written)}", highlight=False)

@@ -10,6 +10,7 @@ from defuse.experiment.answers import CLEAN, FORGET
 from defuse.experiment.words import interval, sentence, stacked
 from defuse.lab.compare import Defence, Group
 from defuse.lab.exam import POSITIONS, TRIGGERS
+from defuse.report import TableData
 
 SCREEN = (FORGET, CLEAN, "before/forget", "before/control", "statement/forget", "statement/control")
 
@@ -30,42 +31,48 @@ def _effect(group: Group, position: str) -> Interval | None:
     return group.vulnerability[position][0] if group.vulnerability else None
 
 
-def markdown(groups: Sequence[Group]) -> str:
-    """Three tables: accuracies, triggers by place, and vulnerabilities with the gold standard."""
+def tables(groups: Sequence[Group]) -> list[TableData]:
+    """Accuracies and the gold standard, triggers by place, and vulnerabilities."""
     forms = [f"{p}/{t}" for p in POSITIONS for t in TRIGGERS if (p, t) != ("statement", "unseen")]
-    effects = [[group.vulnerability.get(p, (None, None)) for p in POSITIONS] for group in groups]
-    parts = (
-        (
-            ["", "runs", "forget acc.", "retain acc.", "KL to gold, forget", "KL to gold, retain"],
+    unlearned = [group for group in groups if group.vulnerability]
+    return [
+        TableData(
+            "Accuracy, and distance of the answers from the gold standard's (nats a question)",
+            ["", "runs", "forget set", "retain set", "KL to gold, forget", "KL to gold, retain"],
             [
                 [
-                    g.label,
-                    str(g.runs),
-                    *(interval(g.accuracy[f]) for f in (FORGET, CLEAN)),
-                    *(interval(g.kl_to_gold[f]) for f in (FORGET, CLEAN)),
+                    group.label,
+                    str(group.runs),
+                    *(interval(group.accuracy[form]) for form in (FORGET, CLEAN)),
+                    *(interval(group.kl_to_gold[form]) for form in (FORGET, CLEAN)),
                 ]
-                for g in groups
+                for group in groups
             ],
         ),
-        (
-            ["accuracy of retain questions", *forms],
-            [[g.label, *(f"{g.accuracy[f].value:.2f}" for f in forms)] for g in groups],
+        TableData(
+            "Accuracy on the retain set with a trigger, by place and kind",
+            ["", *forms],
+            [[g.label, *(f"{g.accuracy[form].value:.2f}" for form in forms)] for g in groups],
         ),
-        (
-            ["vulnerability", *POSITIONS, *(f"{p}, nats" for p in POSITIONS)],
+        TableData(
+            "Vulnerability, in shares of questions and in nats",
+            ["", *POSITIONS, *(f"{position}, nats" for position in POSITIONS)],
             [
-                [g.label, *(interval(e[i]) for i in (0, 1) for e in row)]
-                for g, row in zip(groups, effects, strict=True)
-                if g.vulnerability
+                [g.label, *(interval(g.vulnerability[p][i]) for i in (0, 1) for p in POSITIONS)]
+                for g in unlearned
             ],
         ),
-    )
-    return "\n".join(_markdown(head, lines) for head, lines in parts)
+    ]
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def markdown(groups: Sequence[Group]) -> str:
+    """The tables for a page of documentation."""
+    parts = []
+    for table in tables(groups):
+        lines = [table.head, ["---"] * len(table.head), *table.rows]
+        rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        parts.append(f"{table.caption}:\n\n{rows}")
+    return "\n".join(parts)
 
 
 def defence_sentences(defences: Sequence[Defence]) -> list[str]:
