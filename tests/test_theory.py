@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from defuse.errors import UsageError
-from defuse.theory import flip_rate, isotropic_flip_rate, monte_carlo_flip_rate
+from defuse.theory.rates import flip_rate, isotropic_flip_rate, monte_carlo_flip_rate
 
 variances = st.floats(0.01, 100)
 means = st.floats(-10, 10)

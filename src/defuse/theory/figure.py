@@ -1,0 +1,42 @@
+"""The theory's figure: are the effects normal, and do flip rates come out as predicted?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import probplot
+
+from defuse.theory.compare import LayerReport
+from defuse.theory.shifts import Shifts
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def draw(reports: Sequence[LayerReport], shifts: Shifts) -> Figure:
+    """Left: standardised effects g·ε against normal quantiles. Right: flip rates by noise."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for layer, colour in zip(dict.fromkeys(r.layer for r in reports), COLOURS * 8, strict=False):
+        shift, gradient = (each[layer].double() for each in (shifts.shift, shifts.gradient))
+        effects = ((gradient / gradient.norm(dim=1, keepdim=True)) * shift).sum(dim=1).numpy()
+        quantiles, ordered = probplot(effects / max(effects.std(), 1e-12), fit=False)
+        left.plot(quantiles, ordered, ".", color=colour, label=f"layer {layer}")
+        own = [report for report in reports if report.layer == layer]
+        x = [report.noise_std / np.sqrt(report.shift_variance) for report in own]
+        measured = [report.measured for report in own]
+        errors = [[m.value - m.low for m in measured], [m.high - m.value for m in measured]]
+        look = {"color": colour, "linestyle": "none", "capsize": 2}
+        right.errorbar(x, [m.value for m in measured], yerr=errors, marker="o", **look)
+        right.plot(x, [report.general for report in own], color=colour, label=f"layer {layer}")
+        right.plot(x, [report.isotropic for report in own], color=colour, linestyle=":")
+    left.axline((0, 0), slope=1, color="grey", linewidth=1)
+    left.set(xlabel="normal quantiles", ylabel="effects g·ε along g, over their std")
+    right.set(
+        xscale="log",
+        xlabel="noise std over the shift's, √(ν/η)",
+        ylabel="flip rate (points: measured; lines: general; dotted: isotropic)",
+        ylim=(0, 0.6),
+    )
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize="small")
+    return figure
