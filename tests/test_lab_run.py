@@ -13,7 +13,7 @@ from defuse.experiment.answers import CLEAN, FORGET, Answers, load_answers
 from defuse.lab.compare import kl_to_gold, make_defences, make_groups
 from defuse.lab.exam import POSITIONS
 from defuse.lab.experiment import ON_THE_WAY, Bench, execute, missing_steps
-from defuse.lab.grid import ARMS, SETTINGS, Run, Setting, full_grid, short_grid
+from defuse.lab.grid import ARMS, SETTINGS, Run, Setting, full_grid, short_grid, tuning_grid
 from defuse.lab.job import Order, answers_of, carry_out, report, work_left
 from defuse.lab.language import build_tokenizer
 from defuse.lab.model import new_model
@@ -111,6 +111,12 @@ def test_grids_hold_every_arm_and_names_tell_runs_apart():
     assert len({r.name for r in full}) == len(full) == 18 * 7 * 10
     assert set(short_grid()) <= set(full)
     assert run().name != replace(run(), tried=None).name
+
+
+def test_tuning_changes_settings_and_uses_no_report_s_seed():
+    grid = tuning_grid([("rmu", "hidden_mse"), ("simnpo", "logit_kl")])
+    assert len({r.name for r in grid}) == len(grid) == 2 * 3 * 2 * 3
+    assert {r.seed for r in grid}.isdisjoint({r.seed for r in full_grid()})
 
 
 def sheet(right: int, n: int = 8) -> dict[str, tuple[bool, float, list[float]]]:

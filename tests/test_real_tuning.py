@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from defuse.experiment.tuning import trials
 from defuse.real.grid import Run, tuning_grid
-from defuse.real.tuning import best_noise, sentences, trials
+from defuse.real.tuning import best_noise, sentences
 from tests.test_real_table import BASE, answers
 
 SLOW = Run("npo", "logit_kl", False, 0, ("steps=40", "learning_rate=0.001"))

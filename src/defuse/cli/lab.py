@@ -18,6 +18,9 @@ def run(
     full: Annotated[
         bool, typer.Option("--full", help="All methods, retain losses and noises; ten seeds.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Try settings on questions that no report uses.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would run, and for how long.")
     ] = False,
@@ -34,7 +37,7 @@ def run(
         return
     from defuse.lab.job import Order, carry_out
 
-    carry_out(Order(full, plan, seed, forget, output, jobs))
+    carry_out(Order(full, tune, plan, seed, forget, output, jobs))
 
 
 @lab.command()

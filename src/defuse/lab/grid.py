@@ -16,6 +16,8 @@ MIX = 0.5  # the share of retain texts behind a forget-term
 NOISES = ("0.3x", "1x", "3x", "10x")
 SHORT_METHODS, SHORT_SEEDS, FULL_SEEDS = ("rmu", "simnpo"), 3, 10
 TUNING_SEED = 1000  # no report's
+TUNING_LAYERS, TUNING_RATES = (1, 2, 3), (1e-3, 3e-3)
+TUNING_WEIGHTS = (0.25, 1.0, 4.0)  # times the setting's own
 # Shares of the steps after which a run is asked.
 CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
@@ -142,3 +144,23 @@ def _arms(method: str, retain: str, seed: int, noises: Sequence[str]) -> list[Ru
     plain = Run(method, retain, seed)
     noised = [replace(plain, noise=std) for std in noises]
     return [plain, *noised, replace(plain, mix=True), replace(plain, noise=NOISE_STD, mix=True)]
+
+
+def tuning_grid(pairs: Sequence[tuple[str, str]]) -> list[Run]:
+    """Each pair at several layers, rates and weights, on a seed that no report uses."""
+    return [
+        Run(
+            *pair,
+            TUNING_SEED,
+            tried=replace(
+                SETTINGS[pair],
+                layer=layer,
+                learning_rate=rate,
+                weight=SETTINGS[pair].weight * weight,
+            ),
+        )
+        for pair in pairs
+        for layer in TUNING_LAYERS
+        for rate in TUNING_RATES
+        for weight in TUNING_WEIGHTS
+    ]

@@ -10,12 +10,13 @@ from defuse.errors import UsageError
 from defuse.experiment.answers import Answers, load_answers, load_sheets
 from defuse.experiment.clock import Clock, step_work, tokens_per_second
 from defuse.experiment.figures import save
+from defuse.experiment.tuning import trials
 from defuse.files import write_json, write_text
 from defuse.lab.compare import make_defences, make_groups
 from defuse.lab.exam import Part
 from defuse.lab.experiment import Bench, missing_steps
 from defuse.lab.figure import draw
-from defuse.lab.grid import Run, full_grid, short_grid
+from defuse.lab.grid import Run, full_grid, short_grid, tuning_grid
 from defuse.lab.model import Progress
 from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
 from defuse.lab.page import make_page
@@ -27,6 +28,7 @@ from defuse.provenance import versions
 from defuse.report import embed_figure, render
 
 QUESTION_TOKENS = 36  # of a question, about
+ADVISED = 5  # settings shown for each method and retain loss
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Order:
     """What `defuse lab` was asked for; `seed` is the world's, `jobs` None is one run a core."""
 
     full: bool = False
+    tune: bool = False
     plan: bool = False
     seed: int = SEED
     forget: str = "pathogens"
@@ -55,6 +58,8 @@ def carry_out(order: Order) -> None:
             return
         teach(world, order.forget, folder, console)
     runs = full_grid() if order.full else short_grid()
+    if order.tune:
+        runs = tuning_grid(list(dict.fromkeys((run.method, run.retain) for run in runs)))
     examine(runs, order, world, folder, console)
 
 
@@ -78,9 +83,9 @@ def examine(
     world: World,
     models: Path,
     console: Console,
-    part: Part = "reported",
 ) -> None:
     """Do the runs that are missing, then report."""
+    part: Part = "tuning" if order.tune else "reported"
     place = Place(order.seed, order.forget, part, models, order.output / part)
     pair = load_pair(models)
     bench = Bench(pair.base, world, order.forget, part, place.folder)
@@ -95,7 +100,10 @@ def examine(
     if todo:
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
-    report(runs, bench, base, gold, console)
+    if order.tune:
+        advise(runs, bench, base, console)
+    else:
+        report(runs, bench, base, gold, console)
 
 
 def work_left(run: Run, bench: Bench) -> float:
@@ -117,6 +125,21 @@ def answers_of(name: str, pair: Pair, bench: Bench) -> Answers:
         loaded = pair.base if name == "base" else pair.gold
         write_json(path, {"model": name, "answers": bench.papers[True].answers(loaded)})
     return load_sheets(path)
+
+
+def advise(runs: Sequence[Run], bench: Bench, base: Answers, console: Console) -> None:
+    """The cheapest settings of each method and retain loss, the one to keep first."""
+    finished = load_answers(runs, bench.folder)
+    for pair in dict.fromkeys((run.method, run.retain) for run in finished):
+        own = {run: s for run, s in finished.items() if (run.method, run.retain) == pair}
+        console.print(" / ".join(pair), highlight=False)
+        for trial in trials(own, base, "statement/forget")[:ADVISED]:
+            setting = trial.run.setting
+            console.print(
+                f"  layer={setting.layer} learning_rate={setting.learning_rate:g} "
+                f"weight={setting.weight:g}, {trial}",
+                highlight=False,
+            )
 
 
 def report(
