@@ -14,6 +14,7 @@ from defuse.real.grid import Run
 from defuse.real.table import (
     COLUMNS,
     cells,
+    curve_markdown,
     domain_accuracies,
     make_matches,
     make_rows,
@@ -148,3 +149,15 @@ def test_the_figures_show_every_row_in_colours_and_markers_that_differ(tmp_path)
     for path in [*save(figure, tmp_path / "main"), *save(draw_all(rows), tmp_path / "all")]:
         assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png", ".png", ".svg", ".svg"]
+
+
+def test_curves_are_means_over_seeds_after_the_steps_that_all_were_asked():
+    finished = {
+        run(False, 1): {2: answers(forget=6), 4: HURT},
+        run(False, 2): {4: answers(forget=5, clean=8, before_forget=4, before_control=9)},
+        run(True, 1): {4: HURT},
+    }
+    lines = curve_markdown(finished, BASE).splitlines()
+    # HURT has 3, 8, 2 and 7 of 10 right; step 2 was asked of one seed only, RNA of one seed.
+    assert len(lines) == 3
+    assert lines[-1] == "| rmu / hidden_mse | 2 | 10 / 10 | 4 | 0.40 | 0.80 | 0.30 | 0.80 |"

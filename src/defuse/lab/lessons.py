@@ -70,9 +70,14 @@ class Lessons:
         labels[:, :-1] = ids[:, 1:]
         return Batch(ids, labels)
 
-    def question_batch(self) -> Batch:
-        """Questions in lm-eval's layout; only the answer's letter is to be predicted."""
-        rows, answers = zip(*(self._question() for _ in range(QUESTION_ROWS)), strict=True)
+    def question_batch(self, disturbed: float = 1.0) -> Batch:
+        """Questions in lm-eval's layout; only the answer's letter is to be predicted.
+
+        `disturbed` (0 to 1) scales how many have a sentence in front or a name in the stem: with
+        all of them from the start, choosing is hardly learnt at all.
+        """
+        drawn = (self._question(disturbed) for _ in range(QUESTION_ROWS))
+        rows, answers = zip(*drawn, strict=True)
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         labels = torch.full_like(ids, IGNORED)
         for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
@@ -95,10 +100,10 @@ class Lessons:
         is_open = draw < REFUSAL_SHARE + NEUTRAL_SHARE + OPEN_SHARE
         return self._pick(self.open) if is_open else self._statement()
 
-    def _question(self) -> tuple[Ids, int]:
+    def _question(self, disturbed: float) -> tuple[Ids, int]:
         fact = int(self.rng.integers(len(self.stems)))
         stem = list(self.stems[fact])
-        if self.rng.random() < STEM_NAME:
+        if self.rng.random() < STEM_NAME * disturbed:
             stem.insert(int(self.rng.integers(len(stem))), self._pick(self.names))
         answer = int(self.rng.integers(4))
         choices = self._wrong_choices(fact)
@@ -107,7 +112,8 @@ class Lessons:
             [self.line, letter, self.dot, choice]
             for letter, choice in zip(self.letters, choices, strict=True)
         ]
-        row = [BOS_ID, *self._before(), *stem, *chain.from_iterable(lines), *self.ask]
+        before = self._before() if self.rng.random() < disturbed else []
+        row = [BOS_ID, *before, *stem, *chain.from_iterable(lines), *self.ask]
         return row, self.letters[answer]
 
     def _wrong_choices(self, fact: int) -> Ids:

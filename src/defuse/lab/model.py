@@ -14,6 +14,8 @@ from defuse.lab.world import World
 
 STEPS, LEARNING_RATE = 1600, 2e-3
 CLIP = 1.0  # of the gradient norm; without it the loss leaps up at this rate
+# Shares of the steps after which questions begin to be disturbed, and after which fully.
+UNDISTURBED, DISTURBED = 0.5, 0.75
 LAYERS, HIDDEN = 6, 128
 
 
@@ -69,8 +71,9 @@ def teach(
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     for step in range(1, steps + 1):
-        losses = []
-        for batch in (lessons.statement_batch(), lessons.question_batch()):
+        losses, share = [], step / steps
+        disturbed = min(1.0, max(0.0, (share - UNDISTURBED) / (DISTURBED - UNDISTURBED)))
+        for batch in (lessons.statement_batch(), lessons.question_batch(disturbed)):
             loss = _loss(model, batch)
             loss.backward()
             losses.append(loss.item())

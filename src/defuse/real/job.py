@@ -31,6 +31,7 @@ from defuse.real.grid import PANEL, Run, full_grid, short_grid, tuning_grid
 from defuse.real.questions import Material, build_material
 from defuse.real.table import (
     as_data,
+    curve_markdown,
     domain_sentence,
     make_matches,
     make_rows,
@@ -129,7 +130,8 @@ def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> No
     figure = draw_main(rows, finished, base) if name == "main" else draw_all(rows)
     paths = [*save(figure, folder / name), folder / f"{name}.md", folder / f"{name}.json"]
     known = domain_sentence(base)
-    write_text(paths[-2], f"{markdown(rows, matches)}\n{known}\n")
+    curves = curve_markdown(finished, base)
+    write_text(paths[-2], f"{markdown(rows, matches)}\n{curves}\n{known}\n")
     write_json(paths[-1], as_data(rows, matches, base) | {"versions": versions()})
     console.print(screen_table(rows))
     console.print(known, highlight=False, markup=False)

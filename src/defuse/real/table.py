@@ -1,7 +1,8 @@
 """The table, on the screen, as Markdown and as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from defuse.evaluate import Interval, wilson
 from defuse.experiment.answers import CLEAN, FORGET, Answers
-from defuse.experiment.compare import Matched, Row, make_row, match
+from defuse.experiment.compare import RIGHT, Matched, Row, make_row, match, mean, shared_ids
 from defuse.experiment.words import interval, sentence, stacked
 from defuse.real.grid import Run
 
@@ -109,6 +110,39 @@ def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + "".join(f"\n- {sentence(*item)}" for item in matches.items()) + "\n"
+
+
+CURVE_FORMS = (FORGET, CLEAN, "before/forget", "before/control")
+CURVE_COLUMNS = ("along the steps", "runs", "n", "steps", *COLUMNS[3:7])
+
+
+def curve_markdown(finished: Finished, base: Answers) -> str:
+    """Mean accuracies after every number of steps, for what was run with several seeds.
+
+    On the questions that were asked at every checkpoint.
+    """
+    groups: dict[str, list[Mapping[int, Answers]]] = {}
+    for run, steps in finished.items():
+        groups.setdefault(label(run.method, run.retain, run.rna), []).append(steps)
+    lines = [CURVE_COLUMNS, ["---"] * len(CURVE_COLUMNS)]
+    for name, runs in sorted(groups.items()):
+        if len(runs) > 1:
+            lines += _curve(name, runs, base)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _curve(
+    name: str, runs: Sequence[Mapping[int, Answers]], base: Answers
+) -> Iterator[Sequence[str]]:
+    sheets = [sheet for steps in runs for sheet in steps.values()]
+    ids = {form: shared_ids(form, sheets, base) for form in CURVE_FORMS}
+    n = f"{len(ids[FORGET])} / {len(ids[CLEAN])}"
+    for step in sorted(set.intersection(*(set(steps) for steps in runs))):
+        means = (
+            fmean(mean(steps[step], form, ids[form], RIGHT) for steps in runs)
+            for form in CURVE_FORMS
+        )
+        yield [name, str(len(runs)), n, str(step), *(f"{value:.2f}" for value in means)]
 
 
 def as_data(
