@@ -14,7 +14,7 @@ from defuse.lab.compare import kl_to_gold, make_defences, make_groups
 from defuse.lab.exam import POSITIONS
 from defuse.lab.experiment import ON_THE_WAY, Bench, execute, missing_steps
 from defuse.lab.grid import ARMS, SETTINGS, Run, Setting, full_grid, short_grid, tuning_grid
-from defuse.lab.job import Order, answers_of, carry_out, report, work_left
+from defuse.lab.job import Order, answers_of, carry_out, refuse_ignorant, report, work_left
 from defuse.lab.language import build_tokenizer
 from defuse.lab.model import new_model
 from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
@@ -129,6 +129,12 @@ def answers(forget: int = 8, clean: int = 8, after: int = 8, control: int = 8) -
     for position in POSITIONS:
         forms |= {f"{position}/forget": sheet(after), f"{position}/control": sheet(control)}
     return forms
+
+
+def test_a_base_model_that_knows_too_little_is_refused():
+    refuse_ignorant(answers())
+    with pytest.raises(UsageError, match=r"answers 0\.88 of the questions 'choice/forget'"):
+        refuse_ignorant(answers(after=7))
 
 
 def test_groups_and_defences_come_out_as_by_hand():

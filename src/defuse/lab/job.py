@@ -9,6 +9,7 @@ from rich.console import Console
 from defuse.errors import UsageError
 from defuse.experiment.answers import Answers, load_answers, load_sheets
 from defuse.experiment.clock import Clock, step_work, tokens_per_second
+from defuse.experiment.compare import RIGHT
 from defuse.experiment.figures import save
 from defuse.experiment.tuning import trials
 from defuse.files import write_json, write_text
@@ -28,6 +29,7 @@ from defuse.provenance import versions
 from defuse.report import embed_figure, render
 
 QUESTION_TOKENS = 36  # of a question, about
+KNOWN = 0.97  # of every form of the questions, by the base model
 ADVISED = 5  # settings shown for each method and retain loss
 
 
@@ -97,6 +99,7 @@ def examine(
     if order.plan:
         return
     base, gold = (answers_of(name, pair, bench) for name in ("base", "gold"))
+    refuse_ignorant(base)
     if todo:
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
@@ -104,6 +107,17 @@ def examine(
         advise(runs, bench, base, console)
     else:
         report(runs, bench, base, gold, console)
+
+
+def refuse_ignorant(base: Answers) -> None:
+    """Raise UsageError for a base model that does not know the world it is asked about."""
+    for form, sheet in base.items():
+        known = sum(bool(answer[RIGHT]) for answer in sheet.values()) / len(sheet)
+        if known < KNOWN:
+            raise UsageError(
+                f"lab: the base model answers {known:.2f} of the questions '{form}' and should "
+                f"answer {KNOWN}; teach it anew for more steps"
+            )
 
 
 def work_left(run: Run, bench: Bench) -> float:
