@@ -1,5 +1,7 @@
 """Figures in words and table cells."""
 
+from collections.abc import Iterable, Sequence
+
 from defuse.evaluate import Interval
 from defuse.experiment.compare import Matched
 
@@ -25,3 +27,9 @@ def sentence(name: str, matched: Matched | None, defence: str = "RNA") -> str:
 def stacked(value: Interval | None) -> str:
     """The same in two lines."""
     return "" if value is None else f"{value.value:.2f}\n{value.low:.2f}…{value.high:.2f}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a page of documentation."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

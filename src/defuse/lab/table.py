@@ -7,7 +7,7 @@ from rich.table import Table
 
 from defuse.evaluate import Interval
 from defuse.experiment.answers import CLEAN, FORGET
-from defuse.experiment.words import interval, sentence, stacked
+from defuse.experiment.words import interval, markdown_table, sentence, stacked
 from defuse.lab.compare import Defence, Group
 from defuse.lab.exam import POSITIONS, TRIGGERS
 from defuse.report import TableData
@@ -67,12 +67,9 @@ def tables(groups: Sequence[Group]) -> list[TableData]:
 
 def markdown(groups: Sequence[Group]) -> str:
     """The tables for a page of documentation."""
-    parts = []
-    for table in tables(groups):
-        lines = [table.head, ["---"] * len(table.head), *table.rows]
-        rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        parts.append(f"{table.caption}:\n\n{rows}")
-    return "\n".join(parts)
+    return "\n".join(
+        f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}" for table in tables(groups)
+    )
 
 
 def defence_sentences(defences: Sequence[Defence]) -> list[str]:

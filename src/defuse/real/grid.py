@@ -29,6 +29,7 @@ TUNING_STDS = {
 }
 TUNING_STEPS, TUNING_STEPS_TO_THE_TOP = 120, 40
 TUNING_LIGHT_WEIGHT = 1
+TUNING_LONG = 160  # steps: does training on after forgetting bring the vulnerability to KL, too?
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def tuning_grid() -> list[Run]:
             # At the weight of the other losses this one hardly lets go of anything.
             light = f"topics.0.weight={TUNING_LIGHT_WEIGHT}"
             grid.append(run(pair, steps, f"learning_rate={TUNING_RATES[-1]}", light))
+        if strength_field(pair[0]) is not None and pair[1] == LogitKL.name:
+            grid.append(run(pair, f"steps={TUNING_LONG}", f"learning_rate={TUNING_RATES[-1]}"))
         if pair in COMPARED:
             kept = (f"steps={shipped.steps}", f"learning_rate={shipped.learning_rate}")
             grid += [run(pair, *kept, f"noise.std={std}") for std in TUNING_STDS[pair[1]]]

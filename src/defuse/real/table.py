@@ -11,7 +11,7 @@ from rich.table import Table
 from defuse.evaluate import Interval, wilson
 from defuse.experiment.answers import CLEAN, FORGET, Answers
 from defuse.experiment.compare import RIGHT, Matched, Row, make_row, match, mean, shared_ids
-from defuse.experiment.words import interval, sentence, stacked
+from defuse.experiment.words import interval, markdown_table, sentence, stacked
 from defuse.real.grid import Run
 
 COLUMNS = (
@@ -107,8 +107,7 @@ def domain_sentence(base: Answers) -> str:
 
 def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
     """The same for a page, with a sentence for each comparison."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = markdown_table(COLUMNS, map(cells, rows))
     return table + "".join(f"\n- {sentence(*item)}" for item in matches.items()) + "\n"
 
 
@@ -124,11 +123,9 @@ def curve_markdown(finished: Finished, base: Answers) -> str:
     groups: dict[str, list[Mapping[int, Answers]]] = {}
     for run, steps in finished.items():
         groups.setdefault(label(run.method, run.retain, run.rna), []).append(steps)
-    lines = [CURVE_COLUMNS, ["---"] * len(CURVE_COLUMNS)]
-    for name, runs in sorted(groups.items()):
-        if len(runs) > 1:
-            lines += _curve(name, runs, base)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    several = ((name, runs) for name, runs in sorted(groups.items()) if len(runs) > 1)
+    rows = (row for name, runs in several for row in _curve(name, runs, base))
+    return markdown_table(CURVE_COLUMNS, rows)
 
 
 def _curve(

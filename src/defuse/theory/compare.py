@@ -70,7 +70,7 @@ def compare_layer(
         noise_std,
         variance,
         mean.square().mean().item() / variance,
-        _normality(shift, gradient),
+        _normality(shifts.effects(layer)),
         isotropic_flip_rate(variance, noise_std**2),
         sum(rates) / len(rates),
         (sum(rate for rate, _ in drawn) / len(drawn), error),
@@ -90,11 +90,9 @@ def _effects(
     return [(float(m), float(s), float(n)) for m, s, n in table]
 
 
-def _normality(shift: Tensor, gradient: Tensor) -> float | None:
-    if len(shift) < FEWEST_FOR_NORMALITY:
-        return None
-    unit = gradient / gradient.norm(dim=1, keepdim=True)
-    return float(normaltest((unit * shift).sum(dim=1).numpy()).pvalue)
+def _normality(effects: Tensor) -> float | None:
+    enough = len(effects) >= FEWEST_FOR_NORMALITY
+    return float(normaltest(effects.numpy()).pvalue) if enough else None
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import probplot
 
+from defuse.experiment.figures import points
 from defuse.theory.compare import LayerReport
 from defuse.theory.shifts import Shifts
 
@@ -17,16 +18,13 @@ def draw(reports: Sequence[LayerReport], shifts: Shifts) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for layer, colour in zip(dict.fromkeys(r.layer for r in reports), COLOURS * 8, strict=False):
-        shift, gradient = (each[layer].double() for each in (shifts.shift, shifts.gradient))
-        effects = ((gradient / gradient.norm(dim=1, keepdim=True)) * shift).sum(dim=1).numpy()
+        effects = shifts.effects(layer).numpy()
         quantiles, ordered = probplot(effects / max(effects.std(), 1e-12), fit=False)
         left.plot(quantiles, ordered, ".", color=colour, label=f"layer {layer}")
         own = [report for report in reports if report.layer == layer]
         x = [report.noise_std / np.sqrt(report.shift_variance) for report in own]
-        measured = [report.measured for report in own]
-        errors = [[m.value - m.low for m in measured], [m.high - m.value for m in measured]]
-        look = {"color": colour, "linestyle": "none", "capsize": 2}
-        right.errorbar(x, [m.value for m in measured], yerr=errors, marker="o", **look)
+        look = {"color": colour, "marker": "o"}
+        points(right, x, [report.measured for report in own], "", look)
         right.plot(x, [report.general for report in own], color=colour, label=f"layer {layer}")
         right.plot(x, [report.isotropic for report in own], color=colour, linestyle=":")
     left.axline((0, 0), slope=1, color="grey", linewidth=1)

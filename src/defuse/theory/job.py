@@ -9,6 +9,7 @@ from defuse.decoder import Decoder, architecture_of
 from defuse.errors import UsageError, require
 from defuse.evaluate import Settings
 from defuse.experiment.figures import save
+from defuse.experiment.words import interval, markdown_table
 from defuse.files import check_writable, write_json, write_text
 from defuse.models import LoadedModel, load_config, load_model, locate, resolve_device
 from defuse.provenance import versions
@@ -140,7 +141,7 @@ def table(finding: Finding) -> list[list[str]]:
             f"{report.isotropic:.3f}",
             f"{report.general:.3f}",
             f"{report.monte_carlo[0]:.3f} ± {report.monte_carlo[1]:.3f}",
-            f"{report.measured.value:.2f} [{report.measured.low:.2f}, {report.measured.high:.2f}]",
+            interval(report.measured),
         ]
         for name, reports in (("unlearned", finding.model), ("reference", finding.reference))
         for report in reports
@@ -149,8 +150,7 @@ def table(finding: Finding) -> list[list[str]]:
 
 def markdown(finding: Finding) -> str:
     """The table for a page of documentation."""
-    lines = [HEAD, ["---"] * len(HEAD), *table(finding)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(HEAD, table(finding))
 
 
 def _document(job: Job, finding: Finding) -> dict[str, Any]:

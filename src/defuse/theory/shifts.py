@@ -34,6 +34,11 @@ class Shifts:
     gradient: Tensor
     spread: Tensor
 
+    def effects(self, layer: int) -> Tensor:
+        """g·ε/‖g‖ of each question at a layer, (N,), in float64."""
+        shift, gradient = (each[layer].double() for each in (self.shift, self.gradient))
+        return (gradient / gradient.norm(dim=1, keepdim=True) * shift).sum(dim=1)
+
 
 def measure_shifts(
     loaded: LoadedModel,
