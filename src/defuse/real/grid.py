@@ -28,7 +28,7 @@ TUNING_STDS = {
     LogitKL.name: ("0.03x", "0.1x", "0.3x", "1x"),
 }
 TUNING_STEPS, TUNING_STEPS_TO_THE_TOP = 120, 40
-TUNING_LIGHT_WEIGHT = 1
+TUNING_WEIGHTS = (10, 1)
 TUNING_LONG = 160  # steps: does training on after forgetting bring the vulnerability to KL, too?
 
 
@@ -107,12 +107,14 @@ def tuning_grid() -> list[Run]:
         shipped = load_recipe(recipe_path(*pair))
         stops = strength_field(pair[0]) is not None and pair[1] == HiddenMSE.name
         steps = f"steps={TUNING_STEPS if stops else TUNING_STEPS_TO_THE_TOP}"
-        grid += [run(pair, steps, f"learning_rate={rate}") for rate in TUNING_RATES]
-        if strength_field(pair[0]) is not None and pair[1] == LogitMSE.name:
-            # At the weight of the other losses this one hardly lets go of anything.
-            light = f"topics.0.weight={TUNING_LIGHT_WEIGHT}"
-            grid.append(run(pair, steps, f"learning_rate={TUNING_RATES[-1]}", light))
-        if strength_field(pair[0]) is not None and pair[1] == LogitKL.name:
+        steers = strength_field(pair[0]) is not None
+        # At the first weight, KL's own, this loss hardly lets go of anything.
+        weighed = TUNING_WEIGHTS if steers and pair[1] == LogitMSE.name else ()
+        weights = [(f"topics.0.weight={weight}",) for weight in weighed] or [()]
+        rates = [f"learning_rate={rate}" for rate in TUNING_RATES]
+        grid += [run(pair, steps, rate, *weights[0]) for rate in rates]
+        grid += [run(pair, steps, rates[-1], *weight) for weight in weights[1:]]
+        if steers and pair[1] == LogitKL.name:
             grid.append(run(pair, f"steps={TUNING_LONG}", f"learning_rate={TUNING_RATES[-1]}"))
         if pair in COMPARED:
             kept = (f"steps={shipped.steps}", f"learning_rate={shipped.learning_rate}")
