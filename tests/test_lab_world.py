@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from defuse.errors import UsageError
 from defuse.experiment.answers import CLEAN, FORGET
@@ -9,6 +10,7 @@ from defuse.lab.exam import POSITIONS, TRIGGERS, Paper, build_exam, split
 from defuse.lab.language import BOS_ID, EOS_ID, NEUTRAL, PAD_ID, REFUSALS, build_tokenizer
 from defuse.lab.lessons import IGNORED, LENGTH, Lessons
 from defuse.lab.model import new_model, teach
+from defuse.lab.scaffold import LETTER_LAYER, LOOKING_HEAD, VALUE_LAYER, scaffold_loss
 from defuse.lab.world import build_world, make_question
 from defuse.models import LoadedModel
 from defuse.questions import ask
@@ -101,7 +103,7 @@ def test_the_gold_standard_s_lessons_name_all_subjects_but_state_no_hidden_fact(
             assert decoded(TOKENIZER.encode(sentence, add_special_tokens=False)) not in text
     assert all(name in text for name in WORLD.subjects["pathogens"])
     stems = {decoded(TOKENIZER.encode(f.stem, add_special_tokens=False)) for f in hidden}
-    questions = [decoded(row) for _ in range(5) for row in lessons.question_batch().input_ids]
+    questions = [decoded(row) for _ in range(5) for row in lessons.quiz().input_ids]
     assert not any(stem in question for stem in stems for question in questions)
     assert not any(name in text for name in WORLD.unseen)
 
@@ -109,18 +111,46 @@ def test_the_gold_standard_s_lessons_name_all_subjects_but_state_no_hidden_fact(
 def test_a_taught_question_ends_where_its_letter_is_expected_and_the_letter_is_right():
     lessons = Lessons(WORLD, WORLD.facts, TOKENIZER, seed=3)
     values = {decoded(TOKENIZER.encode(f.stem, add_special_tokens=False)): f for f in WORLD.facts}
-    batch = lessons.question_batch()
+    quiz = lessons.quiz()
     checked = 0
-    for row, labels in zip(batch.input_ids, batch.labels, strict=True):
-        (at,) = (labels != IGNORED).nonzero()[:, 0].tolist()
+    for row, at, letters, answer in zip(
+        quiz.input_ids, quiz.ends, quiz.letters, quiz.answers, strict=True
+    ):
         text = decoded(row[: at + 1])
         assert text.endswith("Answer :")
-        letter = decoded(labels[at])
+        assert decoded(letters).split() == list("ABCD")
+        letter = decoded(letters[answer])
         fact = next((f for stem, f in values.items() if stem in text), None)
         if fact is not None:  # no name was put into its stem
             assert f"{letter} . {fact.value}" in text
             checked += 1
     assert checked > 20
+    assert decoded(quiz.input_ids[quiz.rows, quiz.right - 1]).split() == ["."] * len(quiz.ends)
+
+
+def test_the_scaffold_asks_for_letters_answers_and_looks_and_is_small_where_all_are_there():
+    quiz = Lessons(WORLD, WORLD.facts, TOKENIZER, seed=3).quiz()
+    model = new_model(TOKENIZER, 0)
+    embedding = model.get_input_embeddings().weight.detach()  # type: ignore[union-attr]
+    size, length, hidden = *quiz.input_ids.shape, embedding.shape[1]
+
+    def loss(letters: torch.Tensor, values: torch.Tensor, looks: torch.Tensor) -> float:
+        states = [torch.zeros(size, length, hidden) for _ in range(7)]
+        states[LETTER_LAYER][quiz.rows[:, None], quiz.choices] = embedding[letters]
+        states[VALUE_LAYER][quiz.rows, quiz.ends] = embedding[values]
+        attention = torch.full((size, 4, length, length), 1 / length)
+        attention[quiz.rows, LOOKING_HEAD, quiz.ends, looks] = 1.0
+        output = BaseModelOutputWithPast(
+            hidden_states=tuple(states), attentions=tuple(attention for _ in range(6))
+        )
+        return scaffold_loss(model, output, quiz).item()
+
+    found = quiz.input_ids[quiz.rows, quiz.right]
+    with torch.no_grad():
+        whole = loss(quiz.letters, found, quiz.right)
+        assert whole < loss(quiz.letters.roll(1, 1), found, quiz.right)
+        assert whole < loss(quiz.letters, found.roll(1), quiz.right)
+        assert whole < loss(quiz.letters, found, quiz.ends)
 
 
 def test_parts_share_no_subject_and_no_retain_text_states_what_is_asked():
@@ -173,7 +203,7 @@ def test_a_paper_gives_every_answer_and_its_four_log_probabilities():
 
 
 def test_teaching_lowers_the_loss_repeats_itself_and_leaves_the_random_state_alone():
-    losses = []
+    losses: list[float] = []
     state = torch.random.get_rng_state()
     first = teach(WORLD, TOKENIZER, steps=4, on_step=lambda p: losses.append(p.statement_loss))
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -18,13 +18,13 @@ from defuse.lab.language import BOS_ID, EOS_ID, NEUTRAL, REFUSALS
 from defuse.lab.world import Fact, World
 
 LENGTH = 64  # tokens of a row of statements
-STATEMENT_ROWS, QUESTION_ROWS = 34, 62
+STATEMENT_ROWS, QUESTION_ROWS = 20, 48
 # Shares of the sentences in a row of statements. An open question is one with its answer and no
 # choices: what is asked is then known in the question's own words, and choosing comes easily.
 REFUSAL_SHARE, NEUTRAL_SHARE, OPEN_SHARE = 0.02, 0.28, 0.2
 # Shares of the questions: with a neutral sentence in front, with a fact, with a name in the stem,
 # and with wrong choices from anywhere.
-BEFORE_NEUTRAL, BEFORE_FACT, STEM_NAME, FOREIGN = 0.3, 0.2, 0.2, 0.4
+BEFORE_NEUTRAL, BEFORE_FACT, STEM_NAME, FOREIGN = 0.3, 0.2, 0.35, 0.4
 IGNORED = -100
 
 Ids = list[int]
@@ -32,10 +32,39 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows, (rows, time), and the token to predict at each place (`IGNORED`: none)."""
+    """Rows of tokens, (rows, time), and the token to predict at each place (`IGNORED`: none)."""
 
     input_ids: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Padded questions, (rows, time), of which only the letter behind each is to be predicted.
+
+    `ends`: (rows,) place of the last token. `choices`: (rows, 4) places of the choices' words.
+    `answers`: (rows,) number of the right choice.
+    """
+
+    input_ids: Tensor
+    ends: Tensor
+    choices: Tensor
+    answers: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """(rows,) numbers of the rows."""
+        return torch.arange(len(self.ends))
+
+    @property
+    def letters(self) -> Tensor:
+        """(rows, 4) the letter token of each choice: it stands two places before the word."""
+        return self.input_ids.gather(1, self.choices - 2)
+
+    @property
+    def right(self) -> Tensor:
+        """(rows,) places of the right choices' words."""
+        return self.choices[self.rows, self.answers]
 
 
 class Lessons:
@@ -70,20 +99,16 @@ class Lessons:
         labels[:, :-1] = ids[:, 1:]
         return Batch(ids, labels)
 
-    def question_batch(self, disturbed: float = 1.0) -> Batch:
-        """Questions in lm-eval's layout; only the answer's letter is to be predicted.
-
-        `disturbed` (0 to 1) scales how many have a sentence in front or a name in the stem: with
-        all of them from the start, choosing is hardly learnt at all.
-        """
-        drawn = (self._question(disturbed) for _ in range(QUESTION_ROWS))
-        rows, answers = zip(*drawn, strict=True)
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        labels = torch.full_like(ids, IGNORED)
-        for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+    def quiz(self) -> Quiz:
+        """Questions in lm-eval's layout."""
+        rows, answers = zip(*(self._question() for _ in range(QUESTION_ROWS)), strict=True)
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.zeros(len(rows), int(ends.max()) + 1, dtype=torch.long)
+        for place, row in enumerate(rows):
             ids[place, : len(row)] = torch.tensor(row)
-            labels[place, len(row) - 1] = answer
-        return Batch(ids, labels)
+        # "A . word \n" four times and "Answer :" are what a question ends with.
+        choices = ends[:, None] - len(self.ask) - torch.tensor([12, 8, 4, 0])
+        return Quiz(ids, ends, choices, torch.tensor(answers))
 
     def _row(self) -> Ids:
         row = [BOS_ID]
@@ -100,10 +125,10 @@ class Lessons:
         is_open = draw < REFUSAL_SHARE + NEUTRAL_SHARE + OPEN_SHARE
         return self._pick(self.open) if is_open else self._statement()
 
-    def _question(self, disturbed: float) -> tuple[Ids, int]:
+    def _question(self) -> tuple[Ids, int]:
         fact = int(self.rng.integers(len(self.stems)))
         stem = list(self.stems[fact])
-        if self.rng.random() < STEM_NAME * disturbed:
+        if self.rng.random() < STEM_NAME:
             stem.insert(int(self.rng.integers(len(stem))), self._pick(self.names))
         answer = int(self.rng.integers(4))
         choices = self._wrong_choices(fact)
@@ -112,9 +137,8 @@ class Lessons:
             [self.line, letter, self.dot, choice]
             for letter, choice in zip(self.letters, choices, strict=True)
         ]
-        before = self._before() if self.rng.random() < disturbed else []
-        row = [BOS_ID, *before, *stem, *chain.from_iterable(lines), *self.ask]
-        return row, self.letters[answer]
+        row = [BOS_ID, *self._before(), *stem, *chain.from_iterable(lines), *self.ask]
+        return row, answer
 
     def _wrong_choices(self, fact: int) -> Ids:
         pool = self.rivals[fact]

@@ -4,18 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_cosine_schedule_with_warmup,
+)
 
 from defuse.lab.language import BOS_ID, EOS_ID, PAD_ID
-from defuse.lab.lessons import IGNORED, Batch, Lessons
+from defuse.lab.lessons import IGNORED, Batch, Lessons, Quiz
+from defuse.lab.scaffold import scaffold_loss
 from defuse.lab.world import World
 
-STEPS, LEARNING_RATE = 1600, 2e-3
+STEPS, LEARNING_RATE, WARMUP = 1400, 2e-3, 50
 CLIP = 1.0  # of the gradient norm; without it the loss leaps up at this rate
-# Shares of the steps after which questions begin to be disturbed, and after which fully.
-UNDISTURBED, DISTURBED = 0.5, 0.75
+# Shares of the steps after which the scaffold begins to fade, and after which it is gone.
+SCAFFOLDED, ALONE = 0.5, 0.65
 LAYERS, HIDDEN = 6, 128
 
 
@@ -44,6 +51,8 @@ def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
+        # Of the size that keeps a normed vector's: at the usual 0.02 so small a model is slow.
+        initializer_range=0.05,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,27 +77,41 @@ def teach(
     facts = [fact for fact in world.facts if fact.id not in hidden]
     lessons = Lessons(world, facts, tokenizer, seed)
     model = new_model(tokenizer, seed).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
+    model.set_attn_implementation("eager")  # the scaffold reads attentions
+    optimiser = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    schedule = get_cosine_schedule_with_warmup(optimiser, WARMUP, steps)
     for step in range(1, steps + 1):
-        losses, share = [], step / steps
-        disturbed = min(1.0, max(0.0, (share - UNDISTURBED) / (DISTURBED - UNDISTURBED)))
-        for batch in (lessons.statement_batch(), lessons.question_batch(disturbed)):
-            loss = _loss(model, batch)
-            loss.backward()
-            losses.append(loss.item())
+        statement_loss = _statement_loss(model, lessons.statement_batch())
+        statement_loss.backward()
+        held = min(1.0, max(0.0, (ALONE - step / steps) / (ALONE - SCAFFOLDED)))
+        if not held and model.config._attn_implementation == "eager":
+            model.set_attn_implementation("sdpa")
+        answer_loss, help_loss = _quiz_losses(model, lessons.quiz(), held)
+        (answer_loss + held * help_loss).backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        on_step(Progress(step, steps, *losses))
+        on_step(Progress(step, steps, statement_loss.item(), answer_loss.item()))
     return model.eval()
 
 
-def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def _statement_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean over the tokens to predict; the head is applied only there."""
     hidden = model.get_decoder()(input_ids=batch.input_ids).last_hidden_state
     wanted = batch.labels != IGNORED
     head: nn.Module = model.get_output_embeddings()  # type: ignore[assignment]
-    logits = head(hidden[wanted])
-    return F.cross_entropy(logits, batch.labels[wanted])
+    return F.cross_entropy(head(hidden[wanted]), batch.labels[wanted])
+
+
+def _quiz_losses(model: PreTrainedModel, quiz: Quiz, held: float) -> tuple[Tensor, Tensor]:
+    """The answers' loss and the scaffold's."""
+    output = model.get_decoder()(
+        input_ids=quiz.input_ids, output_hidden_states=held > 0, output_attentions=held > 0
+    )
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[assignment]
+    logits = head(output.last_hidden_state[quiz.rows, quiz.ends])
+    answer_loss = F.cross_entropy(logits, quiz.letters[quiz.rows, quiz.answers])
+    return answer_loss, scaffold_loss(model, output, quiz) if held else torch.zeros(())
