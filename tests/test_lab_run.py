@@ -11,10 +11,20 @@ from rich.console import Console
 from defuse.errors import UsageError
 from defuse.experiment.answers import CLEAN, FORGET, Answers, load_answers
 from defuse.lab.compare import kl_to_gold, make_defences, make_groups
+from defuse.lab.domains import ANIMALS, PEOPLE
 from defuse.lab.exam import POSITIONS
 from defuse.lab.experiment import ON_THE_WAY, Bench, execute, missing_steps
 from defuse.lab.grid import ARMS, SETTINGS, Run, Setting, full_grid, short_grid, tuning_grid
-from defuse.lab.job import Order, answers_of, carry_out, refuse_ignorant, report, work_left
+from defuse.lab.job import (
+    Order,
+    answers_folder,
+    answers_of,
+    carry_out,
+    refuse_ignorant,
+    refuse_other_models,
+    report,
+    work_left,
+)
 from defuse.lab.language import build_tokenizer
 from defuse.lab.model import new_model
 from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
@@ -114,8 +124,8 @@ def test_grids_hold_every_arm_and_names_tell_runs_apart():
 
 
 def test_tuning_changes_settings_and_uses_no_report_s_seed():
-    grid = tuning_grid([("rmu", "hidden_mse"), ("simnpo", "logit_kl")])
-    assert len({r.name for r in grid}) == len(grid) == 2 * 3 * 2 * 3
+    grid = tuning_grid()
+    assert len({r.name for r in grid}) == len(grid) == 18 * 3 * 2 * 3
     assert {r.seed for r in grid}.isdisjoint({r.seed for r in full_grid()})
 
 
@@ -194,23 +204,24 @@ def test_the_report_has_table_figures_and_every_row(bench, tmp_path):
 
 def test_models_are_taught_once_saved_small_and_found_again(tmp_path):
     assert missing(tmp_path) == ["base", "gold"]
-    teach_pair(WORLD, "animals", tmp_path, lambda *_: None, steps=2)
+    teach_pair(WORLD, "animals", tmp_path, steps=2)
     assert missing(tmp_path) == []
     found = load_pair(tmp_path)
     assert found.base.model.dtype == torch.float32
     assert {each.name for each in (found.base, found.gold)} == {"base", "gold"}
-    assert models_folder(tmp_path, 5, "animals") == tmp_path / "models" / "animals-seed5"
+    other = build_world(5, 8, (PEOPLE, ANIMALS))
+    name = "animals-seed5-size8-people-animals"
+    assert models_folder(tmp_path, other, "animals") == tmp_path / "models" / name
+    assert models_folder(tmp_path, build_world(5), "animals").name == "animals-seed5"
     size = (tmp_path / "base" / "model.safetensors").stat().st_size
     assert size < 2.2 * found.base.model.num_parameters()
 
 
 def test_workers_do_what_one_process_does(tmp_path):
-    world = build_world(size=8)
     models = tmp_path / "models"
-    teach_pair(world, "animals", models, lambda *_: None, steps=1)
-    place = Place(0, "animals", "reported", models, tmp_path / "apart")
+    teach_pair(WORLD, "animals", models, steps=1)
+    place = Place(WORLD, "animals", "reported", models, tmp_path / "apart")
     wanted = [run(), run("simnpo", "logit_kl")]
-    # Places build the world at its usual size; the models know all words but the other names.
     assert set(run_all(wanted, place, 2)) == set(wanted)
     alone = replace(place.bench(), folder=tmp_path / "alone")
     execute(wanted[0], alone)
@@ -225,8 +236,32 @@ def test_workers_do_what_one_process_does(tmp_path):
     [
         (Order(jobs=0), "jobs: 0 processes; give 1 or more"),
         (Order(forget="plants"), "forget: 'plants' is no domain of this world"),
+        (Order(only=("rmuu",)), "only: 'rmuu' names no method; use rmu"),
+        (Order(only=("npo",)), "only: npo has no run here; add --full"),
+        (Order(full=True, tune=True), "tune: does not go with full"),
+        (Order(size=2), "size: 2 subjects a domain; give 4 to"),
+        (Order(domains=("animal",)), "domain: 'animal' is none; use people, countries"),
+        (Order(domains=("animals",)), "domains: 1 of them; give two or more"),
     ],
 )
 def test_an_order_that_cannot_be_is_refused(order, message):
     with pytest.raises(UsageError, match=message):
         carry_out(order)
+
+
+def test_answers_of_other_models_are_not_taken_for_these(tmp_path):
+    for name in ("one", "other"):
+        teach_pair(WORLD, "animals", tmp_path / name, steps=1 if name == "one" else 2)
+    place = Place(WORLD, "animals", "reported", tmp_path / "one", tmp_path / "answers")
+    refuse_other_models(place)
+    refuse_other_models(place)
+    with pytest.raises(UsageError, match="holds other models' answers; name a new folder"):
+        refuse_other_models(replace(place, models=tmp_path / "other"))
+
+
+def test_other_worlds_have_folders_of_their_own():
+    order, usual = Order(output=Path("out")), build_world()
+    assert answers_folder(order, usual) == Path("out")
+    assert answers_folder(replace(order, tune=True), usual) == Path("out/tuning")
+    animals = replace(order, seed=5, forget="animals")
+    assert answers_folder(animals, build_world(5)) == Path("out/animals-seed5")

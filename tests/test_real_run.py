@@ -8,6 +8,7 @@ import pytest
 
 from defuse.errors import UsageError
 from defuse.experiment.answers import FORGET, load_answers, load_base
+from defuse.experiment.choice import choose_runs
 from defuse.experiment.clock import Clock, spoken
 from defuse.models import LoadedModel
 from defuse.questions import Question, load_questions, load_tokens
@@ -21,7 +22,7 @@ from defuse.real.experiment import (
 )
 from defuse.real.facts import ELEMENTS
 from defuse.real.grid import Run, curve, full_grid, recipe_path, short_grid, tuning_grid
-from defuse.real.job import Order, choose_runs, report
+from defuse.real.job import Order, carry_out, report
 from defuse.real.questions import Material
 from defuse.real.terms import Terms
 from tests.conftest import build_llama, build_tokenizer
@@ -187,14 +188,22 @@ def test_names_of_runs_are_different_and_fit_a_folder():
         assert not any(set("/ ") & set(name) for name in names)
 
 
-def test_an_order_is_checked_before_anything_runs():
-    with pytest.raises(UsageError, match="names no method"):
-        choose_runs(Order(only=("rnu",)))
-    with pytest.raises(UsageError, match="does not go with"):
-        choose_runs(Order(full=True, tune=True))
-    with pytest.raises(UsageError, match="has no run"):
-        choose_runs(Order(only=("npo",)))
-    assert {r.method for r in choose_runs(Order(full=True, only=("npo",)))} == {"npo"}
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (Order(only=("rnu",)), "names no method"),
+        (Order(full=True, tune=True), "does not go with full"),
+        (Order(only=("npo",)), "has no run here; add --full"),
+    ],
+)
+def test_an_order_is_checked_before_anything_runs(order, message):
+    with pytest.raises(UsageError, match=message):
+        carry_out(order)
+
+
+def test_only_some_methods_are_chosen():
+    chosen = choose_runs(short_grid, full_grid, None, ["npo"])
+    assert {run.method for run in chosen} == {"npo"}
 
 
 def test_time_left_goes_from_the_guess_to_the_pace_made():

@@ -21,7 +21,7 @@ app.command()(unlearn)
 app.command()(evaluate)
 app.command()(real)
 app.command()(theory)
-app.add_typer(lab, name="lab", hidden=True)  # until its models can be taught (dev/LOG.md)
+app.add_typer(lab, name="lab")
 
 
 def main() -> None:

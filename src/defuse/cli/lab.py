@@ -6,8 +6,12 @@ from typing import Annotated
 import typer
 
 Seed = Annotated[int, typer.Option(help="Of the invented world and its models.")]
+Size = Annotated[int, typer.Option(help="Subjects a domain.")]
+Domains = Annotated[
+    list[str] | None,
+    typer.Option("--domain", help="People, countries, animals, pathogens: repeat; default all."),
+]
 Forget = Annotated[str, typer.Option(help="Domain to forget.")]
-Output = Annotated[Path, typer.Option(help="Folder for models, answers, table and figure.")]
 
 lab = typer.Typer(help="The controlled experiment on an invented world.")
 
@@ -24,9 +28,16 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would run, and for how long.")
     ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this method; repeat for more.")
+    ] = None,
     seed: Seed = 0,
+    size: Size = 36,
+    domain: Domains = None,
     forget: Forget = "pathogens",
-    output: Output = Path("runs/lab"),
+    output: Annotated[
+        Path, typer.Option(help="Folder for models, answers, table and figure.")
+    ] = Path("runs/lab"),
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.")] = None,
 ) -> None:
     """Unlearn one domain of an invented world, and measure it against the gold standard.
@@ -37,24 +48,39 @@ def run(
         return
     from defuse.lab.job import Order, carry_out
 
-    carry_out(Order(full, tune, plan, seed, forget, output, jobs))
+    order = Order(
+        full=full,
+        tune=tune,
+        plan=plan,
+        only=tuple(only or ()),
+        seed=seed,
+        size=size,
+        domains=tuple(domain or ()),
+        forget=forget,
+        output=output,
+        jobs=jobs,
+    )
+    carry_out(order)
 
 
 @lab.command()
 def train(
-    seed: Seed = 0, forget: Forget = "pathogens", output: Output = Path("runs/lab/models")
+    seed: Seed = 0,
+    size: Size = 36,
+    domain: Domains = None,
+    forget: Forget = "pathogens",
+    output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("runs/lab/models"),
 ) -> None:
     """Teach the tiny base model and its gold standard, which never saw the forget domain."""
-    from rich.console import Console
-
     from defuse.errors import UsageError
-    from defuse.lab.job import teach
-    from defuse.lab.models import missing
+    from defuse.lab.domains import choose_domains
+    from defuse.lab.models import missing, teach_pair, world_label
     from defuse.lab.world import build_world
 
-    world = build_world(seed)
+    world = build_world(seed, size, choose_domains(domain or ()))
     world.of(forget)
-    folder = output / f"{forget}-seed{seed}"
+    folder = output / world_label(world, forget)
     if not missing(folder):
         raise UsageError(f"output: {folder} holds both models already; name another folder")
-    teach(world, forget, folder, Console())
+    teach_pair(world, forget, folder)
+    typer.echo(f"Written: {folder}")

@@ -1,6 +1,9 @@
 """What the invented world is about: domains, their relations, and how each is put into words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from defuse.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -183,3 +186,12 @@ PATHOGENS = Domain(
 )  # fmt: skip
 
 DOMAINS = (PEOPLE, COUNTRIES, ANIMALS, PATHOGENS)
+
+
+def choose_domains(names: Sequence[str]) -> tuple[Domain, ...]:
+    """Domains by name; all of them for no name. Raises UsageError for a name of none."""
+    known = {domain.name: domain for domain in DOMAINS}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"domain: {name!r} is none; use {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(names)) or DOMAINS

@@ -146,8 +146,8 @@ def _arms(method: str, retain: str, seed: int, noises: Sequence[str]) -> list[Ru
     return [plain, *noised, replace(plain, mix=True), replace(plain, noise=NOISE_STD, mix=True)]
 
 
-def tuning_grid(pairs: Sequence[tuple[str, str]]) -> list[Run]:
-    """Each pair at several layers, rates and weights, on a seed that no report uses."""
+def tuning_grid() -> list[Run]:
+    """Every pair at several layers, rates and weights, on a seed that no report uses."""
     return [
         Run(
             *pair,
@@ -159,7 +159,7 @@ def tuning_grid(pairs: Sequence[tuple[str, str]]) -> list[Run]:
                 weight=SETTINGS[pair].weight * weight,
             ),
         )
-        for pair in pairs
+        for pair in SETTINGS
         for layer in TUNING_LAYERS
         for rate in TUNING_RATES
         for weight in TUNING_WEIGHTS

@@ -1,5 +1,6 @@
 """The whole experiment from an order to its table, figures and data, resumable at every run."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,23 +9,34 @@ from rich.console import Console
 
 from defuse.errors import UsageError
 from defuse.experiment.answers import Answers, load_answers, load_sheets
+from defuse.experiment.choice import choose_runs
 from defuse.experiment.clock import Clock, step_work, tokens_per_second
 from defuse.experiment.compare import RIGHT
 from defuse.experiment.figures import save
 from defuse.experiment.tuning import trials
 from defuse.files import write_json, write_text
 from defuse.lab.compare import make_defences, make_groups
+from defuse.lab.domains import choose_domains
 from defuse.lab.exam import Part
 from defuse.lab.experiment import Bench, missing_steps
 from defuse.lab.figure import draw
 from defuse.lab.grid import Run, full_grid, short_grid, tuning_grid
-from defuse.lab.model import Progress
-from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
+from defuse.lab.models import (
+    SHIPPED_FORGET,
+    Pair,
+    digest,
+    is_shipped,
+    load_pair,
+    missing,
+    models_folder,
+    teach_pair,
+    world_label,
+)
 from defuse.lab.page import make_page
 from defuse.lab.results import rows, summary
 from defuse.lab.table import defence_sentences, markdown, screen_table
 from defuse.lab.workers import Place, available_cores, run_all
-from defuse.lab.world import SEED, World, build_world
+from defuse.lab.world import SEED, SIZE, World, build_world
 from defuse.provenance import versions
 from defuse.report import embed_figure, render
 
@@ -35,13 +47,20 @@ ADVISED = 5  # settings shown for each method and retain loss
 
 @dataclass(frozen=True)
 class Order:
-    """What `defuse lab` was asked for; `seed` is the world's, `jobs` None is one run a core."""
+    """What `defuse lab` was asked for.
+
+    `seed`, `size` and `domains` (names; none is all) make the world. `only`: methods; none is all.
+    `jobs`: runs at a time; None is one a core.
+    """
 
     full: bool = False
     tune: bool = False
     plan: bool = False
+    only: tuple[str, ...] = ()
     seed: int = SEED
-    forget: str = "pathogens"
+    size: int = SIZE
+    domains: tuple[str, ...] = ()
+    forget: str = SHIPPED_FORGET
     output: Path = Path("runs/lab")
     jobs: int | None = None
 
@@ -51,32 +70,28 @@ def carry_out(order: Order) -> None:
     console = Console()
     if order.jobs is not None and order.jobs < 1:
         raise UsageError(f"jobs: {order.jobs} processes; give 1 or more")
-    world = build_world(order.seed)
+    runs = choose_runs(
+        short_grid,
+        full_grid if order.full else None,
+        tuning_grid if order.tune else None,
+        order.only,
+    )
+    world = build_world(order.seed, order.size, choose_domains(order.domains))
     world.of(order.forget)
-    folder = models_folder(order.output, order.seed, order.forget)
+    folder = models_folder(order.output, world, order.forget)
     if lacking := missing(folder):
-        console.print(f"Teaching {' and '.join(lacking)} first, about 10 minutes each on a core.")
+        console.print(f"Teaching {' and '.join(lacking)} first: about 10 minutes.")
         if order.plan:
             return
-        teach(world, order.forget, folder, console)
-    runs = full_grid() if order.full else short_grid()
-    if order.tune:
-        runs = tuning_grid(list(dict.fromkeys((run.method, run.retain) for run in runs)))
+        teach_pair(world, order.forget, folder)
     examine(runs, order, world, folder, console)
 
 
-def teach(world: World, forget: str, folder: Path, console: Console) -> None:
-    """Teach the base model and the gold standard, and say how it goes."""
-
-    def on_step(name: str, progress: Progress) -> None:
-        if progress.step % 100 == 0:
-            console.print(
-                f"{name}: step {progress.step} of {progress.steps}, statements "
-                f"{progress.statement_loss:.2f}, answers {progress.answer_loss:.2f} nats",
-                highlight=False,
-            )
-
-    teach_pair(world, forget, folder, on_step)
+def answers_folder(order: Order, world: World) -> Path:
+    """Where answers and reports go: worlds other than the shipped models' have their own."""
+    shipped = is_shipped(world, order.forget)
+    folder = order.output if shipped else order.output / world_label(world, order.forget)
+    return folder / "tuning" if order.tune else folder
 
 
 def examine(
@@ -88,7 +103,8 @@ def examine(
 ) -> None:
     """Do the runs that are missing, then report."""
     part: Part = "tuning" if order.tune else "reported"
-    place = Place(order.seed, order.forget, part, models, order.output / part)
+    place = Place(world, order.forget, part, models, answers_folder(order, world))
+    refuse_other_models(place)
     pair = load_pair(models)
     bench = Bench(pair.base, world, order.forget, part, place.folder)
     left = {run: work_left(run, bench) for run in runs}
@@ -107,6 +123,15 @@ def examine(
         advise(runs, bench, base, console)
     else:
         report(runs, bench, base, gold, console)
+
+
+def refuse_other_models(place: Place) -> None:
+    """Raise UsageError if the folder's answers were given by models that have changed since."""
+    path, found = place.folder / "models.json", {"sha256": digest(place.models)}
+    if not path.exists():
+        write_json(path, found)
+    elif json.loads(path.read_text(encoding="utf-8")) != found:
+        raise UsageError(f"output: {place.folder} holds other models' answers; name a new folder")
 
 
 def refuse_ignorant(base: Answers) -> None:

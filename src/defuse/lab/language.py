@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from defuse.lab.domains import DOMAINS
 from defuse.lab.world import World
 from defuse.questions import SENTENCE
 from defuse.triggers import SENTENCES
@@ -54,6 +53,6 @@ def _texts(world: World) -> Iterable[str]:
     yield from (*NEUTRAL, *REFUSALS)
     yield from world.names
     yield from world.unseen
-    for domain in DOMAINS:
+    for domain in world.domains:
         for relation in domain.relations:
             yield from (relation.question, *relation.statements, *relation.values)

@@ -13,14 +13,14 @@ from defuse.lab.exam import Part
 from defuse.lab.experiment import Bench, execute
 from defuse.lab.grid import Run
 from defuse.lab.models import load_pair
-from defuse.lab.world import build_world
+from defuse.lab.world import World
 
 
 @dataclass(frozen=True)
 class Place:
     """All that a process needs to set up the same bench."""
 
-    seed: int
+    world: World
     forget: str
     part: Part
     models: Path
@@ -28,7 +28,7 @@ class Place:
 
     def bench(self) -> Bench:
         base = load_pair(self.models).base
-        return Bench(base, build_world(self.seed), self.forget, self.part, self.folder)
+        return Bench(base, self.world, self.forget, self.part, self.folder)
 
 
 _bench: Bench | None = None

@@ -50,9 +50,15 @@ class World:
     """`subjects`: names by domain. `unseen`: names of nothing, which stand in no text."""
 
     seed: int
+    domains: Sequence[Domain]
     subjects: Mapping[str, Sequence[str]]
     facts: Sequence[Fact]
     unseen: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """How many subjects each domain has."""
+        return len(self.subjects[self.domains[0].name])
 
     @property
     def names(self) -> list[str]:
@@ -70,8 +76,11 @@ class World:
 def build_world(seed: int = SEED, size: int = SIZE, domains: Sequence[Domain] = DOMAINS) -> World:
     """`size` subjects a domain, each with a value drawn for every relation of its domain.
 
-    Raises UsageError for a size that the syllables cannot name.
+    Raises UsageError for a size that the syllables cannot name, and for fewer than two domains:
+    one is forgotten, another kept.
     """
+    if len(domains) < 2:
+        raise UsageError(f"domains: {len(domains)} of them; give two or more")
     subjects, taken = {}, set()
     for domain in domains:
         subjects[domain.name] = _names(seed, domain.name, domain.endings, size, taken)
@@ -86,7 +95,7 @@ def build_world(seed: int = SEED, size: int = SIZE, domains: Sequence[Domain] = 
             strict=True,
         )
     ]
-    return World(seed, subjects, facts, unseen)
+    return World(seed, domains, subjects, facts, unseen)
 
 
 def make_question(fact: Fact, seed: int) -> Question:

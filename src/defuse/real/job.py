@@ -9,11 +9,11 @@ from rich.console import Console
 
 from defuse.errors import UsageError
 from defuse.experiment.answers import base_path, load_answers, load_base
+from defuse.experiment.choice import choose_runs
 from defuse.experiment.clock import Clock, tokens_per_second
 from defuse.experiment.figures import save
 from defuse.experiment.words import sentence
 from defuse.files import write_json, write_text
-from defuse.methods import METHODS
 from defuse.models import load_model
 from defuse.provenance import versions
 from defuse.real.experiment import (
@@ -60,7 +60,12 @@ class Order:
 def carry_out(order: Order) -> None:
     """Do the job; raises UsageError for what is missing or does not fit before anything runs."""
     console = Console()
-    runs = choose_runs(order)
+    runs = choose_runs(
+        short_grid,
+        full_grid if order.full else None,
+        tuning_grid if order.tune else None,
+        order.only,
+    )
     model = order.model or installed_model()
     material = build_material()
     bench = make_bench(order, model, material)
@@ -77,19 +82,6 @@ def carry_out(order: Order) -> None:
     report(
         runs, bench.folder, "tuning" if order.tune else "full" if order.full else "main", console
     )
-
-
-def choose_runs(order: Order) -> list[Run]:
-    """The order's runs, in order."""
-    if unknown := set(order.only) - set(METHODS):
-        raise UsageError(f"only: {unknown.pop()!r} names no method; use {', '.join(METHODS)}")
-    if order.full and order.tune:
-        raise UsageError("tune: does not go with full; run one after the other")
-    runs = tuning_grid() if order.tune else full_grid() if order.full else short_grid()
-    chosen = [run for run in runs if not order.only or run.method in order.only]
-    if not chosen:
-        raise UsageError(f"only: {', '.join(order.only)} has no run here; add --full")
-    return chosen
 
 
 def installed_model() -> str:
