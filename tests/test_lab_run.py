@@ -125,7 +125,11 @@ def test_grids_hold_every_arm_and_names_tell_runs_apart():
 
 def test_tuning_changes_settings_and_uses_no_report_s_seed():
     grid = tuning_grid()
-    assert len({r.name for r in grid}) == len(grid) == 18 * 3 * 2 * 3
+    # Nine of each pair; RMU's regimes are twenty, of which two are among its nine.
+    assert len({r.name for r in grid}) == len(grid) == 18 * 9 + 20 - 2
+    settings = {r.setting for r in grid if (r.method, r.retain) == ("rmu", "hidden_mse")}
+    assert {setting.layer for setting in settings} == {1, 2, 3, 4, 5}
+    assert len({r.setting for r in grid if (r.method, r.retain) == ("npo", "logit_kl")}) == 9
     assert {r.seed for r in grid}.isdisjoint({r.seed for r in full_grid()})
 
 

@@ -15,9 +15,12 @@ NOISE_STD = "1x"  # of RNA, in multiples of the hidden states' own standard devi
 MIX = 0.5  # the share of retain texts behind a forget-term
 NOISES = ("0.3x", "1x", "3x", "10x")
 SHORT_METHODS, SHORT_SEEDS, FULL_SEEDS = ("rmu", "simnpo"), 3, 10
+REGIMES = ("rmu", "hidden_mse")
 TUNING_SEED = 1000  # no report's
-TUNING_LAYERS, TUNING_RATES = (1, 2, 3), (1e-3, 3e-3)
-TUNING_WEIGHTS = (0.25, 1.0, 4.0)  # times the setting's own
+TUNING_STRENGTHS, TUNING_RATES = (8.0, 12.0, 16.0), (2e-3, 3e-3, 5e-3)
+TUNING_WEIGHTS = (1.0, 2.0, 4.0)
+# RMU elsewhere than it is set: where does it forget, and where is it vulnerable?
+REGIME_LAYERS, REGIME_STRENGTHS = (1, 2, 3, 4, 5), (8.0, 16.0)
 # Shares of the steps after which a run is asked.
 CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
@@ -28,10 +31,10 @@ class Setting:
 
     steps: int = 200
     learning_rate: float = 2e-3
-    weight: float = 8
-    strength: float = 4
-    layer: int = 1
-    parameters: str = "mlp.down_proj"
+    weight: float = 1.0
+    strength: float = 8.0
+    layer: int = 3
+    parameters: str = "all"
 
 
 SETTINGS: Mapping[tuple[str, str], Setting] = {
@@ -63,8 +66,8 @@ class Run:
     def label(self) -> str:
         """What runs that differ only in their seed have in common."""
         noise = [] if self.noise is None else [f"rna{self.noise}"]
-        own, usual = asdict(self.setting), asdict(SETTINGS[self.method, self.retain])
-        changed = [f"{name}={value}" for name, value in own.items() if value != usual[name]]
+        tried = {} if self.tried is None else asdict(self.tried)
+        changed = [f"{name}={value}" for name, value in tried.items()]
         return "-".join([self.method, self.retain, *noise, *["mixed"] * self.mix, *changed])
 
     @property
@@ -147,20 +150,27 @@ def _arms(method: str, retain: str, seed: int, noises: Sequence[str]) -> list[Ru
 
 
 def tuning_grid() -> list[Run]:
-    """Every pair at several layers, rates and weights, on a seed that no report uses."""
-    return [
-        Run(
-            *pair,
-            TUNING_SEED,
-            tried=replace(
-                SETTINGS[pair],
-                layer=layer,
-                learning_rate=rate,
-                weight=SETTINGS[pair].weight * weight,
-            ),
-        )
-        for pair in SETTINGS
-        for layer in TUNING_LAYERS
-        for rate in TUNING_RATES
-        for weight in TUNING_WEIGHTS
+    """Settings to choose from for every pair, and RMU's regimes, on a seed that no report uses.
+
+    Steering methods at several strengths, the others at several rates; all at several weights.
+    """
+    tried: list[tuple[tuple[str, str], Setting]] = []
+    for pair in SETTINGS:
+        steers = strength_field(pair[0]) is not None
+        tried += [
+            (
+                pair,
+                Setting(strength=each, weight=weight)
+                if steers
+                else Setting(learning_rate=each, weight=weight),
+            )
+            for each in (TUNING_STRENGTHS if steers else TUNING_RATES)
+            for weight in TUNING_WEIGHTS
+        ]
+    tried += [
+        (REGIMES, Setting(strength=strength, layer=layer, parameters=parameters))
+        for layer in REGIME_LAYERS
+        for parameters in ("all", "mlp.down_proj")
+        for strength in REGIME_STRENGTHS
     ]
+    return [Run(*pair, TUNING_SEED, tried=setting) for pair, setting in dict.fromkeys(tried)]

@@ -173,12 +173,9 @@ def advise(runs: Sequence[Run], bench: Bench, base: Answers, console: Console) -
         own = {run: s for run, s in finished.items() if (run.method, run.retain) == pair}
         console.print(" / ".join(pair), highlight=False)
         for trial in trials(own, base, "statement/forget")[:ADVISED]:
-            setting = trial.run.setting
-            console.print(
-                f"  layer={setting.layer} learning_rate={setting.learning_rate:g} "
-                f"weight={setting.weight:g}, {trial}",
-                highlight=False,
-            )
+            tried = asdict(trial.run.setting)
+            given = " ".join(f"{name}={value}" for name, value in tried.items() if name != "steps")
+            console.print(f"  {given}, {trial}", highlight=False)
 
 
 def report(
