@@ -21,7 +21,7 @@ from defuse.real.experiment import (
     work_left,
 )
 from defuse.real.facts import ELEMENTS
-from defuse.real.grid import Run, curve, full_grid, recipe_path, short_grid, tuning_grid
+from defuse.real.grid import ARMS, Run, curve, full_grid, recipe_path, short_grid, tuning_grid
 from defuse.real.job import Order, carry_out, report
 from defuse.real.questions import Material
 from defuse.real.terms import Terms
@@ -151,31 +151,45 @@ def test_every_shipped_recipe_runs(bench, method, retain):
 def test_the_report_has_a_row_for_every_kind_of_run(bench, capsys):
     from rich.console import Console
 
-    runs = [run(rna) for rna in (False, True)]
+    runs = [run(), run(rna=True), replace(run(), mix=True)]
     ask_base(bench, no_tick)
     for each in runs:
         execute(each, bench, no_tick)
     for name in ("main", "full"):
-        report(runs, bench.folder, name, Console())
+        report(runs, bench.folder, name, bench.held_out(), Console())
         data = json.loads((bench.folder / f"{name}.json").read_text(encoding="utf-8"))
         labels = [row["label"] for row in data["rows"]]
         changed = "rmu / hidden_mse " + " ".join(SMALL)
-        assert labels == ["base", changed, f"{changed} + RNA"]
+        assert labels == ["base", changed, f"{changed} + RNA", f"{changed} + mixed"]
         for suffix in (".png", ".svg", ".md"):
             assert (bench.folder / f"{name}{suffix}").stat().st_size > 100
+    assert "after a forget-term | runs | n, mixed in" in (bench.folder / "main.md").read_text()
     assert set(load_base(bench.folder)) == {FORGET, *FORMS}
     assert "accuracy by domain" in capsys.readouterr().out
 
 
-def test_the_short_grid_pairs_each_seed_with_and_without_noise():
+def test_mixed_retain_texts_name_every_second_term_and_the_others_are_held_out(bench):
+    recipe = replace(run(), mix=True).recipe(bench.texts, bench.base.name)
+    (topic,) = (each.build() for each in recipe.topics)
+    assert topic.triggers == bench.terms.mixed == bench.terms.forget[::2]
+    assert topic.mix == 0.5
+    held_out = bench.held_out()
+    for domain, questions in bench.questions.items():
+        for question in questions:
+            term = bench.perturbation("before").variants(question, 0)["forget"].replaced.token
+            wanted = domain != ELEMENTS and term not in bench.terms.mixed
+            assert (question.id in held_out) == wanted
+
+
+def test_the_short_grid_pairs_each_seed_without_and_with_each_defence():
     runs = short_grid()
-    assert {(r.seed, r.rna) for r in runs} == {(s, n) for s in (1, 2) for n in (False, True)}
+    assert {(r.seed, r.arm) for r in runs} == {(s, arm) for s in (1, 2) for arm in ARMS}
     assert {(r.method, r.retain) for r in runs} == {("rmu", "hidden_mse")}
 
 
 def test_the_full_grid_has_all_pairs_and_five_seeds_for_two_methods():
     runs = full_grid()
-    assert len(runs) == len(set(runs)) == 52
+    assert len(runs) == len(set(runs)) == 62
     assert len({(r.method, r.retain) for r in runs}) == 18
     for pair in (("rmu", "hidden_mse"), ("simnpo", "logit_kl")):
         assert {r.seed for r in runs if (r.method, r.retain) == pair} == {1, 2, 3, 4, 5}

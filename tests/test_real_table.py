@@ -1,11 +1,13 @@
 """The figures of the main job, checked against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from defuse.evaluate import Interval, wilson
-from defuse.experiment.answers import FORGET, Answers
+from defuse.experiment.answers import CLEAN, FORGET, Answers
 from defuse.experiment.compare import make_row, match
 from defuse.experiment.figures import save
 from defuse.experiment.words import interval, sentence
@@ -19,6 +21,7 @@ from defuse.real.table import (
     make_matches,
     make_rows,
     markdown,
+    terms_markdown,
 )
 
 N = 10
@@ -116,7 +119,7 @@ def test_rows_come_base_first_and_every_line_has_all_columns():
     assert [row.runs for row in rows] == [1, 2, 2]
     assert all(len(cells(row)) == len(COLUMNS) for row in rows)
     matches = make_matches(finished, BASE)
-    assert list(matches) == ["rmu / hidden_mse"]
+    assert list(matches) == [("rmu / hidden_mse", "RNA")]
     page = markdown(rows, matches)
     assert page.count("\n| ") == len(rows) + 1
     assert "2 pairs of checkpoints" in page
@@ -140,7 +143,7 @@ def test_the_figures_show_every_row_in_colours_and_markers_that_differ(tmp_path)
     assert left.get_legend_handles_labels()[1] == [row.label for row in rows]
     means = [line for line in right.get_lines() if line.get_linewidth() == 2]
     assert [to_hex(line.get_color()).upper() for line in means] == [
-        LOOKS[rna]["color"] for rna in (False, True)
+        LOOKS[arm]["color"] for arm in ("none", "RNA")
     ]
     assert len({str(line.get_marker()) for line in means}) == 2
     # Each line starts at the base model and goes through both checkpoints.
@@ -161,3 +164,24 @@ def test_curves_are_means_over_seeds_after_the_steps_that_all_were_asked():
     # HURT has 3, 8, 2 and 7 of 10 right; step 2 was asked of one seed only, RNA of one seed.
     assert len(lines) == 3
     assert lines[-1] == "| rmu / hidden_mse | 2 | 10 / 10 | 4 | 0.40 | 0.80 | 0.30 | 0.80 |"
+
+
+def test_terms_that_were_mixed_in_and_terms_that_never_were_are_told_apart():
+    plain, mixed = run(False), replace(run(False), mix=True)
+    finished = {plain: {40: HURT}, mixed: {40: BASE}}
+    names = list(BASE[CLEAN])
+    held_out = set(names[:4])
+    lines = terms_markdown(finished, BASE, held_out).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| base",
+        "| rmu / hidden_mse",
+        "| rmu / hidden_mse + mixed",
+    ]
+    for line, sheet in zip(lines[2:], (BASE, HURT, BASE), strict=True):
+        cells = line.strip("| ").split(" | ")
+        assert cells[2] == str(len(names) - 4)
+        assert cells[5] == "4"
+        for cell, half in ((cells[3], set(names) - held_out), (cells[6], held_out)):
+            right = sum(sheet["before/forget"][name][0] for name in half)
+            assert cell.startswith(f"{right / len(half):.2f} ")
+    assert terms_markdown({plain: {40: HURT}}, BASE, held_out) == ""

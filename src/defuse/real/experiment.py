@@ -57,6 +57,16 @@ class Bench:
     def texts(self) -> Path:
         return self.folder / "texts"
 
+    def perturbation(self, position: Position) -> Perturbation:
+        """The terms, where they are asked about."""
+        return Perturbation(self.terms.forget, position, self.terms.controls)
+
+    def held_out(self) -> set[str]:
+        """The questions whose forget-term, set before them, is in no mixed retain text."""
+        kept = [q for name, qs in self.questions.items() if name != ELEMENTS for q in qs]
+        asked = (self.perturbation("before").variants(q, SETTINGS.seed)["forget"] for q in kept)
+        return {q.id for q in asked if q.replaced and q.replaced.token not in self.terms.mixed}
+
 
 def prepare_folder(bench: Bench, material: Material) -> None:
     """Write texts, questions and terms, and what the folder's answers belong to.
@@ -80,6 +90,7 @@ def prepare_folder(bench: Bench, material: Material) -> None:
     write_json(path, {**kept, "versions": versions()})
     for name, lines in texts.items():
         write_text(bench.texts / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+    write_text(bench.texts / "triggers.txt", "".join(f"{term}\n" for term in bench.terms.mixed))
     for name, lines in asdict(bench.terms).items():
         write_text(bench.folder / "terms" / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     for name, questions in bench.questions.items():
@@ -110,7 +121,7 @@ def ask(
     clean = evaluate_questions(loaded, forgotten, SETTINGS, on_scored=work(CLEAN_TOKENS))
     sheets = {FORGET: _sheet(clean, "clean")}
     for position in positions:
-        perturbation = Perturbation(bench.terms.forget, position, bench.terms.controls)
+        perturbation = bench.perturbation(position)
         tokens = work(PERTURBED_TOKENS[position])
         evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, on_scored=tokens)
         sheets[CLEAN] = _sheet(evaluation, "clean")
@@ -213,7 +224,7 @@ def _essence(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """What decides a run's result, wherever its files lie."""
     method = {key: value for key, value in recipe["method"].items() if key != "refusals"}
     topics = [
-        {key: value for key, value in topic.items() if key not in ("forget", "retain")}
+        {key: value for key, value in topic.items() if key not in ("forget", "retain", "triggers")}
         for topic in recipe["topics"]
     ]
     rest = {key: v for key, v in recipe.items() if key not in ("model", "revision", "output")}

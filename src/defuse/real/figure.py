@@ -10,14 +10,17 @@ from matplotlib.figure import Figure
 from defuse.experiment.answers import FORGET, Answers
 from defuse.experiment.compare import RIGHT, Row, mean, shared_ids
 from defuse.experiment.figures import points
+from defuse.real.grid import ARMS
 from defuse.real.table import Finished
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
-PLAIN, NOISED, BASE = "#D55E00", "#0072B2", "#000000"
-LOOKS: Mapping[bool, Mapping[str, Any]] = {
-    False: {"color": PLAIN, "marker": "o"},
-    True: {"color": NOISED, "marker": "s"},
+LOOKS: Mapping[str, Mapping[str, Any]] = {
+    "base": {"color": "#000000", "marker": "D"},
+    "none": {"color": "#D55E00", "marker": "o"},
+    "RNA": {"color": "#0072B2", "marker": "s"},
+    "mixed": {"color": "#009E73", "marker": "^"},
 }
+TITLES = {"none": "without a defence", "RNA": "with RNA", "mixed": "with forget-terms mixed in"}
 
 
 def draw_main(rows: Sequence[Row], finished: Finished, base: Answers) -> Figure:
@@ -30,10 +33,10 @@ def draw_main(rows: Sequence[Row], finished: Finished, base: Answers) -> Figure:
 
 
 def _draw_forms(axes: Axes, rows: Sequence[Row]) -> None:
-    looks = [{"color": BASE, "marker": "D"}, LOOKS[False], LOOKS[True]]
-    for place, (row, look) in enumerate(zip(rows, looks, strict=False)):
+    for place, row in enumerate(rows):
+        look = LOOKS["base"] if row.label == "base" else LOOKS[_arm(row)]
         values = (row.forget, row.clean, row.after_control, row.after_term)
-        points(axes, [x + 0.18 * (place - 1) for x in range(4)], values, row.label, look)
+        points(axes, [x + 0.16 * (place - 1.5) for x in range(4)], values, row.label, look)
     axes.axhline(0.25, color="grey", linestyle=":", linewidth=1)
     axes.set_xticks(range(4), ["forget\ndomain", "other\ndomains", "… after a\ncontrol term",
                                "… after a\nforget-term"])  # fmt: skip
@@ -45,20 +48,20 @@ def _draw_curve(axes: Axes, finished: Finished, base: Answers) -> None:
     """Thin: each seed; bold: their mean, with the number of steps."""
     sheets = [sheet for steps in finished.values() for sheet in steps.values()]
     ids, kept = (shared_ids(form, sheets, base) for form in (FORGET, "before/forget"))
-    for rna in (False, True):
-        runs = [steps for run, steps in finished.items() if run.rna == rna]
+    for arm in ARMS:
+        runs = [steps for run, steps in finished.items() if run.arm == arm]
         if not runs:
             continue
         steps = [0, *sorted(set.intersection(*(set(run) for run in runs)))]
         curves = np.array([[_place({0: base, **run}[s], ids, kept) for s in steps] for run in runs])
         for curve in curves:
-            axes.plot(*curve.T, color=LOOKS[rna]["color"], alpha=0.35, linewidth=1)
+            axes.plot(*curve.T, color=LOOKS[arm]["color"], alpha=0.35, linewidth=1)
         middle = curves.mean(axis=0)
-        axes.plot(*middle.T, label="with RNA" if rna else "without RNA", linewidth=2, **LOOKS[rna])
+        axes.plot(*middle.T, label=TITLES[arm], linewidth=2, **LOOKS[arm])
         for step, here in zip(steps[1:], middle[1:], strict=True):
-            text = {"xytext": (6, 3) if rna else (-6, -9), "ha": "left" if rna else "right"}
+            text = {"xytext": (-6, -9), "ha": "right"} if arm == "none" else {"xytext": (6, 3)}
             axes.annotate(
-                str(step), here, textcoords="offset points", color=LOOKS[rna]["color"], **text
+                str(step), here, textcoords="offset points", color=LOOKS[arm]["color"], **text
             )
     axes.set(
         xlabel="accuracy on the forget domain (numbers: steps)",
@@ -68,23 +71,30 @@ def _draw_curve(axes: Axes, finished: Finished, base: Answers) -> None:
     axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
+def _pair(row: Row) -> str:
+    return row.label.partition(" + ")[0]
+
+
+def _arm(row: Row) -> str:
+    return row.label.partition(" + ")[2] or "none"
+
+
 def _place(sheet: Answers, ids: Sequence[str], kept: Sequence[str]) -> tuple[float, float]:
     return mean(sheet, FORGET, ids, RIGHT), mean(sheet, "before/forget", kept, RIGHT)
 
 
 def draw_all(rows: Sequence[Row]) -> Figure:
-    """Every row's forget accuracy and vulnerability, without RNA and with it on one line."""
+    """Every row's forget accuracy and vulnerability, with each defence on one line."""
     named = [row for row in rows if row.vulnerability is not None]
-    names = list(dict.fromkeys(row.label.removesuffix(" + RNA") for row in named))
+    names = list(dict.fromkeys(_pair(row) for row in named))
     figure = Figure(figsize=(10, 1.2 + 0.32 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for rna, shift in ((False, -0.15), (True, 0.15)):
-        some = [row for row in named if row.label.endswith(" + RNA") == rna]
-        y = [names.index(row.label.removesuffix(" + RNA")) + shift for row in some]
-        title = "with RNA" if rna else "without RNA"
-        points(left, y, [r.forget for r in some], title, LOOKS[rna], across=True)
+    for arm, shift in zip(ARMS, (-0.2, 0, 0.2), strict=True):
+        some = [row for row in named if _arm(row) == arm]
+        y = [names.index(_pair(row)) + shift for row in some]
+        points(left, y, [r.forget for r in some], TITLES[arm], LOOKS[arm], across=True)
         effects = [r.vulnerability for r in some if r.vulnerability is not None]
-        points(right, y, effects, title, LOOKS[rna], across=True)
+        points(right, y, effects, TITLES[arm], LOOKS[arm], across=True)
     left.axvline(0.25, color="grey", linestyle=":", linewidth=1)
     right.axvline(0, color="grey", linestyle=":", linewidth=1)
     left.set_yticks(range(len(names)), names)

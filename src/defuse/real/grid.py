@@ -1,7 +1,7 @@
 """Which runs the main job makes, from which recipes, and about how much work each is."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defuse.defaults import default_retain, strength_field
@@ -13,6 +13,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 # RNA's standard deviation in multiples of the hidden states' own. What is noised becomes the retain
 # target: with hidden MSE it averages out, through the layers above to the logits it does not.
 NOISE_STD = {"hidden_mse": "3x", "logit_kl": "0.3x", "logit_mse": "0.3x"}
+ARMS = ("none", "RNA", "mixed")
+MIX = 0.5  # the share of retain texts behind a forget-term
 # Shares of the steps after which a run is asked: where seeds are compared, and elsewhere.
 CURVE, COARSE_CURVE = (1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1), (1 / 2, 1)
 SHORT_SEEDS, FULL_SEEDS = (1, 2), (1, 2, 3, 4, 5)
@@ -34,18 +36,28 @@ TUNING_LONG = 160  # steps: does training on after forgetting bring the vulnerab
 
 @dataclass(frozen=True)
 class Run:
-    """One unlearning of the model; `changes` are overrides of the recipe's fields, for tuning."""
+    """One unlearning of the model.
+
+    `rna`: with noise; `mix`: with forget-terms mixed into the retain texts. `changes` are overrides
+    of the recipe's fields, for tuning.
+    """
 
     method: str
     retain: str
     rna: bool
     seed: int
     changes: tuple[str, ...] = ()
+    mix: bool = False
+
+    @property
+    def arm(self) -> str:
+        """One of `ARMS`."""
+        return "mixed" if self.mix else "RNA" if self.rna else "none"
 
     @property
     def name(self) -> str:
-        noise = ["rna"] if self.rna else []
-        return "-".join([self.method, self.retain, *noise, f"seed{self.seed}", *self.changes])
+        arm = [] if self.arm == "none" else [self.arm.lower()]
+        return "-".join([self.method, self.retain, *arm, f"seed{self.seed}", *self.changes])
 
     def recipe(self, texts: Path, model: str) -> Recipe:
         """The shipped recipe with this run's noise, seed and changes, on the texts in `texts`."""
@@ -55,6 +67,8 @@ class Run:
             f"topics.0.forget={texts / 'forget.txt'}",
             f"topics.0.retain={texts / 'retain.txt'}",
             *([f"noise.std={NOISE_STD[self.retain]}"] if self.rna else []),
+            *([f"topics.0.triggers={texts / 'triggers.txt'}"] if self.mix else []),
+            *([f"topics.0.mix={MIX}"] if self.mix else []),
             *([f"method.refusals={texts / 'refusals.txt'}"] if self.method == "dpo" else []),
             *self.changes,
         ]
@@ -67,8 +81,13 @@ def recipe_path(method: str, retain: str) -> Path:
 
 
 def short_grid() -> list[Run]:
-    """RMU without and with RNA, seeds in turn."""
-    return [Run(*MAIN, rna, seed) for seed in SHORT_SEEDS for rna in (False, True)]
+    """RMU without a defence, with RNA and with forget-terms mixed in, seeds in turn."""
+    return [run for seed in SHORT_SEEDS for run in _arms(MAIN, seed)]
+
+
+def _arms(pair: tuple[str, str], seed: int) -> list[Run]:
+    plain = Run(*pair, False, seed)
+    return [plain, replace(plain, rna=True), replace(plain, mix=True)]
 
 
 def panel(run: Run, *, at_end: bool) -> int:
@@ -82,12 +101,13 @@ def panel(run: Run, *, at_end: bool) -> int:
 
 
 def full_grid() -> list[Run]:
-    """Every method with every retain loss, without and with RNA; more seeds of those `COMPARED`."""
+    """Every method with every retain loss, without and with RNA.
+
+    Those `COMPARED` with more seeds, and with forget-terms mixed in.
+    """
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
     once = [Run(*pair, rna, FULL_SEEDS[0]) for pair in pairs for rna in (False, True)]
-    again = [
-        Run(*pair, rna, seed) for pair in COMPARED for seed in FULL_SEEDS for rna in (False, True)
-    ]
+    again = [run for pair in COMPARED for seed in FULL_SEEDS for run in _arms(pair, seed)]
     return list(dict.fromkeys([*short_grid(), *again, *once]))
 
 

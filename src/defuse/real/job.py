@@ -1,6 +1,6 @@
 """The whole job from an order to its table, resumable at every checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,6 @@ from defuse.experiment.answers import base_path, load_answers, load_base
 from defuse.experiment.choice import choose_runs
 from defuse.experiment.clock import Clock, tokens_per_second
 from defuse.experiment.figures import save
-from defuse.experiment.words import sentence
 from defuse.files import write_json, write_text
 from defuse.models import load_model
 from defuse.provenance import versions
@@ -36,7 +35,9 @@ from defuse.real.table import (
     make_matches,
     make_rows,
     markdown,
+    match_sentences,
     screen_table,
+    terms_markdown,
 )
 from defuse.real.terms import match_terms
 from defuse.real.tuning import sentences
@@ -79,9 +80,8 @@ def carry_out(order: Order) -> None:
     ask_base(bench, clock.tick)
     for run in runs:
         execute(run, bench, clock.tick)
-    report(
-        runs, bench.folder, "tuning" if order.tune else "full" if order.full else "main", console
-    )
+    name = "tuning" if order.tune else "full" if order.full else "main"
+    report(runs, bench.folder, name, bench.held_out(), console)
 
 
 def installed_model() -> str:
@@ -110,8 +110,13 @@ def make_bench(order: Order, model: str, material: Material) -> Bench:
     )
 
 
-def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> None:
-    """Table, comparisons at equal forgetting, figure and data of what has been finished."""
+def report(
+    runs: Sequence[Run], folder: Path, name: str, held_out: Collection[str], console: Console
+) -> None:
+    """Table, comparisons at equal forgetting, figure and data of what has been finished.
+
+    `held_out`: the questions behind a forget-term that is never mixed into retain texts.
+    """
     finished, base = load_answers(runs, folder), load_base(folder)
     if name == "tuning":
         found = "\n".join(sentences(finished, base))
@@ -122,13 +127,18 @@ def report(runs: Sequence[Run], folder: Path, name: str, console: Console) -> No
     figure = draw_main(rows, finished, base) if name == "main" else draw_all(rows)
     paths = [*save(figure, folder / name), folder / f"{name}.md", folder / f"{name}.json"]
     known = domain_sentence(base)
-    curves = curve_markdown(finished, base)
-    write_text(paths[-2], f"{markdown(rows, matches)}\n{curves}\n{known}\n")
+    parts = [
+        markdown(rows, matches),
+        terms_markdown(finished, base, held_out),
+        curve_markdown(finished, base),
+        f"{known}\n",
+    ]
+    write_text(paths[-2], "\n".join(part for part in parts if part))
     write_json(paths[-1], as_data(rows, matches, base) | {"versions": versions()})
     console.print(screen_table(rows))
     console.print(known, highlight=False, markup=False)
-    for item in matches.items():
-        console.print(sentence(*item), highlight=False, markup=False)
+    for each in match_sentences(matches):
+        console.print(each, highlight=False, markup=False)
     console.print("Written: " + ", ".join(map(str, paths)), highlight=False)
 
 

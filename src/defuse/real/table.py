@@ -1,6 +1,6 @@
 """The table, on the screen, as Markdown and as data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -8,11 +8,23 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from defuse.evaluate import Interval, wilson
+from defuse.evaluate import Interval, bootstrap_mean, wilson
 from defuse.experiment.answers import CLEAN, FORGET, Answers
-from defuse.experiment.compare import RIGHT, Matched, Row, make_row, match, mean, shared_ids
+from defuse.experiment.compare import (
+    BOOTSTRAP_SEED,
+    LOGPROB,
+    RIGHT,
+    Matched,
+    Row,
+    accuracy,
+    make_row,
+    match,
+    mean,
+    shared_ids,
+    values,
+)
 from defuse.experiment.words import interval, markdown_table, sentence, stacked
-from defuse.real.grid import Run
+from defuse.real.grid import ARMS, Run
 
 COLUMNS = (
     "",
@@ -28,6 +40,8 @@ COLUMNS = (
     "vulnerability, as a choice",
 )
 
+DEFENCES = {"RNA": "RNA", "mixed": "mixing forget-terms into the retain texts"}
+
 Finished = Mapping[Run, Mapping[int, Answers]]
 
 
@@ -35,33 +49,82 @@ def make_rows(finished: Finished, base: Answers) -> list[Row]:
     """The base model, then a row for each method, retain loss, noise and change, over seeds."""
     groups: dict[str, list[Answers]] = {}
     for run, steps in finished.items():
-        name = label(run.method, " ".join([run.retain, *run.changes]), run.rna)
+        name = label(run.method, " ".join([run.retain, *run.changes]), run.arm)
         groups.setdefault(name, []).append(steps[max(steps)])
     rows = [make_row(name, runs, base) for name, runs in sorted(groups.items())]
     return [make_row("base", [base], base), *rows]
 
 
-def make_matches(finished: Finished, base: Answers) -> dict[str, Matched | None]:
-    """RNA against none at equal forgetting, for each method and retain loss run both ways."""
+def make_matches(finished: Finished, base: Answers) -> dict[tuple[str, str], Matched | None]:
+    """Every defence against none at equal forgetting, by method and retain loss, and by arm."""
     pairs = sorted({(run.method, run.retain) for run in finished})
     matches = {}
-    for method, retain in pairs:
-        plain, noised = (
-            {
-                r: s
-                for r, s in finished.items()
-                if (r.method, r.retain, r.rna) == (method, retain, rna)
-            }
-            for rna in (False, True)
-        )
-        if plain and noised:
-            matches[label(method, retain, rna=False)] = match(plain, noised, base)
+    for pair in pairs:
+        arms = {
+            arm: {r: s for r, s in finished.items() if (r.method, r.retain, r.arm) == (*pair, arm)}
+            for arm in ARMS
+        }
+        for arm, runs in arms.items():
+            if arm != "none" and runs and arms["none"]:
+                matches[label(*pair), arm] = match(arms["none"], runs, base)
     return matches
 
 
-def label(method: str, retain: str, rna: bool) -> str:
+def match_sentences(matches: Mapping[tuple[str, str], Matched | None]) -> list[str]:
+    """What each defence changes, in words."""
+    return [sentence(name, found, DEFENCES[arm]) for (name, arm), found in matches.items()]
+
+
+def label(method: str, retain: str, arm: str = "none") -> str:
     """A row's name, such as "rmu / hidden_mse + RNA"."""
-    return f"{method} / {retain}{' + RNA' if rna else ''}"
+    return f"{method} / {retain}{'' if arm == 'none' else f' + {arm}'}"
+
+
+TERM_COLUMNS = (
+    "after a forget-term",
+    "runs",
+    "n, mixed in",
+    "accuracy",
+    "logp",
+    "n, held out",
+    "accuracy",
+    "logp",
+)
+
+
+def terms_markdown(finished: Finished, base: Answers, held_out: Collection[str]) -> str:
+    """Does mixing protect from terms that were never mixed in?
+
+    A row for each arm of what was run with forget-terms mixed in; `held_out`: the questions behind
+    a term that never is. Empty if nothing mixes.
+    """
+    mixing = {(run.method, run.retain) for run in finished if run.mix}
+    groups: dict[str, list[Answers]] = {"base": [base]} if mixing else {}
+    for run, steps in finished.items():
+        if (run.method, run.retain) in mixing:
+            name = label(run.method, run.retain, run.arm)
+            groups.setdefault(name, []).append(steps[max(steps)])
+    rows = [
+        [
+            name,
+            str(len(runs)),
+            *_half(runs, base, held_out, False),
+            *_half(runs, base, held_out, True),
+        ]
+        for name, runs in groups.items()
+    ]
+    return markdown_table(TERM_COLUMNS, rows) if rows else ""
+
+
+def _half(
+    runs: Sequence[Answers], base: Answers, held_out: Collection[str], wanted: bool
+) -> list[str]:
+    form = "before/forget"
+    ids = [name for name in shared_ids(form, runs, base) if (name in held_out) == wanted]
+    if not ids:
+        return ["0", "", ""]
+    logprob = bootstrap_mean(values(form, runs, ids, LOGPROB), BOOTSTRAP_SEED)
+    return [str(len(ids)), interval(accuracy(form, runs, ids)), interval(logprob)]
 
 
 def cells(row: Row) -> list[str]:
@@ -105,10 +168,10 @@ def domain_sentence(base: Answers) -> str:
     return f"The base model's accuracy by domain (chance 0.25): {', '.join(parts)}."
 
 
-def markdown(rows: Sequence[Row], matches: Mapping[str, Matched | None]) -> str:
+def markdown(rows: Sequence[Row], matches: Mapping[tuple[str, str], Matched | None]) -> str:
     """The same for a page, with a sentence for each comparison."""
     table = markdown_table(COLUMNS, map(cells, rows))
-    return table + "".join(f"\n- {sentence(*item)}" for item in matches.items()) + "\n"
+    return table + "".join(f"\n- {each}" for each in match_sentences(matches)) + "\n"
 
 
 CURVE_FORMS = (FORGET, CLEAN, "before/forget", "before/control")
@@ -122,7 +185,7 @@ def curve_markdown(finished: Finished, base: Answers) -> str:
     """
     groups: dict[str, list[Mapping[int, Answers]]] = {}
     for run, steps in finished.items():
-        groups.setdefault(label(run.method, run.retain, run.rna), []).append(steps)
+        groups.setdefault(label(run.method, run.retain, run.arm), []).append(steps)
     several = ((name, runs) for name, runs in sorted(groups.items()) if len(runs) > 1)
     rows = (row for name, runs in several for row in _curve(name, runs, base))
     return markdown_table(CURVE_COLUMNS, rows)
@@ -143,12 +206,12 @@ def _curve(
 
 
 def as_data(
-    rows: Sequence[Row], matches: Mapping[str, Matched | None], base: Answers
+    rows: Sequence[Row], matches: Mapping[tuple[str, str], Matched | None], base: Answers
 ) -> dict[str, Any]:
     """The same as JSON values."""
     known = domain_accuracies(base)
     return {
         "rows": [asdict(row) for row in rows],
-        "matched": {name: found and asdict(found) for name, found in matches.items()},
+        "matched": {f"{name} + {arm}": m and asdict(m) for (name, arm), m in matches.items()},
         "base_by_domain": {domain: asdict(accuracy) for domain, accuracy in known.items()},
     }

@@ -25,6 +25,11 @@ class Terms:
     forget: tuple[str, ...]
     controls: tuple[str, ...]
 
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """Every second forget-term: what may be mixed into retain texts. The others never are."""
+        return self.forget[::2]
+
 
 def match_terms(
     forget: Sequence[str], taboo: Collection[str], tokenizer: PreTrainedTokenizerBase
