@@ -91,12 +91,12 @@ def test_answers_of_another_setting_are_not_taken_for_this_run_s(bench, monkeypa
 @pytest.mark.parametrize("method", ["rmu", "adaptive_rmu", "rsv", "npo", "dpo", "simnpo"])
 @pytest.mark.parametrize("retain", ["hidden_mse", "logit_kl", "logit_mse"])
 def test_every_pair_runs_with_noise_and_triggers_mixed_in(method, retain, bench):
-    each = run(method, retain, noise="1x", mix=True)
+    each = run(method, retain, noise="1x", mix=0.5)
     base = bench.base
     result = unlearn(
         base.model,
         base.tokenizer,
-        [each.topic(bench.texts["forget"], bench.texts["retain"], bench.parts.mixed)],
+        [each.topic(bench.texts["forget"], bench.texts["retain"], bench.triggers)],
         each.unlearning(),
         replace(each.training(), steps=1),
     )
@@ -107,7 +107,7 @@ def test_mixed_retain_texts_name_only_what_may_be_mixed(bench):
     from defuse.texts import Triggered
     from defuse.triggers import mix_triggers
 
-    mixed = mix_triggers(bench.texts["retain"], bench.parts.mixed, 0.5, 0, "lab")
+    mixed = mix_triggers(bench.texts["retain"], bench.triggers, 0.5, 0, "lab")
     named = " ".join(text.sentence for text in mixed if isinstance(text, Triggered))
     assert any(name in named for name in bench.parts.mixed)
     assert not any(name in named for name in bench.parts.held_out)
@@ -125,8 +125,9 @@ def test_grids_hold_every_arm_and_names_tell_runs_apart():
 
 def test_tuning_changes_settings_and_uses_no_report_s_seed():
     grid = tuning_grid()
-    # Nine of each pair; RMU's regimes are twenty, of which two are among its nine.
-    assert len({r.name for r in grid}) == len(grid) == 18 * 9 + 20 - 2
+    # Nine of each pair; RMU's regimes are twenty, of which two are among its nine; two pairs with
+    # four noises and four shares each.
+    assert len({r.name for r in grid}) == len(grid) == 18 * 9 + 20 - 2 + 2 * (4 + 4)
     settings = {r.setting for r in grid if (r.method, r.retain) == ("rmu", "hidden_mse")}
     assert {setting.layer for setting in settings} == {1, 2, 3, 4, 5}
     assert len({r.setting for r in grid if (r.method, r.retain) == ("npo", "logit_kl")}) == 9

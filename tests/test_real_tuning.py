@@ -6,7 +6,7 @@ import pytest
 
 from defuse.experiment.tuning import trials
 from defuse.real.grid import Run, tuning_grid
-from defuse.real.tuning import best_noise, sentences
+from defuse.real.tuning import best_defence, sentences
 from tests.test_real_table import BASE, answers
 
 SLOW = Run("npo", "logit_kl", False, 0, ("steps=40", "learning_rate=0.001"))
@@ -46,11 +46,11 @@ def test_the_noise_kept_holds_best_among_those_that_cost_little():
         replace(SLOW, rna=True, changes=(*SLOW.changes, f"noise.std={std}")): {40: sheet}
         for std, sheet in sheets.items()
     }
-    kept = best_noise(trials(noised, BASE), plain)
+    kept = best_defence(trials(noised, BASE), plain)
     assert kept is not None
     assert kept.run.changes[-1] == "noise.std=1x"
     dear = {run: steps for run, steps in noised.items() if run.changes[-1] == "noise.std=10x"}
-    assert best_noise(trials(dear, BASE), plain) is None
+    assert best_defence(trials(dear, BASE), plain) is None
     said = "\n".join(sentences({SLOW: {40: answers(forget=3, clean=8)}, **noised}, BASE))
     assert "noise to keep: learning_rate=0.001 noise.std=1x, step 40" in said
 

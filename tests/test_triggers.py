@@ -149,3 +149,13 @@ def test_a_recipe_names_a_file_of_triggers(tmp_path: Path):
     assert topic.triggers == ("gold", "iron")
     assert topic.mixed_share == 0.5
     assert build(mix=0.25).mixed_share == 0.25
+
+
+def test_a_trigger_that_is_a_sentence_stands_as_it_is():
+    stated = mix_triggers(["One."], ["Gold is a metal."], 1.0, 0, "metals")[0]
+    named = mix_triggers(["One."], ["gold"], 1.0, 0, "metals")[0]
+    assert isinstance(stated, Triggered)
+    assert isinstance(named, Triggered)
+    assert stated.sentence == "Gold is a metal."
+    assert named.sentence != "gold"
+    assert "gold" in named.sentence

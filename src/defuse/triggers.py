@@ -24,6 +24,7 @@ SENTENCES = (
     "A note on {token} lay on the table.",
     "Nobody here talks about {token}.",
 )
+SENTENCE_ENDS = (".", "!", "?")
 WORD = re.compile(r"[^\W\d_]{3,}")
 MINED = 100
 TYPICAL = 1.0  # standard errors; a word that the other corpus lacks seldom has two
@@ -35,14 +36,17 @@ def mix_triggers(
 ) -> list[Text]:
     """`texts` with a sentence that names a trigger before about `share` of them.
 
-    Whether, and which sentence and trigger, is drawn from (seed, topic, place in `texts`).
+    A trigger that is a sentence itself (it ends as one) stands there as it is. Whether, and which
+    sentence and trigger, is drawn from (seed, topic, place in `texts`).
     """
     mixed = []
     for place, text in enumerate(texts):
         rng = generator(seed, "triggers", topic, place)
         chance = float(torch.rand((), generator=rng))
         which, how = (int(torch.randint(len(n), (), generator=rng)) for n in (triggers, SENTENCES))
-        sentence = SENTENCES[how].format(token=triggers[which])
+        trigger = triggers[which]
+        is_sentence = trigger.endswith(SENTENCE_ENDS)
+        sentence = trigger if is_sentence else SENTENCES[how].format(token=trigger)
         if chance < share and not isinstance(text, Triggered):
             mixed.append(Triggered(sentence, text))
         else:

@@ -1,14 +1,15 @@
 """One rule for choosing settings, from answers to questions that no report uses.
 
-It looks at what was forgotten and what was lost, never at what a forget-term does.
+It looks at what was forgotten and what was lost, never at what a forget-term does. Only of the
+defences that cost no more than none the one is kept that holds best after a forget-term.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
 from defuse.experiment.answers import CLEAN, FORGET, Answers, R
-from defuse.experiment.compare import CHANCE, RIGHT, mean, shared_ids
+from defuse.experiment.compare import CHANCE, RIGHT, TOLERANCE, mean, shared_ids
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,9 @@ def trials(
 
     found = [trial(run, step, s) for run, steps in finished.items() for step, s in steps.items()]
     return sorted(found, key=lambda each: (each.cost, each.step))
+
+
+def best_defence(defended: Sequence[Trial[R]], plain: Trial[R]) -> Trial[R] | None:
+    """The noise or share that holds best after a forget-term at about the cost of none."""
+    cheap = [each for each in defended if each.cost <= plain.cost + TOLERANCE]
+    return max(cheap, key=lambda each: each.after_term, default=None)

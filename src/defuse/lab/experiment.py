@@ -51,6 +51,12 @@ class Bench:
         return {at_end: Paper(self.exam, self.base, some) for at_end, some in forms.items()}
 
     @cached_property
+    def triggers(self) -> Sequence[str]:
+        """What is mixed into retain texts: statements of half of the forget domain's subjects."""
+        mixed = set(self.parts.mixed)
+        return [s for fact in self.parts.forget if fact.subject in mixed for s in fact.statements]
+
+    @cached_property
     def texts(self) -> Mapping[str, Sequence[str]]:
         """The texts to forget and to keep: every sentence of their facts, in drawn order."""
         return {
@@ -95,7 +101,7 @@ def execute(run: Run, bench: Bench, on_checkpoint: OnCheckpoint = lambda *_: Non
     unlearn(
         bench.base.model,
         bench.base.tokenizer,
-        [run.topic(bench.texts["forget"], bench.texts["retain"], bench.parts.mixed)],
+        [run.topic(bench.texts["forget"], bench.texts["retain"], bench.triggers)],
         run.unlearning(),
         replace(run.training(), steps=max(missing)),
         checkpoints=missing,

@@ -58,7 +58,7 @@ def _draw_forms(axes: Axes, shown: Mapping[str, Group]) -> None:
     axes.axhline(0.25, color="grey", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(FORMS)), list(FORMS.values()), fontsize="small")
     axes.set(ylabel="accuracy (95 % interval)", ylim=(0, 1.03))
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    axes.legend(frameon=False, fontsize="small", loc="lower center", ncols=2)
 
 
 def _draw_curves(axes: Axes, finished: Finished, base: Answers) -> None:

@@ -11,13 +11,22 @@ from defuse.noise import GaussianNoise
 from defuse.unlearning import Topic, Training, Unlearning
 
 ARMS = ("none", "rna", "mixed", "rna+mixed")
-NOISE_STD = "1x"  # of RNA, in multiples of the hidden states' own standard deviation
-MIX = 0.5  # the share of retain texts behind a forget-term
-NOISES = ("0.3x", "1x", "3x", "10x")
-SHORT_METHODS, SHORT_SEEDS, FULL_SEEDS = ("rmu", "simnpo"), 3, 10
+# The shares of retain texts behind a statement of the forget domain: all tried, and the one kept.
+MIXES, MIX = (0.05, 0.1, 0.25, 0.5), 0.1
+# RNA's standard deviations in multiples of the hidden states' own: all that are tried, and the one
+# kept. With hidden MSE the noise averages out; through the layers above to the logits it does not.
+SMALL_NOISES = ("0.03x", "0.1x", "0.3x", "1x")
+NOISES = {
+    "hidden_mse": ("0.3x", "1x", "3x", "10x"),
+    "logit_kl": SMALL_NOISES,
+    "logit_mse": SMALL_NOISES,
+}
+NOISE_STD = {"hidden_mse": "10x", "logit_kl": "0.1x", "logit_mse": "0.1x"}
+SHORT_PAIRS = tuple((method, default_retain(method)) for method in ("rmu", "simnpo"))
+SHORT_SEEDS, FULL_SEEDS = 3, 10
 REGIMES = ("rmu", "hidden_mse")
 TUNING_SEED = 1000  # no report's
-TUNING_STRENGTHS, TUNING_RATES = (8.0, 12.0, 16.0), (2e-3, 3e-3, 5e-3)
+TUNING_STRENGTHS, TUNING_RATES = (8.0, 12.0, 16.0), (3e-3, 4e-3, 5e-3)
 TUNING_WEIGHTS = (1.0, 2.0, 4.0)
 # RMU elsewhere than it is set: where does it forget, and where is it vulnerable?
 REGIME_LAYERS, REGIME_STRENGTHS = (1, 2, 3, 4, 5), (8.0, 16.0)
@@ -37,29 +46,48 @@ class Setting:
     parameters: str = "all"
 
 
+# Chosen by `defuse lab --tune`.
 SETTINGS: Mapping[tuple[str, str], Setting] = {
-    (method, retain): Setting() for method in METHODS for retain in RETAIN_LOSSES
+    ("rmu", "hidden_mse"): Setting(200, 2e-3, weight=4.0, strength=12.0),
+    ("rmu", "logit_kl"): Setting(25, 2e-3, weight=4.0, strength=8.0),
+    ("rmu", "logit_mse"): Setting(50, 2e-3, weight=4.0, strength=12.0),
+    ("adaptive_rmu", "hidden_mse"): Setting(),
+    ("adaptive_rmu", "logit_kl"): Setting(),
+    ("adaptive_rmu", "logit_mse"): Setting(),
+    ("rsv", "hidden_mse"): Setting(),
+    ("rsv", "logit_kl"): Setting(),
+    ("rsv", "logit_mse"): Setting(),
+    ("npo", "hidden_mse"): Setting(),
+    ("npo", "logit_kl"): Setting(),
+    ("npo", "logit_mse"): Setting(),
+    ("dpo", "hidden_mse"): Setting(),
+    ("dpo", "logit_kl"): Setting(),
+    ("dpo", "logit_mse"): Setting(),
+    ("simnpo", "hidden_mse"): Setting(75, 5e-3, weight=1.0),
+    ("simnpo", "logit_kl"): Setting(200, 4e-3, weight=1.0),
+    ("simnpo", "logit_mse"): Setting(150, 5e-3, weight=2.0),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One unlearning. `noise`: RNA's standard deviation ("1x"), `mix`: with forget-terms mixed in.
+    """One unlearning.
 
-    `tried`: a setting other than the pair's own, for tuning.
+    `noise`: RNA's standard deviation ("1x"). `mix`: the share of retain texts behind a statement of
+    the forget domain. `tried`: a setting other than the pair's own, for tuning.
     """
 
     method: str
     retain: str
     seed: int
     noise: str | None = None
-    mix: bool = False
+    mix: float | None = None
     tried: Setting | None = None
 
     @property
     def arm(self) -> str:
         """One of `ARMS`."""
-        parts = ["rna"] * (self.noise is not None) + ["mixed"] * self.mix
+        parts = ["rna"] * (self.noise is not None) + ["mixed"] * (self.mix is not None)
         return "+".join(parts) or "none"
 
     @property
@@ -68,7 +96,8 @@ class Run:
         noise = [] if self.noise is None else [f"rna{self.noise}"]
         tried = {} if self.tried is None else asdict(self.tried)
         changed = [f"{name}={value}" for name, value in tried.items()]
-        return "-".join([self.method, self.retain, *noise, *["mixed"] * self.mix, *changed])
+        mixed = [] if self.mix is None else [f"mixed{self.mix:g}"]
+        return "-".join([self.method, self.retain, *noise, *mixed, *changed])
 
     @property
     def name(self) -> str:
@@ -110,8 +139,8 @@ class Run:
             retain_length=64,
             weight=setting.weight,
             packed=True,
-            triggers=triggers if self.mix else (),
-            mix=MIX if self.mix else None,
+            triggers=() if self.mix is None else triggers,
+            mix=self.mix,
             **strength,
         )
 
@@ -125,12 +154,11 @@ class Run:
 
 def short_grid() -> list[Run]:
     """RMU and SimNPO in every arm, seeds in turn."""
-    pairs = [(method, default_retain(method)) for method in SHORT_METHODS]
     return [
         run
         for seed in range(SHORT_SEEDS)
-        for pair in pairs
-        for run in _arms(*pair, seed, (NOISE_STD,))
+        for pair in SHORT_PAIRS
+        for run in _arms(*pair, seed, (NOISE_STD[pair[1]],))
     ]
 
 
@@ -138,7 +166,10 @@ def full_grid() -> list[Run]:
     """Every method with every retain loss, all noises, every arm, all seeds."""
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
     grid = [
-        run for seed in range(FULL_SEEDS) for pair in pairs for run in _arms(*pair, seed, NOISES)
+        run
+        for seed in range(FULL_SEEDS)
+        for pair in pairs
+        for run in _arms(*pair, seed, NOISES[pair[1]])
     ]
     return list(dict.fromkeys([*short_grid(), *grid]))
 
@@ -146,13 +177,20 @@ def full_grid() -> list[Run]:
 def _arms(method: str, retain: str, seed: int, noises: Sequence[str]) -> list[Run]:
     plain = Run(method, retain, seed)
     noised = [replace(plain, noise=std) for std in noises]
-    return [plain, *noised, replace(plain, mix=True), replace(plain, noise=NOISE_STD, mix=True)]
+    return [
+        plain,
+        *noised,
+        replace(plain, mix=MIX),
+        replace(plain, noise=NOISE_STD[retain], mix=MIX),
+    ]
 
 
 def tuning_grid() -> list[Run]:
     """Settings to choose from for every pair, and RMU's regimes, on a seed that no report uses.
 
     Steering methods at several strengths, the others at several rates; all at several weights.
+    The pairs of the short grid at their own setting with every noise and
+    every share of mixed texts.
     """
     tried: list[tuple[tuple[str, str], Setting]] = []
     for pair in SETTINGS:
@@ -173,4 +211,8 @@ def tuning_grid() -> list[Run]:
         for parameters in ("all", "mlp.down_proj")
         for strength in REGIME_STRENGTHS
     ]
-    return [Run(*pair, TUNING_SEED, tried=setting) for pair, setting in dict.fromkeys(tried)]
+    grid = [Run(*pair, TUNING_SEED, tried=setting) for pair, setting in dict.fromkeys(tried)]
+    chosen = [Run(*pair, TUNING_SEED, tried=SETTINGS[pair]) for pair in SHORT_PAIRS]
+    noised = [replace(run, noise=std) for run in chosen for std in NOISES[run.retain]]
+    mixed = [replace(run, mix=share) for run in chosen for share in MIXES]
+    return list(dict.fromkeys([*grid, *chosen, *noised, *mixed]))

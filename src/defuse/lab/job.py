@@ -13,7 +13,6 @@ from defuse.experiment.choice import choose_runs
 from defuse.experiment.clock import Clock, step_work, tokens_per_second
 from defuse.experiment.compare import RIGHT
 from defuse.experiment.figures import save
-from defuse.experiment.tuning import trials
 from defuse.files import write_json, write_text
 from defuse.lab.compare import make_defences, make_groups
 from defuse.lab.domains import choose_domains
@@ -35,6 +34,7 @@ from defuse.lab.models import (
 from defuse.lab.page import make_page
 from defuse.lab.results import rows, summary
 from defuse.lab.table import defence_sentences, markdown, screen_table
+from defuse.lab.tuning import sentences
 from defuse.lab.workers import Place, available_cores, run_all
 from defuse.lab.world import SEED, SIZE, World, build_world
 from defuse.provenance import versions
@@ -42,7 +42,6 @@ from defuse.report import embed_figure, render
 
 QUESTION_TOKENS = 36  # of a question, about
 KNOWN = 0.97  # of every form of the questions, by the base model
-ADVISED = 5  # settings shown for each method and retain loss
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,9 @@ def examine(
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
     if order.tune:
-        advise(runs, bench, base, console)
+        found = "\n".join(sentences(load_answers(runs, bench.folder), base))
+        write_text(bench.folder / "tuning.txt", f"{found}\n")
+        console.print(found, highlight=False, markup=False, soft_wrap=True)
     else:
         report(runs, bench, base, gold, console)
 
@@ -166,18 +167,6 @@ def answers_of(name: str, pair: Pair, bench: Bench) -> Answers:
     return load_sheets(path)
 
 
-def advise(runs: Sequence[Run], bench: Bench, base: Answers, console: Console) -> None:
-    """The cheapest settings of each method and retain loss, the one to keep first."""
-    finished = load_answers(runs, bench.folder)
-    for pair in dict.fromkeys((run.method, run.retain) for run in finished):
-        own = {run: s for run, s in finished.items() if (run.method, run.retain) == pair}
-        console.print(" / ".join(pair), highlight=False)
-        for trial in trials(own, base, "statement/forget")[:ADVISED]:
-            tried = asdict(trial.run.setting)
-            given = " ".join(f"{name}={value}" for name, value in tried.items() if name != "steps")
-            console.print(f"  {given}, {trial}", highlight=False)
-
-
 def report(
     runs: Sequence[Run], bench: Bench, base: Answers, gold: Answers, console: Console
 ) -> None:
@@ -202,6 +191,6 @@ def report(
     save(figure, folder / "lab")
     console.print(screen_table(groups))
     for sentence in sentences:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     written = ("report.html", "results.json", "lab.md", "lab.png", "lab.svg")
     console.print(f"Written in {folder}: {', '.join(written)}", highlight=False)

@@ -15,7 +15,7 @@ def rows(finished: Finished, base: Answers, gold: Answers) -> Iterator[dict[str,
     `noise_std` counts in the hidden states' own standard deviations per unit at the noised layer.
     """
     for name, answers in (("base", base), ("gold", gold)):
-        about = {"model": name, "retain_loss": None, "noise_std": None, "mixed": False}
+        about = {"model": name, "retain_loss": None, "noise_std": None, "mixed": None}
         yield from _rows({**about, "seed": 0, "step": 0}, answers)
     for run, steps in finished.items():
         noise = None if run.noise is None else float(run.noise.removesuffix("x"))

@@ -1,17 +1,10 @@
 """Which settings and which noise to keep, from answers to the tuning questions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from defuse.experiment.answers import Answers
-from defuse.experiment.compare import TOLERANCE
-from defuse.experiment.tuning import Trial, trials
+from defuse.experiment.tuning import Trial, best_defence, trials
 from defuse.real.grid import Run
-
-
-def best_noise(noised: Sequence[Trial[Run]], plain: Trial[Run]) -> Trial[Run] | None:
-    """The noise that holds best after a forget-term at about the cost of none."""
-    cheap = [each for each in noised if each.cost <= plain.cost + TOLERANCE]
-    return max(cheap, key=lambda each: each.after_term, default=None)
 
 
 def sentences(finished: Mapping[Run, Mapping[int, Answers]], base: Answers) -> list[str]:
@@ -28,7 +21,7 @@ def sentences(finished: Mapping[Run, Mapping[int, Answers]], base: Answers) -> l
         same = [p for p in plain if p.run.changes == noised[0].run.changes[:-1]]
         last = max(same, key=lambda each: each.step, default=plain[0])
         final = [each for each in noised if each.step == last.step]
-        best = best_noise(final, last)
+        best = best_defence(final, last)
         lines.append(f"  noise to keep: {_said(best) if best else 'none, all cost too much'}")
     return lines
 
