@@ -188,7 +188,7 @@ def test_the_report_has_table_figures_and_every_row(bench, tmp_path):
     for each in two:
         execute(each, bench)
     base, gold = (answers_of(name, pair(), bench) for name in ("base", "gold"))
-    report(two, bench, base, gold, Console(quiet=True))
+    report(two, bench, base, gold, tmp_path, Console(quiet=True))
     data = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {row["model"] for row in data["rows"]} == {"base", "gold", "rmu"}
     final = [row for row in data["rows"] if row["step"] == 4 and row["noise_std"] == 1.0]

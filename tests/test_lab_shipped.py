@@ -1,6 +1,7 @@
 """The models that the package ships: what they know, and that an experiment runs on them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,14 @@ def test_a_plan_says_what_would_run_and_runs_nothing(tmp_path: Path):
     assert not list(output.rglob("step-*.json"))
     everything = CliRunner().invoke(app, ["lab", "--plan", "--full", "--output", str(output)])
     assert "1260 of 1260 runs to do: about" in everything.output
+
+
+def test_a_report_of_what_is_finished_runs_nothing_more(tmp_path: Path):
+    setting = Setting(steps=4, learning_rate=1e-3)
+    runs = [Run("rmu", "hidden_mse", seed, tried=setting) for seed in (0, 1)]
+    order = Order(output=tmp_path, jobs=1)
+    examine(runs[:1], order, WORLD, SHIPPED, Console(quiet=True))
+    examine(runs, replace(order, report=True, full=True), WORLD, SHIPPED, Console(quiet=True))
+    assert not list((tmp_path / "answers").glob("*seed1/*"))
+    data = json.loads((tmp_path / "full" / "results.json").read_text(encoding="utf-8"))
+    assert {row["seed"] for row in data["rows"] if row["model"] == "rmu"} == {0}

@@ -28,6 +28,9 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would run, and for how long.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Only report what has been finished so far.")
+    ] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this method; repeat for more.")
     ] = None,
@@ -52,6 +55,7 @@ def run(
         full=full,
         tune=tune,
         plan=plan,
+        report=report,
         only=tuple(only or ()),
         seed=seed,
         size=size,

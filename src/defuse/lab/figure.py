@@ -11,7 +11,7 @@ from defuse.experiment.answers import CLEAN, FORGET, Answers
 from defuse.experiment.compare import RIGHT, mean, shared_ids
 from defuse.experiment.figures import points
 from defuse.lab.compare import Finished, Group
-from defuse.lab.grid import ARMS
+from defuse.lab.grid import ARMS, NOISE_STD
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
 LOOKS: Mapping[str, Mapping[str, Any]] = {
@@ -34,7 +34,11 @@ CURVE_FORM = "statement/forget"
 
 
 def draw(groups: Sequence[Group], finished: Finished, base: Answers) -> Figure:
-    """A row for each method and retain loss: accuracies by form, and the way there."""
+    """A row for each method and retain loss: accuracies by form, and the way there.
+
+    Of several noises the one that the tuning questions chose.
+    """
+    finished = {r: s for r, s in finished.items() if r.noise in (None, NOISE_STD[r.retain])}
     pairs = list(dict.fromkeys((run.method, run.retain) for run in finished))
     figure = Figure(figsize=(11, 3.8 * len(pairs)), layout="constrained")
     by_label = {group.label: group for group in groups}

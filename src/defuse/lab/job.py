@@ -33,7 +33,7 @@ from defuse.lab.models import (
 )
 from defuse.lab.page import make_page
 from defuse.lab.results import rows, summary
-from defuse.lab.table import defence_sentences, markdown, screen_table
+from defuse.lab.table import defence_sentences, markdown, screen_sentences, screen_table
 from defuse.lab.tuning import sentences
 from defuse.lab.workers import Place, available_cores, run_all
 from defuse.lab.world import SEED, SIZE, World, build_world
@@ -48,6 +48,7 @@ KNOWN = 0.97  # of every form of the questions, by the base model
 class Order:
     """What `defuse lab` was asked for.
 
+    `plan`: only say what would run. `report`: only report what has been finished.
     `seed`, `size` and `domains` (names; none is all) make the world. `only`: methods; none is all.
     `jobs`: runs at a time; None is one a core.
     """
@@ -55,6 +56,7 @@ class Order:
     full: bool = False
     tune: bool = False
     plan: bool = False
+    report: bool = False
     only: tuple[str, ...] = ()
     seed: int = SEED
     size: int = SIZE
@@ -111,11 +113,11 @@ def examine(
     jobs = min(order.jobs or available_cores(), max(1, len(todo)))
     clock = Clock(sum(left.values()), jobs * tokens_per_second(pair.base.model))
     console.print(f"{len(todo)} of {len(runs)} runs to do: {clock.left()} on this machine.")
-    if order.plan:
+    if order.plan or (order.report and not load_answers(runs, bench.folder)):
         return
     base, gold = (answers_of(name, pair, bench) for name in ("base", "gold"))
     refuse_ignorant(base)
-    if todo:
+    if todo and not order.report:
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
     if order.tune:
@@ -123,7 +125,8 @@ def examine(
         write_text(bench.folder / "tuning.txt", f"{found}\n")
         console.print(found, highlight=False, markup=False, soft_wrap=True)
     else:
-        report(runs, bench, base, gold, console)
+        to = bench.folder / "full" if order.full else bench.folder
+        report(runs, bench, base, gold, to, console)
 
 
 def refuse_other_models(place: Place) -> None:
@@ -168,12 +171,17 @@ def answers_of(name: str, pair: Pair, bench: Bench) -> Answers:
 
 
 def report(
-    runs: Sequence[Run], bench: Bench, base: Answers, gold: Answers, console: Console
+    runs: Sequence[Run],
+    bench: Bench,
+    base: Answers,
+    gold: Answers,
+    folder: Path,
+    console: Console,
 ) -> None:
-    """Page, table, figure and data of what has been finished."""
-    folder, finished = bench.folder, load_answers(runs, bench.folder)
+    """Page, table, figure and data in `folder` of what has been finished."""
+    finished = load_answers(runs, bench.folder)
     groups, defences = make_groups(finished, base, gold), make_defences(finished, base)
-    figure, sentences = draw(groups, finished, base), defence_sentences(defences)
+    figure, said = draw(groups, finished, base), defence_sentences(defences)
     record = {
         "world_seed": bench.world.seed,
         "forget": bench.forget,
@@ -185,12 +193,12 @@ def report(
         bench.forget, groups, defences, finished, bench.exam, embed_figure(figure), record
     )
     write_text(folder / "report.html", render(page))
-    write_text(folder / "lab.md", f"{markdown(groups)}\n" + "".join(f"- {s}\n" for s in sentences))
+    write_text(folder / "lab.md", f"{markdown(groups)}\n" + "".join(f"- {each}\n" for each in said))
     data = {"rows": list(rows(finished, base, gold)), "summary": summary(groups, defences)}
     write_json(folder / "results.json", {"settings": record, **data})
     save(figure, folder / "lab")
     console.print(screen_table(groups))
-    for sentence in sentences:
+    for sentence in screen_sentences(defences):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     written = ("report.html", "results.json", "lab.md", "lab.png", "lab.svg")
     console.print(f"Written in {folder}: {', '.join(written)}", highlight=False)

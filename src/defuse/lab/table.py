@@ -5,34 +5,49 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from defuse.evaluate import Interval
 from defuse.experiment.answers import CLEAN, FORGET
 from defuse.experiment.words import interval, markdown_table, sentence, stacked
 from defuse.lab.compare import Defence, Group
 from defuse.lab.exam import POSITIONS, TRIGGERS
 from defuse.report import TableData
 
-SCREEN = (FORGET, CLEAN, "before/forget", "before/control", "statement/forget", "statement/control")
+JUDGED = "statement"  # the trigger that the screen shows: names alone do little (docs/results.md)
+
+LOGPROBS = (
+    *(FORGET, CLEAN, "before/control", "before/forget"),
+    *(f"{JUDGED}/control", f"{JUDGED}/forget"),
+)
+SCREEN = (FORGET, CLEAN, f"{JUDGED}/control", f"{JUDGED}/forget")
 
 
 def screen_table(groups: Sequence[Group]) -> Table:
-    """What fits a terminal: accuracies, and the vulnerability to a name and to a statement."""
-    heads = ("forget\nset", "retain\nset", "... after\na name", "...\ncontrol")
-    heads += ("after a\nstatement", "...\ncontrol", "vulner-\nability", "...state-\nment")
+    """What fits a terminal: accuracies, and the vulnerability to a statement."""
+    heads = ("forget\nset", "retain\nset", "... after a\ncontrol\nstatement")
+    heads += ("... after a\nforget-\nstatement", "vulner-\nability")
     table = Table("accuracy", *heads, title="with 95 % intervals; chance 0.25", box=SIMPLE_HEAD)
     for group in groups:
-        effects = [_effect(group, position) for position in ("before", "statement")]
-        values = [*(group.accuracy.get(form) for form in SCREEN), *effects]
-        table.add_row(group.label.replace("-", "\n", 1), *map(stacked, values))
+        effect = group.vulnerability[JUDGED][0] if group.vulnerability else None
+        values = [*(group.accuracy.get(form) for form in SCREEN), effect]
+        table.add_row(group.label.replace("-", "\n", 2), *map(stacked, values))
     return table
 
 
-def _effect(group: Group, position: str) -> Interval | None:
-    return group.vulnerability[position][0] if group.vulnerability else None
+def screen_sentences(defences: Sequence[Defence]) -> list[str]:
+    """What each defence recovers after a statement, in one line."""
+    found = []
+    for defence in defences:
+        matched = defence.matched[JUDGED]
+        alike = "no such checkpoints" if matched is None else interval(matched.accuracy)
+        recovered = interval(defence.recovered[JUDGED])
+        found.append(
+            f"{defence.label}: accuracy after a forget-statement changed by {recovered} at the "
+            f"last step, by {alike} at equal forgetting and keeping."
+        )
+    return found
 
 
 def tables(groups: Sequence[Group]) -> list[TableData]:
-    """Accuracies and the gold standard, triggers by place, and vulnerabilities."""
+    """Accuracies and the gold standard, triggers by place, log-probabilities, vulnerabilities."""
     forms = [f"{p}/{t}" for p in POSITIONS for t in TRIGGERS if (p, t) != ("statement", "unseen")]
     unlearned = [group for group in groups if group.vulnerability]
     return [
@@ -53,6 +68,11 @@ def tables(groups: Sequence[Group]) -> list[TableData]:
             "Accuracy on the retain set with a trigger, by place and kind",
             ["", *forms],
             [[g.label, *(f"{g.accuracy[form].value:.2f}" for form in forms)] for g in groups],
+        ),
+        TableData(
+            "The right answer's log-probability among the four (nats)",
+            ["", *LOGPROBS],
+            [[g.label, *(interval(g.logprob[form]) for form in LOGPROBS)] for g in groups],
         ),
         TableData(
             "Vulnerability, in shares of questions and in nats",
