@@ -29,6 +29,7 @@ from defuse.lab.language import build_tokenizer
 from defuse.lab.model import new_model
 from defuse.lab.models import Pair, load_pair, missing, models_folder, teach_pair
 from defuse.lab.results import rows
+from defuse.lab.tuning import regimes, sentences
 from defuse.lab.workers import Place, run_all
 from defuse.lab.world import build_world
 from defuse.models import LoadedModel
@@ -125,12 +126,12 @@ def test_grids_hold_every_arm_and_names_tell_runs_apart():
 
 def test_tuning_changes_settings_and_uses_no_report_s_seed():
     grid = tuning_grid()
-    # Nine of each pair; RMU's regimes are twenty, of which two are among its nine; two pairs with
-    # four noises and four shares each.
-    assert len({r.name for r in grid}) == len(grid) == 18 * 9 + 20 - 2 + 2 * (4 + 4)
+    # Nine of each pair, six of NPO's and DPO's; RMU's regimes are twenty, of which two are among
+    # its nine; two pairs with four noises and four shares each.
+    assert len({r.name for r in grid}) == len(grid) == 12 * 9 + 6 * 6 + 20 - 2 + 2 * (4 + 4)
     settings = {r.setting for r in grid if (r.method, r.retain) == ("rmu", "hidden_mse")}
     assert {setting.layer for setting in settings} == {1, 2, 3, 4, 5}
-    assert len({r.setting for r in grid if (r.method, r.retain) == ("npo", "logit_kl")}) == 9
+    assert len({r.setting for r in grid if (r.method, r.retain) == ("npo", "logit_kl")}) == 6
     assert {r.seed for r in grid}.isdisjoint({r.seed for r in full_grid()})
 
 
@@ -270,3 +271,25 @@ def test_other_worlds_have_folders_of_their_own():
     assert answers_folder(replace(order, tune=True), usual) == Path("out/tuning")
     animals = replace(order, seed=5, forget="animals")
     assert answers_folder(animals, build_world(5)) == Path("out/animals-seed5")
+
+
+def test_tuning_shows_each_pair_s_trials_its_defences_and_the_regimes():
+    plain = Run("rmu", "hidden_mse", 1000, tried=SETTINGS["rmu", "hidden_mse"])
+    other = replace(plain, tried=replace(plain.setting, layer=1))
+    finished = {
+        plain: {4: answers(2, 8, 2, 7)},
+        other: {2: answers(8), 4: answers(4, 4, 4, 4)},
+        replace(plain, noise="1x"): {4: answers(2, 8, 5, 7)},
+        replace(plain, noise="3x"): {4: answers(2, 8, 3, 7)},
+        replace(plain, mix=0.5): {4: answers(8, 8, 8, 8)},
+    }
+    lines = list(sentences(finished, answers()))
+    assert lines[0] == "rmu / hidden_mse"
+    assert "layer=3" in lines[1]  # nothing left of the forget set, nothing lost of the others
+    (rna,) = (line for line in lines if line.startswith("  rna to keep:"))
+    assert "noise=1x" in rna
+    # All is still known there.
+    assert "  mixed to keep: none, all cost too much" in lines
+    table = regimes(finished, answers()).splitlines()
+    assert [row.split(" | ")[0] for row in table[2:]] == ["| 1", "| 3"]
+    assert " | 2 | 1.00 | 1.00 |" in table[2]  # the cheaper of its two checkpoints

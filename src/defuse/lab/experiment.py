@@ -12,7 +12,7 @@ from defuse.errors import UsageError
 from defuse.experiment.answers import CLEAN, FORGET, answers_path
 from defuse.files import write_json
 from defuse.lab.exam import Exam, Paper, Part, Split, build_exam, shuffled, split
-from defuse.lab.grid import Run
+from defuse.lab.grid import Run, Setting
 from defuse.lab.world import World
 from defuse.models import LoadedModel
 from defuse.train import unlearn
@@ -72,7 +72,8 @@ def missing_steps(run: Run, bench: Bench) -> tuple[int, ...]:
     """
     paths = {step: answers_path(bench.folder, run, step) for step in run.checkpoints}
     for path in (path for path in paths.values() if path.exists()):
-        if json.loads(path.read_text(encoding="utf-8"))["setting"] != asdict(run.setting):
+        known = json.loads(path.read_text(encoding="utf-8"))["setting"]
+        if {**asdict(Setting()), **known} != asdict(run.setting):
             raise UsageError(f"output: {path} is from another setting; name a new folder")
     return tuple(step for step, path in paths.items() if not path.exists())
 

@@ -28,6 +28,12 @@ REGIMES = ("rmu", "hidden_mse")
 TUNING_SEED = 1000  # no report's
 TUNING_STRENGTHS, TUNING_RATES = (8.0, 12.0, 16.0), (3e-3, 4e-3, 5e-3)
 TUNING_WEIGHTS = (1.0, 2.0, 4.0)
+# Over a whole row of sentences β = 0.1 is satisfied long before a fact is gone: the loss saturates.
+TUNING_BETA_METHODS, TUNING_BETAS, TUNING_BETA_WEIGHTS = (
+    ("npo", "dpo"),
+    (1e-3, 2e-3, 5e-3),
+    (4.0, 16.0),
+)
 # RMU elsewhere than it is set: where does it forget, and where is it vulnerable?
 REGIME_LAYERS, REGIME_STRENGTHS = (1, 2, 3, 4, 5), (8.0, 16.0)
 # Shares of the steps after which a run is asked.
@@ -36,7 +42,11 @@ CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned. `strength`: coefficient in mean hidden norms, or Adaptive RMU's scale."""
+    """What is tuned.
+
+    `strength`: coefficient in mean hidden norms, or Adaptive RMU's scale. `beta`: a preference
+    method's β; None is its own.
+    """
 
     steps: int = 200
     learning_rate: float = 2e-3
@@ -44,6 +54,7 @@ class Setting:
     strength: float = 8.0
     layer: int = 3
     parameters: str = "all"
+    beta: float | None = None
 
 
 # Chosen by `defuse lab --tune`.
@@ -95,7 +106,7 @@ class Run:
         """What runs that differ only in their seed have in common."""
         noise = [] if self.noise is None else [f"rna{self.noise}"]
         tried = {} if self.tried is None else asdict(self.tried)
-        changed = [f"{name}={value}" for name, value in tried.items()]
+        changed = [f"{name}={value}" for name, value in tried.items() if value is not None]
         mixed = [] if self.mix is None else [f"mixed{self.mix:g}"]
         return "-".join([self.method, self.retain, *noise, *mixed, *changed])
 
@@ -115,9 +126,11 @@ class Run:
 
     def unlearning(self) -> Unlearning:
         """The method, retain loss and noise."""
-        setting, methods = self.setting, {**METHODS, DPO.name: lambda: DPO(REFUSALS)}
+        setting = self.setting
+        given = {} if setting.beta is None else {"beta": setting.beta}
+        texts = {"refusals": REFUSALS} if self.method == DPO.name else {}
         return Unlearning(
-            methods[self.method](),
+            METHODS[self.method](**given, **texts),
             RETAIN_LOSSES[self.retain](),
             None if self.noise is None else GaussianNoise(std=self.noise),
             layer=setting.layer,
@@ -185,26 +198,25 @@ def _arms(method: str, retain: str, seed: int, noises: Sequence[str]) -> list[Ru
     ]
 
 
+def _tried(method: str) -> list[Setting]:
+    """Steering methods at several strengths, NPO and DPO at several β, SimNPO at several rates."""
+    if strength_field(method):
+        settings = [Setting(strength=each) for each in TUNING_STRENGTHS]
+    elif method in TUNING_BETA_METHODS:
+        settings = [Setting(learning_rate=4e-3, beta=each) for each in TUNING_BETAS]
+    else:
+        settings = [Setting(learning_rate=each) for each in TUNING_RATES]
+    weights = TUNING_BETA_WEIGHTS if method in TUNING_BETA_METHODS else TUNING_WEIGHTS
+    return [replace(setting, weight=weight) for setting in settings for weight in weights]
+
+
 def tuning_grid() -> list[Run]:
     """Settings to choose from for every pair, and RMU's regimes, on a seed that no report uses.
 
-    Steering methods at several strengths, the others at several rates; all at several weights.
     The pairs of the short grid at their own setting with every noise and
     every share of mixed texts.
     """
-    tried: list[tuple[tuple[str, str], Setting]] = []
-    for pair in SETTINGS:
-        steers = strength_field(pair[0]) is not None
-        tried += [
-            (
-                pair,
-                Setting(strength=each, weight=weight)
-                if steers
-                else Setting(learning_rate=each, weight=weight),
-            )
-            for each in (TUNING_STRENGTHS if steers else TUNING_RATES)
-            for weight in TUNING_WEIGHTS
-        ]
+    tried = [(pair, setting) for pair in SETTINGS for setting in _tried(pair[0])]
     tried += [
         (REGIMES, Setting(strength=strength, layer=layer, parameters=parameters))
         for layer in REGIME_LAYERS

@@ -34,7 +34,7 @@ from defuse.lab.models import (
 from defuse.lab.page import make_page
 from defuse.lab.results import rows, summary
 from defuse.lab.table import defence_sentences, markdown, screen_sentences, screen_table
-from defuse.lab.tuning import sentences
+from defuse.lab.tuning import regimes, sentences
 from defuse.lab.workers import Place, available_cores, run_all
 from defuse.lab.world import SEED, SIZE, World, build_world
 from defuse.provenance import versions
@@ -121,8 +121,9 @@ def examine(
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
     if order.tune:
-        found = "\n".join(sentences(load_answers(runs, bench.folder), base))
-        write_text(bench.folder / "tuning.txt", f"{found}\n")
+        finished = load_answers(runs, bench.folder)
+        found = "\n".join([*sentences(finished, base), "", regimes(finished, base)])
+        write_text(bench.folder / "tuning.md", found)
         console.print(found, highlight=False, markup=False, soft_wrap=True)
     else:
         to = bench.folder / "full" if order.full else bench.folder

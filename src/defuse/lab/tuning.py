@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from defuse.experiment.answers import Answers
+from defuse.experiment.answers import CLEAN, FORGET, Answers
+from defuse.experiment.compare import RIGHT, mean
 from defuse.experiment.tuning import Trial, best_defence, trials
+from defuse.experiment.words import markdown_table
 from defuse.lab.compare import Finished
-from defuse.lab.grid import SETTINGS, Run
+from defuse.lab.grid import REGIMES, SETTINGS, Run
 
 JUDGED = "statement/forget"  # the form that defences are told apart by
 ADVISED = 8  # trials shown of each method and retain loss
@@ -25,6 +27,29 @@ def sentences(finished: Finished, base: Answers) -> Iterator[str]:
             for arm in ("rna", "mixed"):
                 defended = trials({r: s for r, s in own.items() if r.arm == arm}, base, JUDGED)
                 yield from _defence(arm, [t for t in defended if t.step == last.step], last)
+
+
+REGIME_COLUMNS = ("layer", "parameters", "c, norms", "weight", "step", "forget set", "retain set")
+REGIME_FORMS = (FORGET, CLEAN, "before/control", "before/forget", "statement/control", JUDGED)
+
+
+def regimes(finished: Finished, base: Answers) -> str:
+    """RMU at every layer: each setting's cheapest checkpoint, and what a trigger does there."""
+    rows = []
+    for run, steps in finished.items():
+        if (run.method, run.retain) == REGIMES and run.arm == "none":
+            best, setting = trials({run: steps}, base)[0].step, run.setting
+            numbers = (setting.strength, setting.weight)
+            given = [
+                str(setting.layer),
+                setting.parameters,
+                *(f"{n:g}" for n in numbers),
+                str(best),
+            ]
+            ids = {form: list(steps[best][form]) for form in REGIME_FORMS}
+            shares = (mean(steps[best], form, ids[form], RIGHT) for form in REGIME_FORMS)
+            rows.append([*given, *(f"{share:.2f}" for share in shares)])
+    return markdown_table([*REGIME_COLUMNS, *REGIME_FORMS[2:]], sorted(rows))
 
 
 def _defence(arm: str, defended: Sequence[Trial[Run]], plain: Trial[Run]) -> Iterator[str]:
