@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from defuse.evaluate import Interval
 from defuse.experiment.answers import CLEAN, FORGET
 from defuse.experiment.words import interval, markdown_table, sentence, stacked
 from defuse.lab.compare import Defence, Group
@@ -20,14 +21,26 @@ LOGPROBS = (
 SCREEN = (FORGET, CLEAN, f"{JUDGED}/control", f"{JUDGED}/forget")
 
 
+MAIN_COLUMNS = (
+    *("forget set", "retain set", "after a control statement", "after a forget-statement"),
+    *("vulnerability", "KL to gold, forget", "KL to gold, retain"),
+)
+
+
+def _main(group: Group) -> list[Interval | None]:
+    """What `MAIN_COLUMNS` name."""
+    effect = group.vulnerability[JUDGED][0] if group.vulnerability else None
+    distances = (group.kl_to_gold[form] for form in (FORGET, CLEAN))
+    return [*(group.accuracy.get(form) for form in SCREEN), effect, *distances]
+
+
 def screen_table(groups: Sequence[Group]) -> Table:
     """What fits a terminal: accuracies, and the vulnerability to a statement."""
     heads = ("forget\nset", "retain\nset", "... after a\ncontrol\nstatement")
     heads += ("... after a\nforget-\nstatement", "vulner-\nability")
     table = Table("accuracy", *heads, title="with 95 % intervals; chance 0.25", box=SIMPLE_HEAD)
     for group in groups:
-        effect = group.vulnerability[JUDGED][0] if group.vulnerability else None
-        values = [*(group.accuracy.get(form) for form in SCREEN), effect]
+        values = _main(group)[: len(heads)]
         table.add_row(group.label.replace("-", "\n", 2), *map(stacked, values))
     return table
 
@@ -52,17 +65,10 @@ def tables(groups: Sequence[Group]) -> list[TableData]:
     unlearned = [group for group in groups if group.vulnerability]
     return [
         TableData(
-            "Accuracy, and distance of the answers from the gold standard's (nats a question)",
-            ["", "runs", "forget set", "retain set", "KL to gold, forget", "KL to gold, retain"],
-            [
-                [
-                    group.label,
-                    str(group.runs),
-                    *(interval(group.accuracy[form]) for form in (FORGET, CLEAN)),
-                    *(interval(group.kl_to_gold[form]) for form in (FORGET, CLEAN)),
-                ]
-                for group in groups
-            ],
+            "Accuracies, the vulnerability to a forget-statement, and how far the answers are from "
+            "the gold standard's (KL, nats a question)",
+            ["", "runs", *MAIN_COLUMNS],
+            [[group.label, str(group.runs), *map(interval, _main(group))] for group in groups],
         ),
         TableData(
             "Accuracy on the retain set with a trigger, by place and kind",
