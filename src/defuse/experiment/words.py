@@ -1,6 +1,7 @@
 """Figures in words and table cells."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 
 from defuse.evaluate import Interval
 from defuse.experiment.compare import Matched
@@ -8,7 +9,12 @@ from defuse.experiment.compare import Matched
 
 def interval(value: Interval | None) -> str:
     """An estimate with its 95 % interval."""
-    return "" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    return "" if value is None else "{} [{}, {}]".format(*map(_two, astuple(value)))
+
+
+def _two(value: float) -> str:
+    """Two places, and no sign before nothing."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def sentence(name: str, matched: Matched | None, defence: str = "RNA") -> str:

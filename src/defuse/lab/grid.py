@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from defuse.defaults import default_retain, strength_field
 from defuse.lab.language import REFUSALS
@@ -127,10 +128,11 @@ class Run:
     def unlearning(self) -> Unlearning:
         """The method, retain loss and noise."""
         setting = self.setting
-        given = {} if setting.beta is None else {"beta": setting.beta}
-        texts = {"refusals": REFUSALS} if self.method == DPO.name else {}
+        given: dict[str, Any] = {} if setting.beta is None else {"beta": setting.beta}
+        if self.method == DPO.name:
+            given["refusals"] = REFUSALS
         return Unlearning(
-            METHODS[self.method](**given, **texts),
+            METHODS[self.method](**given),
             RETAIN_LOSSES[self.retain](),
             None if self.noise is None else GaussianNoise(std=self.noise),
             layer=setting.layer,

@@ -54,8 +54,9 @@ def make_page(
             ),
             Section(
                 "How to make this again",
-                ["defuse lab (see the settings below; what is finished is not done again)"],
-                listing=json.dumps(record, indent=1, ensure_ascii=False, default=str),
+                ["What is finished is not done again."],
+                listing=f"defuse lab --seed {record['world_seed']} --forget {forget}\n"
+                + json.dumps(record, indent=1, ensure_ascii=False, default=str),
             ),
         ],
     )

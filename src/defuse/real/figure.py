@@ -59,7 +59,8 @@ def _draw_curve(axes: Axes, finished: Finished, base: Answers) -> None:
         middle = curves.mean(axis=0)
         axes.plot(*middle.T, label=TITLES[arm], linewidth=2, **LOOKS[arm])
         for step, here in zip(steps[1:], middle[1:], strict=True):
-            text = {"xytext": (-6, -9), "ha": "right"} if arm == "none" else {"xytext": (6, 3)}
+            below = arm == "none"
+            text = {"xytext": (-6, -9) if below else (6, 3), "ha": "right" if below else "left"}
             axes.annotate(
                 str(step), here, textcoords="offset points", color=LOOKS[arm]["color"], **text
             )
