@@ -75,6 +75,8 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
     for command in found:
         if command[1] in ("real", "lab"):
             continue  # test_real_run.py, test_lab_run.py
+        if any("$SMOL" in word for word in command):
+            continue  # goes on from make real, with its model
         result = CliRunner().invoke(app, command[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         if "--out" in command:
