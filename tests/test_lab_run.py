@@ -121,6 +121,12 @@ def test_grids_hold_every_arm_and_names_tell_runs_apart():
     full = full_grid()
     assert len({r.name for r in full}) == len(full) == 18 * 7 * 10
     assert set(short_grid()) <= set(full)
+    # Three seeds of every pair's three arms, with those of both defences in the short grid's two;
+    # then seven more seeds of RMU's three.
+    assert {r.seed for r in full[: 18 * 3 * 3 + 2 * 3]} == {0, 1, 2}
+    rest = full[18 * 3 * 3 + 2 * 3 :]
+    assert all((r.method, r.retain) == ("rmu", "hidden_mse") for r in rest[: 7 * 3])
+    assert len({(r.method, r.retain) for r in rest[7 * 3 :]}) == 18
     assert run().name != replace(run(), tried=None).name
 
 

@@ -178,7 +178,11 @@ def short_grid() -> list[Run]:
 
 
 def full_grid() -> list[Run]:
-    """Every method with every retain loss, all noises, every arm, all seeds."""
+    """Every method with every retain loss, all noises, every arm, all seeds.
+
+    What tells most comes first: the noise and share that were kept, on the short grid's seeds; then
+    more seeds of RMU.
+    """
     pairs = [(method, retain) for method in METHODS for retain in RETAIN_LOSSES]
     grid = [
         run
@@ -186,7 +190,14 @@ def full_grid() -> list[Run]:
         for pair in pairs
         for run in _arms(*pair, seed, NOISES[pair[1]])
     ]
-    return list(dict.fromkeys([*short_grid(), *grid]))
+    return sorted(dict.fromkeys([*short_grid(), *grid]), key=_turn)
+
+
+def _turn(run: Run) -> int:
+    kept = run.noise in (None, NOISE_STD[run.retain]) and run.arm != "rna+mixed"
+    if run in short_grid() or (kept and run.seed < SHORT_SEEDS):
+        return 0
+    return 1 if kept and (run.method, run.retain) == REGIMES else 2
 
 
 def _arms(method: str, retain: str, seed: int, noises: Sequence[str]) -> list[Run]:
