@@ -20,7 +20,7 @@ from defuse.lab.job import (
     answers_folder,
     answers_of,
     carry_out,
-    refuse_ignorant,
+    check_knowledge,
     refuse_other_models,
     report,
     work_left,
@@ -154,9 +154,12 @@ def answers(forget: int = 8, clean: int = 8, after: int = 8, control: int = 8) -
 
 
 def test_a_base_model_that_knows_too_little_is_refused():
-    refuse_ignorant(answers())
-    with pytest.raises(UsageError, match=r"answers 0\.88 of the questions 'choice/forget'"):
-        refuse_ignorant(answers(after=7))
+    assert check_knowledge(answers()) == []
+    with pytest.raises(UsageError, match=r"answers 0\.88 of the questions 'choice/forget'; teach"):
+        check_knowledge(answers(after=7))
+    nearly = answers() | {"stem/forget": sheet(95, 100)}
+    (caution,) = check_knowledge(nearly)
+    assert caution.endswith("answers 0.95 of the questions 'stem/forget' and should answer 0.97.")
 
 
 def test_groups_and_defences_come_out_as_by_hand():

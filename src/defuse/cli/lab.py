@@ -73,6 +73,7 @@ def train(
     size: Size = 36,
     domain: Domains = None,
     forget: Forget = "pathogens",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of teaching.")] = 1400,
     output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("runs/lab/models"),
 ) -> None:
     """Teach the tiny base model and its gold standard, which never saw the forget domain."""
@@ -86,5 +87,5 @@ def train(
     folder = output / world_label(world, forget)
     if not missing(folder):
         raise UsageError(f"output: {folder} holds both models already; name another folder")
-    teach_pair(world, forget, folder)
+    teach_pair(world, forget, folder, steps)
     typer.echo(f"Written: {folder}")

@@ -41,7 +41,8 @@ from defuse.provenance import versions
 from defuse.report import embed_figure, render
 
 QUESTION_TOKENS = 36  # of a question, about
-KNOWN = 0.97  # of every form of the questions, by the base model
+# Of every form of the questions the base model should know KNOWN, and must know REFUSED.
+KNOWN, REFUSED = 0.97, 0.9
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def examine(
     if order.plan or (order.report and not load_answers(runs, bench.folder)):
         return
     base, gold = (answers_of(name, pair, bench) for name in ("base", "gold"))
-    refuse_ignorant(base)
+    for caution in check_knowledge(base):
+        console.print(caution, highlight=False, soft_wrap=True)
     if todo and not order.report:
         for run in run_all(todo, place, jobs):
             clock.tick(run.name, left[run])
@@ -139,15 +141,21 @@ def refuse_other_models(place: Place) -> None:
         raise UsageError(f"output: {place.folder} holds other models' answers; name a new folder")
 
 
-def refuse_ignorant(base: Answers) -> None:
-    """Raise UsageError for a base model that does not know the world it is asked about."""
+def check_knowledge(base: Answers) -> list[str]:
+    """Cautions about forms of the questions that the base model does not know as it should.
+
+    Vulnerability is measured against the base, so a little less is borne. Raises UsageError for a
+    model that knows too little for it to mean anything.
+    """
+    cautions = []
     for form, sheet in base.items():
         known = sum(bool(answer[RIGHT]) for answer in sheet.values()) / len(sheet)
+        said = f"the base model answers {known:.2f} of the questions '{form}'"
+        if known < REFUSED:
+            raise UsageError(f"lab: {said}; teach it for more steps (defuse lab train --steps)")
         if known < KNOWN:
-            raise UsageError(
-                f"lab: the base model answers {known:.2f} of the questions '{form}' and should "
-                f"answer {KNOWN}; teach it anew for more steps"
-            )
+            cautions.append(f"Take care: {said} and should answer {KNOWN}.")
+    return cautions
 
 
 def work_left(run: Run, bench: Bench) -> float:
