@@ -157,7 +157,7 @@ def test_a_base_model_that_knows_too_little_is_refused():
     assert check_knowledge(answers()) == []
     with pytest.raises(UsageError, match=r"answers 0\.88 of the questions 'choice/forget'; teach"):
         check_knowledge(answers(after=7))
-    nearly = answers() | {"stem/forget": sheet(95, 100)}
+    nearly: Answers = {**answers(), "stem/forget": sheet(95, 100)}
     (caution,) = check_knowledge(nearly)
     assert caution.endswith("answers 0.95 of the questions 'stem/forget' and should answer 0.97.")
 
