@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from defuse.errors import UsageError
 
 
@@ -36,6 +38,26 @@ def check_writable(path: Path, field: str) -> None:
         raise UsageError(f"{field}: {path} cannot be written ({existing}); choose another place")
 
 
+@contextmanager
+def held(lock: Path, field: str, what: str) -> Iterator[None]:
+    """Hold the file `lock` as the only process to do so; the system lets go of it after a kill.
+
+    Raises UsageError, naming `field` and `what` is in use, if another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = FileLock(lock)
+    try:
+        handle.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"{field}: {what} is in use by another process; wait for it, or name another place"
+        ) from error
+    try:
+        yield
+    finally:
+        handle.release()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that no reader, and no kill, ever sees half of it."""
     with new_file(path) as file:
@@ -55,6 +77,8 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the name without the bytes
         Path(temporary).chmod(0o644)  # mkstemp's files are for their owner alone
         Path(temporary).replace(path)
     except BaseException:

@@ -1,0 +1,5 @@
+"""`python -m defuse` is `defuse`; launchers such as `accelerate launch -m defuse` want it so."""
+
+from defuse.cli import main
+
+main()
