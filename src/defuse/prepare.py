@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from defuse.errors import UsageError
 from defuse.measure import HiddenStatistics, hidden_statistics
 from defuse.methods import RepresentationMethod, Steering
 from defuse.methods.base import draw_direction
+from defuse.processes import ALONE, Processes
 from defuse.scales import multiple, resolve
 from defuse.schedule import generator, rows
 from defuse.texts import Encoded, QuestionAnswer, Text, encode
@@ -64,6 +66,7 @@ class Prepared:
     topics: Sequence[PreparedTopic]
     training: Training
     collate: "Collate"
+    processes: Processes = ALONE
 
     @property
     def texts_come_again(self) -> bool:
@@ -72,13 +75,16 @@ class Prepared:
         return _turns(self.training, len(self.topics)) * self.training.batch_size > fewest
 
     def batch(self, step: int) -> tuple[Objective, StepBatch]:
-        """The topic whose turn it is and its texts: topics alternate, as in the paper's code."""
+        """The topic whose turn it is and this process's part of its texts.
+
+        Topics alternate, as in the paper's code.
+        """
         topic, turn = self.topics[step % len(self.topics)], step // len(self.topics)
-        texts = topic.texts
+        texts, part = topic.texts, partial(self.collate, processes=self.processes)
         chosen = texts.forget.rows(turn, self.training)
-        forget = self.collate(texts.forget, chosen)
-        retain = self.collate(texts.retain, texts.retain.rows(turn, self.training))
-        refusal = None if texts.refusals is None else self.collate(texts.refusals, chosen)
+        forget = part(texts.forget, chosen)
+        retain = part(texts.retain, texts.retain.rows(turn, self.training))
+        refusal = None if texts.refusals is None else part(texts.refusals, chosen)
         return topic.objective, StepBatch(forget, retain, refusal)
 
 
@@ -89,7 +95,9 @@ class Collate:
     skip_first_token: bool
     device: torch.device
 
-    def __call__(self, corpus: Corpus, chosen: Sequence[int]) -> TextBatch:
+    def __call__(
+        self, corpus: Corpus, chosen: Sequence[int], processes: Processes = ALONE
+    ) -> TextBatch:
         return collate(
             [corpus.texts[row] for row in chosen],
             [(corpus.name, row) for row in chosen],
@@ -97,6 +105,7 @@ class Collate:
             mask_padding=self.mask_padding,
             skip_first_token=self.skip_first_token,
             device=self.device,
+            processes=processes,
         )
 
 
@@ -118,7 +127,7 @@ def prepare(
     )
     encoded = encode_topics(step.decoder, unlearning, tokenizer, topics, training)
     prepared = [PreparedTopic(_objective(step, t, training, batches), t) for t in encoded]
-    return Prepared(prepared, training, batches)
+    return Prepared(prepared, training, batches, step.processes)
 
 
 def encode_topics(

@@ -4,19 +4,26 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.ahead import ahead
 from defuse.borrowed import frozen_model
+from defuse.buckets import buckets, within
 from defuse.decoder import Decoder
 from defuse.defaults import with_defaults
-from defuse.engine import FrozenStore, SharedPrefixStep, StepLosses
+from defuse.engine import SharedPrefixStep, StepLosses
 from defuse.errors import UsageError
 from defuse.prepare import Prepared, prepare
+from defuse.processes import ALONE, Processes
+from defuse.resume import SavedState
+from defuse.store import FrozenStore, Kept
 from defuse.unlearning import Topic, Training, Unlearning, trained_parameters, validate
+
+KEPT_STATES = 2  # of each token at the most: before the first trained block, and at the layer
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,18 @@ def unlearn(
     on_step: Callable[[StepRecord], None] | None = None,
     checkpoints: Collection[int] = (),
     on_checkpoint: Callable[[int, PreTrainedModel], None] | None = None,
+    saved: SavedState | None = None,
+    kept: Kept | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """Unlearn `topics` from `model`.
 
     `model` is left as found (parameters, gradients, training mode) unless `in_place`. `on_step`
     hears of every step; `on_checkpoint` gets the number of steps done and the model as it then is,
-    after each number of steps in `checkpoints`. Raises UsageError for settings that cannot be, and
-    when a loss is no longer finite.
+    after each number of steps in `checkpoints`. `saved`: where the state is kept and resumed from.
+    `kept`: a dict for the frozen model's results, to share between runs on one model. `processes`
+    share each step's texts. Raises UsageError for settings that cannot be, and when a loss is no
+    longer finite.
     """
     training = training or Training()
     decoder = Decoder(model)
@@ -67,14 +79,14 @@ def unlearn(
     validate(unlearning, topics, training, decoder)
     originals = trained_parameters(decoder, unlearning)
     weights = _start_weights(originals, master_weights=unlearning.master_weights)
-    records: list[StepRecord] = []
     with frozen_model(model):
-        step = SharedPrefixStep(decoder, unlearning, weights, seed=training.seed)
+        step = SharedPrefixStep(
+            decoder, unlearning, weights, seed=training.seed, processes=processes
+        )
         prepared = prepare(step, tokenizer, topics, training)
-        # Where padding counts, what a text gives depends on the batch it stands in.
-        if prepared.texts_come_again and unlearning.mask_padding:
-            step.store = FrozenStore(int(training.keep_gib * 2**30))
-        for record in _loop(step, prepared, training):
+        _set_stores(step, prepared, kept)
+        records: list[StepRecord] = []
+        for record in _loop(step, prepared, saved):
             records.append(record)
             if on_step is not None:
                 on_step(record)
@@ -85,18 +97,56 @@ def unlearn(
     return Result(updated, changed, tuple(records))
 
 
-def _loop(step: SharedPrefixStep, prepared: Prepared, training: Training) -> Iterator[StepRecord]:
+def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:
+    """Keep what the frozen model makes of texts that come again, here or in another run."""
+    # Where padding counts, what a text gives depends on the batch it stands in.
+    if not step.unlearning.mask_padding:
+        return
+    if kept is None and not prepared.texts_come_again:
+        return
+    found, kept = buckets(prepared), {} if kept is None else kept
+    width = step.decoder.hidden_size * step.decoder.model.dtype.itemsize
+    tokens = int(prepared.training.keep_gib * 2**30) // (KEPT_STATES * width)
+    step.hidden_store = FrozenStore(within(found, tokens), kept)
+    step.value_store = FrozenStore(found, kept)
+
+
+def _loop(
+    step: SharedPrefixStep, prepared: Prepared, saved: SavedState | None
+) -> Iterator[StepRecord]:
+    training = prepared.training
     optimiser = torch.optim.AdamW(
         step.weights.values(), lr=training.learning_rate, weight_decay=0.0, fused=True
     )
-    for index in range(training.steps):
+    done = [] if saved is None else saved.restore(step.weights, optimiser)
+    yield from (StepRecord(**record) for record in done)
+    turns = range(len(done), training.steps)
+    for index, (objective, batch) in zip(turns, ahead(prepared.batch, turns), strict=True):
         began = time.perf_counter()
-        objective, batch = prepared.batch(index)
         losses = step.backward(objective, batch, index)
+        if index == len(done):
+            _check_gradients(step.weights)
         optimiser.step()
         optimiser.zero_grad()
         forget, retain = _finite(losses, index)
-        yield StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
+        record = StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
+        done.append(asdict(record))
+        if saved is not None and step.processes.is_first and saved.is_due(index + 1):
+            saved.save(step.weights, optimiser, done)
+        yield record
+
+
+def _check_gradients(weights: Mapping[str, Tensor]) -> None:
+    """Before the first update: a tensor that no loss reaches would stay as it is in silence.
+
+    Some are rightly 0 at first, as LoRA's A behind B = 0; none may be missing.
+    """
+    missing = [name for name, tensor in weights.items() if tensor.grad is None]
+    if missing:
+        raise UsageError(
+            f"train: {missing[0]} and {len(missing) - 1} more get no gradient from these losses; "
+            "name other layers or parameters"
+        )
 
 
 def _finite(losses: StepLosses, step: int) -> tuple[float, float]:
