@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from defuse.decoder import Decoder
 from defuse.encoded import encode_topics, texts_digest
 from defuse.errors import UsageError
@@ -180,7 +182,7 @@ def _write(
                 base = (recipe.model, recipe.revision)
                 write_adapter(result.adapter, base, loaded.tokenizer, folder)
             write_json(folder / RECORD, record)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(
             f"output: {recipe.output} cannot be written ({error}); make room and run the same "
             "command again"
