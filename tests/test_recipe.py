@@ -137,7 +137,7 @@ REFUSED = [
     ("method.beta=0.1", "method: has no field 'beta'; it takes name, vector"),
     ("method.vector=x", "method.vector: 'x' is refused (input should be 'uniform' or 'gaussian')"),
     ("method={name: npo, beta: 0}", "method.beta: 0.0 must be a finite number above 0"),
-    ("method={name: dpo}", "method.refusals: is missing; add it"),
+    ("method={name: dpo, refusals: 3}", "method.refusals: 3 is refused (input should be a valid s"),
     ("retain.loss=x", "retain.loss: 'x' is unknown; use one of hidden_mse"),
     ("noise.variance=1", "noise: std=0.03 and variance=1.0; give exactly one of the two"),
     ("noise={}", "noise: std=None and variance=None; give exactly one of the two"),

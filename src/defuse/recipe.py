@@ -26,8 +26,8 @@ class MethodFields(Fields):
     name: str
 
     def build(self, read: Callable[[str], tuple[str, ...]] = load_refusals) -> Method:
-        """The method; `read` turns the file of refusals, where it has one, into texts."""
-        own = self.model_dump(exclude={"name"})
+        """The method; `read` turns the file of refusals, where one is named, into texts."""
+        own = self.model_dump(exclude={"name"}, exclude_none=True)
         if "refusals" in own:
             own["refusals"] = read(own["refusals"])
         return METHODS[self.name](**own)
@@ -35,16 +35,20 @@ class MethodFields(Fields):
 
 def _fields_of(method: type) -> type[MethodFields]:
     """A method's own fields and defaults, read off its dataclass; refusals come from a file."""
-    as_written = {float: Number, tuple[str, ...]: str}
     hints = get_type_hints(method)
     fields: dict[str, Any] = {
-        field.name: (
-            as_written.get(hints[field.name], hints[field.name]),
-            ... if field.default is dataclasses.MISSING else field.default,
-        )
+        field.name: _as_written(hints[field.name], field.default)
         for field in dataclasses.fields(method)
     }
     return create_model(method.__name__, __base__=MethodFields, **fields)
+
+
+def _as_written(hint: object, default: object) -> tuple[Any, Any]:
+    """A dataclass field's type and default in a recipe; texts left out are the dataclass's own."""
+    required = default is dataclasses.MISSING
+    if hint == tuple[str, ...]:
+        return (str, ...) if required else (str | None, None)
+    return (Number if hint is float else hint), (... if required else default)
 
 
 METHOD_FIELDS = {name: _fields_of(method) for name, method in METHODS.items()}
