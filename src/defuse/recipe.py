@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
-from defuse.corpora import load_refusals, load_texts
+from defuse.corpora import CorpusFields, load_refusals
 from defuse.defaults import DEFAULTS, default_retain, strength_field
 from defuse.errors import UsageError
 from defuse.fields import Fields, Multiple, Number, Whole, parse
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
+from defuse.prepare import MEASURED_TEXTS
 from defuse.questions import load_tokens
 from defuse.scales import multiple
 from defuse.unlearning import Topic, Training, Unlearning
@@ -91,8 +92,8 @@ class TopicFields(Fields):
     """A topic whose texts are still names of files or datasets."""
 
     name: str
-    forget: str
-    retain: str
+    forget: CorpusFields
+    retain: CorpusFields
     forget_length: Annotated[int, Field(gt=1)] = Topic.forget_length
     retain_length: Annotated[int, Field(gt=1)] = Topic.retain_length
     coefficient: Multiple | None = None
@@ -102,12 +103,18 @@ class TopicFields(Fields):
     triggers: str | None = None
     mix: Annotated[Number, Field(ge=0, le=1)] | None = None
 
-    def build(self) -> Topic:
-        """The topic with its texts and triggers read."""
+    def build(self, reach: int | None = None) -> Topic:
+        """The topic with its texts and triggers read.
+
+        `reach`: the steps use no text after so many, so that none has to be read; for a topic that
+        needs its whole corpora, to pack them or to find triggers, it counts for nothing.
+        """
         own = self.model_dump(exclude={"forget", "retain", "triggers"}, exclude_none=True)
         if self.triggers is not None:
             own["triggers"] = load_tokens(self.triggers)
-        return Topic(forget=load_texts(self.forget), retain=load_texts(self.retain), **own)
+        mines = bool(self.mix) and self.triggers is None
+        reach = None if self.packed or mines else reach
+        return Topic(forget=self.forget.load(reach), retain=self.retain.load(reach), **own)
 
 
 class Recipe(Fields):
@@ -172,6 +179,12 @@ class Recipe(Fields):
             train_parameters=self.train.parameters,
             **self.model_dump(include=same),
         )
+
+    def read_topics(self) -> tuple[Topic, ...]:
+        """The topics with their texts, which are read no further than the steps can reach."""
+        turns = -(-self.steps // len(self.topics))
+        reach = None if self.shuffle else max(turns * self.batch_size, MEASURED_TEXTS)
+        return tuple(topic.build(reach) for topic in self.topics)
 
     def training(self) -> Training:
         """Steps, batches and learning rate."""
