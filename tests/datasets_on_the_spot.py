@@ -12,15 +12,14 @@ Shards = Sequence[Sequence[str]]
 
 def write_dataset(folder: Path, splits: Mapping[tuple[str, str], Shards]) -> Path:
     """A dataset of texts: for each (configuration, split) the texts of each of its files."""
-    configs = []
+    files: dict[str, list[dict[str, str]]] = {}
     for (config, split), shards in splits.items():
-        place = folder / config
-        place.mkdir(parents=True, exist_ok=True)
+        (folder / config).mkdir(parents=True, exist_ok=True)
         for number, texts in enumerate(shards):
-            table = pyarrow.table({"text": list(texts)})
-            parquet.write_table(table, place / f"{split}-{number:05}-of-{len(shards):05}.parquet")
-        files = [{"split": split, "path": f"{config}/{split}-*"}]
-        configs.append({"config_name": config, "data_files": files})
+            path = folder / config / f"{split}-{number:05}-of-{len(shards):05}.parquet"
+            parquet.write_table(pyarrow.table({"text": list(texts)}), path)
+        files.setdefault(config, []).append({"split": split, "path": f"{config}/{split}-*"})
+    configs = [{"config_name": name, "data_files": theirs} for name, theirs in files.items()]
     card = yaml.safe_dump({"configs": configs})
     (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
     return folder
