@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from defuse.decoder import Decoder
 from defuse.defaults import DEFAULTS, default_retain, markdown_table, strength_field
+from defuse.encoded import encode_topics
 from defuse.errors import UsageError
 from defuse.methods import DPO, METHODS, NPO, RETAIN_LOSSES, RMU, HiddenMSE, LogitMSE, SimNPO
 from defuse.methods.dpo import REFUSALS
 from defuse.noise import GaussianNoise
-from defuse.prepare import encode_topics
 from defuse.recipe import Recipe, load_recipe
 from defuse.unlearning import Topic, Training, Unlearning
 

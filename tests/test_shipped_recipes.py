@@ -121,8 +121,8 @@ def test_a_recipe_is_found_by_its_file_or_by_its_name(tmp_path, monkeypatch):
     with pytest.raises(UsageError) as refusal:
         find_recipe("zephyr-7b/rmu-ran")
     assert str(refusal.value).startswith(
-        "zephyr-7b/rmu-ran: no recipe of this name is shipped; the nearest are "
-        "zephyr-7b-beta/rmu-rna, zephyr-7b-beta/rmu"
+        "zephyr-7b/rmu-ran: cannot be read, since it is neither a file nor a shipped recipe; the "
+        "nearest are zephyr-7b-beta/rmu-rna, zephyr-7b-beta/rmu"
     )
 
 
@@ -167,9 +167,7 @@ def test_a_recipe_is_shown_and_copied_and_never_written_over_another(run):
     assert run("recipes", "copy", "example", "new/own.yaml")[1] == "Written: new/own.yaml\n"
     code, _, said = run("recipes", "copy", "mistral/npo")
     assert code == 2
-    assert (
-        "mistral/npo: no recipe of this name is shipped; the nearest are mistral-7b-v0.3/" in said
-    )
+    assert "mistral/npo: is no shipped recipe; the nearest are mistral-7b-v0.3/npo" in said
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator, model
 
 from defuse.corpora import CorpusFields, load_refusals
 from defuse.defaults import DEFAULTS, default_retain, strength_field
+from defuse.encoded import MEASURED_TEXTS, turns_of
 from defuse.errors import UsageError
 from defuse.fields import Fields, Multiple, Number, Whole, parse
 from defuse.lora import LoRA
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
-from defuse.prepare import MEASURED_TEXTS
 from defuse.questions import load_tokens
 from defuse.scales import multiple
 from defuse.unlearning import Topic, Training, Unlearning
@@ -197,8 +197,8 @@ class Recipe(Fields):
 
     def read_topics(self) -> tuple[Topic, ...]:
         """The topics with their texts, which are read no further than the steps can reach."""
-        turns = -(-self.steps // len(self.topics))
-        reach = None if self.shuffle else max(turns * self.batch_size, MEASURED_TEXTS)
+        used = turns_of(self.training(), len(self.topics)) * self.batch_size
+        reach = None if self.shuffle else max(used, MEASURED_TEXTS)
         return tuple(topic.build(reach) for topic in self.topics)
 
     def training(self) -> Training:

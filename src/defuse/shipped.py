@@ -17,15 +17,14 @@ def shipped_recipes() -> dict[str, Path]:
     return dict(sorted(named.items()))
 
 
-def shipped_recipe(name: str) -> Path:
+def shipped_recipe(name: str, otherwise: str = "is no shipped recipe") -> Path:
     """The file of the shipped recipe `name`. Raises UsageError, with the nearest names, if none."""
     recipes = shipped_recipes()
     path = recipes.get(name.removesuffix(".yaml"))
     if path is None:
         nearest = ", ".join(get_close_matches(name, recipes, cutoff=0.0))
         raise UsageError(
-            f"{name}: no recipe of this name is shipped; the nearest are {nearest}; "
-            "`defuse recipes` lists all"
+            f"{name}: {otherwise}; the nearest are {nearest}, and `defuse recipes` lists all"
         )
     return path
 
@@ -33,4 +32,5 @@ def shipped_recipe(name: str) -> Path:
 def find_recipe(name: str | Path) -> Path:
     """The recipe file `name`, or else the shipped recipe of that name."""
     path = Path(name)
-    return path if path.is_file() else shipped_recipe(path.as_posix())
+    otherwise = "cannot be read, since it is neither a file nor a shipped recipe"
+    return path if path.is_file() else shipped_recipe(path.as_posix(), otherwise)
