@@ -23,3 +23,17 @@ def write_dataset(folder: Path, splits: Mapping[tuple[str, str], Shards]) -> Pat
     card = yaml.safe_dump({"configs": configs})
     (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
     return folder
+
+
+def write_corpora(folder: Path) -> None:
+    """Small stand-ins, under their ids, for the hub's corpora that the shipped recipes name."""
+    harm = [f"The harmful thing number {i} is done so." for i in range(6)]
+    cats = ["", *(f" A cat number {i} sleeps well. \n" for i in range(9)), " \n"]
+    subjects = ("economics", "law", "physics")
+    for hub_id, splits in {
+        "cais/wmdp-bio-forget-corpus": {("default", "train"): [harm]},
+        "cais/wmdp-corpora": {("cyber-forget-corpus", "train"): [harm]},
+        "cais/wmdp-mmlu-auxiliary-corpora": {(f"{s}-corpus", "train"): [harm] for s in subjects},
+        "Salesforce/wikitext": {("wikitext-2-raw-v1", "test"): [cats]},
+    }.items():
+        write_dataset(folder / hub_id, splits)

@@ -16,7 +16,7 @@ from defuse.methods import METHODS
 from defuse.recipe import Recipe, load_recipe
 from defuse.shipped import GATED, find_recipe, shipped_recipe, shipped_recipes
 from tests.conftest import build_llama
-from tests.datasets_on_the_spot import write_dataset
+from tests.datasets_on_the_spot import write_corpora
 
 Run = Callable[..., tuple[int, str, str]]
 MODELS = {
@@ -176,14 +176,7 @@ def stand_ins(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     for model in MODELS.values():
         build_llama(layers=8).save_pretrained(hub / model)
         tiny_tokenizer.save_pretrained(hub / model)
-    harm = [f"The harmful thing number {i} is done so." for i in range(6)]
-    cats = [" \n", *(f" A cat number {i} sleeps well. \n" for i in range(9)), ""]
-    write_dataset(hub / "cais/wmdp-bio-forget-corpus", {("default", "train"): [harm]})
-    write_dataset(hub / "cais/wmdp-corpora", {("cyber-forget-corpus", "train"): [harm]})
-    law = {("law-corpus", "train"): [harm], ("physics-corpus", "train"): [cats]}
-    write_dataset(hub / "cais/wmdp-mmlu-auxiliary-corpora", law)
-    wikitext = {("wikitext-2-raw-v1", "test"): [cats], ("wikitext-2-raw-v1", "train"): [harm]}
-    write_dataset(hub / "Salesforce/wikitext", wikitext)
+    write_corpora(hub)
     return hub
 
 
