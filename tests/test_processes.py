@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from defuse.processes import ALONE, Processes
+from defuse.recipe import load_recipe
+from defuse.run import check, execute
 from tests.work_of_processes import work
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,47 @@ def test_every_method_gives_the_same_on_several_processes(
                 assert difference.abs().max() < 1e-9, name
             else:
                 assert difference.norm() < 1e-5 * expected.norm(), name
+
+
+RECIPE = """
+model: {model}
+output: {output}
+method: {{name: npo}}
+noise: {{std: 0.1}}
+layer: 2
+topics: [{{name: t, forget: {folder}/forget.txt, retain: {folder}/retain.txt, weight: 5}}]
+steps: 6
+batch_size: 3
+learning_rate: 1e-3
+checkpoint_every: 2
+device: cpu
+"""
+
+
+def test_accelerate_launch_shares_a_recipe_between_processes(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    for name in ("forget", "retain"):
+        lines = [f"The {name} number {i} {'goes on ' * i}and ends.\n" for i in range(5)]
+        (tmp_path / f"{name}.txt").write_text("".join(lines))
+    recipe, outputs = tmp_path / "recipe.yaml", [tmp_path / "two", tmp_path / "one"]
+    text = RECIPE.format(model=tiny_model_folder, output=outputs[0], folder=tmp_path)
+    recipe.write_text(text)
+    options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    rest = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, *rest]
+    command = [*launcher, "-m", "defuse", "unlearn", str(recipe)]
+    done = subprocess.run(  # noqa: S603
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("6 steps in") == 1  # only the first process speaks
+    execute(check(load_recipe(recipe, [f"output={outputs[1]}"])))
+    two, one = (load_file(output / "model.safetensors") for output in outputs)
+    assert all((two[name] - one[name]).abs().max() < 1e-5 for name in one)
+    before = load_file(tiny_model_folder / "model.safetensors")
+    assert any(not torch.equal(one[name], before[name]) for name in one)
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_each_item_goes_to_one_process() -> None:

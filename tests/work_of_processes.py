@@ -6,17 +6,19 @@ Batches of three texts do not divide by two, and leave one of four processes wit
 """
 
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.engine import SharedPrefixStep
-from defuse.methods import LogitKL, Method, RepresentationMethod, Retain
+from defuse.methods import NPO, LogitKL, Method, RepresentationMethod, Retain
 from defuse.noise import GaussianNoise
 from defuse.prepare import prepare
 from defuse.processes import Processes, join_processes
@@ -38,9 +40,9 @@ def settings(method: Method, retain: Retain, noise: GaussianNoise | None) -> Unl
 def topic(unlearning: Unlearning) -> Topic:
     forget = [f"The virus {'is bad ' * i}number {i}." for i in range(7)]
     retain = [f"A cat {'sleeps ' * (4 - i % 4)}number {i}." for i in range(8)]
+    whole = Topic("t", forget, retain, LENGTH, LENGTH, weight=2.0)
     strength = getattr(unlearning.method, "strength_field", None)
-    steered = {} if strength is None else {strength: 3.0}
-    return Topic("t", forget, retain, LENGTH, LENGTH, weight=2.0, **steered)
+    return whole if strength is None else replace(whole, **{strength: 3.0})
 
 
 def weights_after(unlearning: Unlearning, processes: Processes) -> dict[str, Tensor]:
@@ -63,6 +65,19 @@ def gradients(unlearning: Unlearning, processes: Processes) -> dict[str, Tensor]
     return {**named, "losses": torch.stack([losses.forget, losses.retain]).float()}
 
 
+def sharded(processes: Processes) -> dict[str, Tensor]:
+    """Several processes hold a share of the blocks each; one holds them whole."""
+    unlearning = settings(NPO(), LogitKL(), GaussianNoise(std=0.1))
+    model = tiny_model("gpt2", dtype=torch.float64, vocab_size=320)
+    arguments = (model, build_tokenizer(), [topic(unlearning)], unlearning)
+    device = None if processes.count == 1 else torch.device("cpu")
+    training = replace(TRAINING, batch_size=4)
+    result = unlearn(*arguments, training, in_place=True, processes=processes, shard_on=device)
+    blocks = Decoder(model).blocks[0].parameters()
+    assert all(isinstance(tensor, DTensor) == (device is not None) for tensor in blocks)
+    return {f"sharded/weight/{name}": tensor for name, tensor in result.changed.items()}
+
+
 def work(processes: Processes) -> dict[str, Tensor]:
     kept = {}
     for case, parts in enumerate(CASES):
@@ -70,6 +85,7 @@ def work(processes: Processes) -> dict[str, Tensor]:
         for kind, found in (("weight", weights_after), ("gradient", gradients)):
             tensors = found(unlearning, processes)
             kept |= {f"{case}/{kind}/{name}": tensor for name, tensor in tensors.items()}
+    kept |= sharded(processes)
     counted = Unlearning(METHODS[-1], LogitKL(), layer=2, mask_padding=False)
     assert not isinstance(counted.method, RepresentationMethod)
     tensors = weights_after(counted, processes)

@@ -154,6 +154,7 @@ class Recipe(Fields):
     loss_scale: Literal["none", "hidden_variance"] = Unlearning.loss_scale
     master_weights: bool = Unlearning.master_weights
     checkpoint_every: Annotated[int, Field(ge=0)] = 50
+    shard: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -33,12 +33,13 @@ from defuse.processes import ALONE, Processes
 from defuse.provenance import fingerprint, peak_memory_bytes, versions
 from defuse.recipe import Recipe
 from defuse.resume import SavedState
+from defuse.sharding import check_sharding
 from defuse.train import Result, StepRecord, unlearn
 from defuse.unlearning import Topic, Training, Unlearning, validate
 
 RECORD, STATE, LOCK = "run.json", "state.safetensors", "lock"
-# What says where and how often to write, not what the run is.
-ASIDE = ("output", "checkpoint_every")
+# What says where and how often to write, and on what to work, not what the run is.
+ASIDE = ("output", "checkpoint_every", "shard")
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,15 @@ def execute(
     `processes` the first writes. Raises UsageError if another process works on the same output.
     """
     recipe = job.recipe
+    if recipe.shard:
+        check_sharding(processes, recipe.batch_size)
     with _workplace(recipe, processes) as partial:
         if finished(recipe):  # by another process, while this one came here
             return json.loads((Path(recipe.output) / RECORD).read_text(encoding="utf-8"))
         began = time.perf_counter()
+        device = "cpu" if recipe.shard else recipe.device  # a share goes to the device later
         loaded = load_model(
-            recipe.model, device=recipe.device, dtype=recipe.dtype, revision=recipe.revision
+            recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision
         )
         result = _train(job, loaded, partial, on_step, processes)
         record = _record(job, loaded, result, time.perf_counter() - began)
@@ -151,6 +155,7 @@ def _train(
         on_step=on_step,
         saved=SavedState(partial / STATE, job.recipe.checkpoint_every, identity),
         processes=processes,
+        shard_on=resolve_device(job.recipe.device) if job.recipe.shard else None,
     )
 
 
