@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from pydantic import model_validator
-
 from defuse.errors import UsageError, require
-from defuse.fields import Fields, Whole
 from defuse.rows import Row, read_lines, read_rows
 from defuse.texts import Plain, QuestionAnswer
 
@@ -50,31 +47,6 @@ def load_refusals(source: str) -> tuple[str, ...]:
     """
     texts = load_texts(source)
     return tuple(text.answer if isinstance(text, QuestionAnswer) else text for text in texts)
-
-
-class CorpusFields(Fields):
-    """Where a recipe's texts come from, as `load_texts` takes it; a string is a source alone."""
-
-    source: str
-    field: str | None = None
-    limit: Whole | None = None
-    min_characters: Whole = 1
-    raw_lines: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, given: object) -> object:
-        if isinstance(given, str):
-            return {"source": given}
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{given!r} is no corpus; write a file, a hub id or {{source: …}}")
-        return given
-
-    def load(self, reach: int | None = None) -> list[Plain]:
-        """The texts, but none after the first `reach`."""
-        limits = [limit for limit in (self.limit, reach) if limit is not None]
-        how = self.model_dump(exclude={"source", "limit"})
-        return load_texts(self.source, limit=min(limits, default=None), **how)
 
 
 def _text(row: Row, field: str | None) -> Plain | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
-from defuse.corpora import CorpusFields, load_refusals
+from defuse.corpora import load_refusals
 from defuse.defaults import DEFAULTS, default_retain, strength_field
 from defuse.encoded import MEASURED_TEXTS, turns_of
 from defuse.errors import UsageError
@@ -17,8 +17,8 @@ from defuse.fields import Fields, Multiple, Number, Whole, parse
 from defuse.lora import LoRA
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
-from defuse.questions import load_tokens
 from defuse.scales import multiple
+from defuse.topics import TopicFields
 from defuse.unlearning import Topic, Training, Unlearning
 
 
@@ -99,35 +99,6 @@ class TrainFields(Fields):
     layers: list[int] | Literal["all"] | None = None
     parameters: str | list[str] | None = None
     lora: LoraFields | None = None
-
-
-class TopicFields(Fields):
-    """A topic whose texts are still names of files or datasets."""
-
-    name: str
-    forget: CorpusFields
-    retain: CorpusFields
-    forget_length: Annotated[int, Field(gt=1)] = Topic.forget_length
-    retain_length: Annotated[int, Field(gt=1)] = Topic.retain_length
-    coefficient: Multiple | None = None
-    scale: Multiple | None = None
-    weight: Annotated[Number, Field(ge=0)]
-    packed: bool = Topic.packed
-    triggers: str | None = None
-    mix: Annotated[Number, Field(ge=0, le=1)] | None = None
-
-    def build(self, reach: int | None = None) -> Topic:
-        """The topic with its texts and triggers read.
-
-        `reach`: the steps use no text after so many, so that none has to be read; for a topic that
-        needs its whole corpora, to pack them or to find triggers, it counts for nothing.
-        """
-        own = self.model_dump(exclude={"forget", "retain", "triggers"}, exclude_none=True)
-        if self.triggers is not None:
-            own["triggers"] = load_tokens(self.triggers)
-        mines = bool(self.mix) and self.triggers is None
-        reach = None if self.packed or mines else reach
-        return Topic(forget=self.forget.load(reach), retain=self.retain.load(reach), **own)
 
 
 class Recipe(Fields):
