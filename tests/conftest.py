@@ -90,6 +90,14 @@ def tiny_model_folder(
 
 
 @pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in: datasets in it are found by their id, and cached nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / ".cache")
+    return tmp_path
+
+
+@pytest.fixture
 def tiny_adapter_folder(tmp_path: Path, tiny_model_folder: Path) -> Path:
     """A random LoRA adapter of the tiny model; a test may spoil it."""
     from peft import LoraConfig, get_peft_model

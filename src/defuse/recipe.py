@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
-from defuse.corpora import load_refusals, load_texts
+from defuse.corpora import load_refusals
 from defuse.defaults import DEFAULTS, default_retain, strength_field
+from defuse.encoded import MEASURED_TEXTS, turns_of
 from defuse.errors import UsageError
 from defuse.fields import Fields, Multiple, Number, Whole, parse
 from defuse.lora import LoRA
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
-from defuse.questions import load_tokens
 from defuse.scales import multiple
+from defuse.topics import TopicFields
 from defuse.unlearning import Topic, Training, Unlearning
 
 
@@ -27,8 +28,8 @@ class MethodFields(Fields):
     name: str
 
     def build(self, read: Callable[[str], tuple[str, ...]] = load_refusals) -> Method:
-        """The method; `read` turns the file of refusals, where it has one, into texts."""
-        own = self.model_dump(exclude={"name"})
+        """The method; `read` turns the file of refusals, where one is named, into texts."""
+        own = self.model_dump(exclude={"name"}, exclude_none=True)
         if "refusals" in own:
             own["refusals"] = read(own["refusals"])
         return METHODS[self.name](**own)
@@ -36,16 +37,20 @@ class MethodFields(Fields):
 
 def _fields_of(method: type) -> type[MethodFields]:
     """A method's own fields and defaults, read off its dataclass; refusals come from a file."""
-    as_written = {float: Number, tuple[str, ...]: str}
     hints = get_type_hints(method)
     fields: dict[str, Any] = {
-        field.name: (
-            as_written.get(hints[field.name], hints[field.name]),
-            ... if field.default is dataclasses.MISSING else field.default,
-        )
+        field.name: _as_written(hints[field.name], field.default)
         for field in dataclasses.fields(method)
     }
     return create_model(method.__name__, __base__=MethodFields, **fields)
+
+
+def _as_written(hint: object, default: object) -> tuple[Any, Any]:
+    """A dataclass field's type and default in a recipe; texts left out are the dataclass's own."""
+    required = default is dataclasses.MISSING
+    if hint == tuple[str, ...]:
+        return (str, ...) if required else (str | None, None)
+    return (Number if hint is float else hint), (... if required else default)
 
 
 METHOD_FIELDS = {name: _fields_of(method) for name, method in METHODS.items()}
@@ -94,29 +99,6 @@ class TrainFields(Fields):
     layers: list[int] | Literal["all"] | None = None
     parameters: str | list[str] | None = None
     lora: LoraFields | None = None
-
-
-class TopicFields(Fields):
-    """A topic whose texts are still names of files or datasets."""
-
-    name: str
-    forget: str
-    retain: str
-    forget_length: Annotated[int, Field(gt=1)] = Topic.forget_length
-    retain_length: Annotated[int, Field(gt=1)] = Topic.retain_length
-    coefficient: Multiple | None = None
-    scale: Multiple | None = None
-    weight: Annotated[Number, Field(ge=0)]
-    packed: bool = Topic.packed
-    triggers: str | None = None
-    mix: Annotated[Number, Field(ge=0, le=1)] | None = None
-
-    def build(self) -> Topic:
-        """The topic with its texts and triggers read."""
-        own = self.model_dump(exclude={"forget", "retain", "triggers"}, exclude_none=True)
-        if self.triggers is not None:
-            own["triggers"] = load_tokens(self.triggers)
-        return Topic(forget=load_texts(self.forget), retain=load_texts(self.retain), **own)
 
 
 class Recipe(Fields):
@@ -184,6 +166,12 @@ class Recipe(Fields):
             lora=None if self.train.lora is None else self.train.lora.build(),
             **self.model_dump(include=same),
         )
+
+    def read_topics(self) -> tuple[Topic, ...]:
+        """The topics with their texts, which are read no further than the steps can reach."""
+        used = turns_of(self.training(), len(self.topics)) * self.batch_size
+        reach = None if self.shuffle else max(used, MEASURED_TEXTS)
+        return tuple(topic.build(reach) for topic in self.topics)
 
     def training(self) -> Training:
         """Steps, batches and learning rate."""

@@ -7,6 +7,7 @@ import typer
 from defuse.cli.evaluate import evaluate
 from defuse.cli.lab import lab
 from defuse.cli.real import real
+from defuse.cli.recipes import recipes
 from defuse.cli.theory import theory
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
@@ -22,6 +23,7 @@ app.command()(evaluate)
 app.command()(real)
 app.command()(theory)
 app.add_typer(lab, name="lab")
+app.add_typer(recipes, name="recipes")
 
 
 def main() -> None:
