@@ -77,7 +77,7 @@ def check(recipe: Recipe) -> Job:
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
     decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
-    topics = tuple(topic.build() for topic in recipe.topics)
+    topics = recipe.read_topics()
     unlearning, training = recipe.unlearning(), recipe.training()
     validate(unlearning, topics, training, decoder)
     encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
