@@ -18,11 +18,12 @@ from defuse.models import (
     resolve_device,
     resolve_dtype,
     skeleton,
-    write_model,
 )
+from defuse.partial import find_checkpoint, load_part
 from defuse.prepare import encode_topics
 from defuse.provenance import peak_memory_bytes, versions
 from defuse.recipe import Recipe
+from defuse.saving import write_changed, write_model
 from defuse.train import StepRecord, unlearn
 from defuse.unlearning import Topic, Training, Unlearning, trained_parameters, validate
 
@@ -74,9 +75,12 @@ def execute(job: Job, on_step: Callable[[StepRecord], None] | None = None) -> di
     The output folder appears whole at the end, or, after an error or a kill, not at all.
     """
     recipe, began = job.recipe, time.perf_counter()
-    loaded = load_model(
-        recipe.model, device=recipe.device, dtype=recipe.dtype, revision=recipe.revision
-    )
+    checkpoint = find_checkpoint(locate(recipe.model, recipe.revision), resolve_dtype(recipe.dtype))
+    place = {"device": recipe.device, "dtype": recipe.dtype, "revision": recipe.revision}
+    if checkpoint is not None and job.unlearning.ends_at_layer:
+        loaded = load_part(recipe.model, job.unlearning.layer + 1, **place)
+    else:
+        loaded = load_model(recipe.model, **place)
     arguments = (loaded.model, loaded.tokenizer, job.topics, job.unlearning, job.training)
     result = unlearn(*arguments, in_place=True, on_step=on_step)
     record = {
@@ -92,7 +96,10 @@ def execute(job: Job, on_step: Callable[[StepRecord], None] | None = None) -> di
     }
     try:
         with new_folder(Path(recipe.output)) as folder:
-            write_model(result.model, loaded.tokenizer, folder)
+            if checkpoint is None:
+                write_model(result.model, loaded.tokenizer, folder)
+            else:
+                write_changed(checkpoint, result.changed, folder)
             write_json(folder / RECORD, record)
     except OSError as error:
         raise UsageError(f"output: {recipe.output} cannot be written ({error})") from error
