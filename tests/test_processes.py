@@ -66,8 +66,9 @@ device: cpu
 """
 
 
+@pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_accelerate_launch_shares_a_recipe_between_processes(
-    tmp_path: Path, tiny_model_folder: Path
+    tmp_path: Path, tiny_model_folder: Path, shard: bool
 ) -> None:
     for name in ("forget", "retain"):
         lines = [f"The {name} number {i} {'goes on ' * i}and ends.\n" for i in range(5)]
@@ -78,7 +79,7 @@ def test_accelerate_launch_shares_a_recipe_between_processes(
     options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     rest = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, *rest]
-    command = [*launcher, "-m", "defuse", "unlearn", str(recipe)]
+    command = [*launcher, "-m", "defuse", "unlearn", str(recipe), f"shard={shard}"]
     done = subprocess.run(  # noqa: S603
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )

@@ -132,6 +132,12 @@ class Decoder:
         """The model's name for parameter `name` of block `layer`."""
         return f"{self.architecture.blocks}.{layer}.{name}"
 
+    def parts(self, stop: int) -> list[nn.Module]:
+        """The modules that `embed` and `run` up to block stop-1 call."""
+        below = (self.architecture.positions, self.architecture.rotary)
+        tables = [self._part(path) for path in below if path is not None]
+        return [self.model.get_input_embeddings(), *tables, *self.blocks[:stop]]
+
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, BlockInputs]:
@@ -219,11 +225,7 @@ class Decoder:
         return output[0] if isinstance(output, tuple) else output
 
     def _prepare(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        key_positions: Tensor,
-        visible: Tensor | None,
+        self, input_ids: Tensor, position_ids: Tensor, key_positions: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, BlockInputs]:
         table = self.model.get_input_embeddings()
         hidden: Tensor = table(input_ids)

@@ -154,6 +154,11 @@ class Recipe(Fields):
             raise UsageError(f"topics: the names {', '.join(names)} must differ")
         return self
 
+    @property
+    def merges(self) -> bool:
+        """Whether LoRA's factors end in the matrices, and not in an adapter."""
+        return self.train.lora is not None and self.train.lora.merge
+
     def unlearning(self) -> Unlearning:
         """The method, retain loss and noise; reads the refusals of a method that has any."""
         same = {"layer", "mask_padding", "skip_first_token", "loss_scale", "master_weights"}

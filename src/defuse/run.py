@@ -26,15 +26,16 @@ from defuse.models import (
     resolve_device,
     resolve_dtype,
     skeleton,
-    write_adapter,
-    write_model,
 )
+from defuse.partial import find_checkpoint, load_part
 from defuse.processes import ALONE, Processes
 from defuse.provenance import fingerprint, peak_memory_bytes, versions
 from defuse.recipe import Recipe
 from defuse.resume import SavedState
+from defuse.saving import write_adapter, write_changed, write_model
 from defuse.sharding import check_sharding
-from defuse.train import Result, StepRecord, unlearn
+from defuse.shards import Checkpoint
+from defuse.train import Result, StepRecord, merged, unlearn
 from defuse.unlearning import Topic, Training, Unlearning, validate
 
 RECORD, STATE, LOCK = "run.json", "state.safetensors", "lock"
@@ -102,16 +103,40 @@ def execute(
         if finished(recipe):  # by another process, while this one came here
             return json.loads((Path(recipe.output) / RECORD).read_text(encoding="utf-8"))
         began = time.perf_counter()
-        device = "cpu" if recipe.shard else recipe.device  # a share goes to the device later
-        loaded = load_model(
-            recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision
-        )
-        result = _train(job, loaded, partial, on_step, processes)
-        record = _record(job, loaded, result, time.perf_counter() - began)
+        source = _open(job)
+        result = _train(job, source.loaded, partial, on_step, processes)
+        result = merged(result) if recipe.merges else result
+        record = _record(job, source.loaded, result, time.perf_counter() - began)
         if processes.is_first:
-            _write(recipe, loaded, result, record, partial)
+            _write(recipe, source, result, record, partial)
         processes.wait()
     return record
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The model to unlearn from; `checkpoint`: its files, if they can be changed one by one."""
+
+    loaded: LoadedModel
+    checkpoint: Checkpoint | None
+
+
+def _open(job: Job) -> _Source:
+    recipe = job.recipe
+    name, revision, dtype = recipe.model, recipe.revision, recipe.dtype
+    checkpoint = find_checkpoint(locate(name, revision), resolve_dtype(dtype))
+    if recipe.shard and checkpoint is None:
+        raise UsageError(
+            f"shard: {name} has to be written whole, which no process holds then; use safetensors "
+            "files in the recipe's dtype"
+        )
+    device = "cpu" if recipe.shard else recipe.device  # a share goes to the device later
+    if checkpoint is not None and job.unlearning.ends_at_layer:
+        stop = job.unlearning.layer + 1
+        loaded = load_part(name, stop, device=device, dtype=dtype, revision=revision)
+    else:
+        loaded = load_model(name, device=device, dtype=dtype, revision=revision)
+    return _Source(loaded, checkpoint)
 
 
 @contextmanager
@@ -174,18 +199,17 @@ def _record(job: Job, loaded: LoadedModel, result: Result, seconds: float) -> di
 
 
 def _write(
-    recipe: Recipe, loaded: LoadedModel, result: Result, record: Mapping[str, Any], partial: Path
+    recipe: Recipe, source: _Source, result: Result, record: Mapping[str, Any], partial: Path
 ) -> None:
-    lora = recipe.train.lora
     try:
         with new_folder(Path(recipe.output), within=partial) as folder:
-            if result.adapter is None or lora is None:
-                write_model(result.model, loaded.tokenizer, folder)
-            elif lora.merge:
-                write_model(result.adapter.merge_and_unload(), loaded.tokenizer, folder)
-            else:
+            if result.adapter is not None:
                 base = (recipe.model, recipe.revision)
-                write_adapter(result.adapter, base, loaded.tokenizer, folder)
+                write_adapter(result.adapter, base, source.loaded.tokenizer, folder)
+            elif source.checkpoint is not None:
+                write_changed(source.checkpoint, result.changed, folder)
+            else:
+                write_model(result.model, source.loaded.tokenizer, folder)
             write_json(folder / RECORD, record)
     except (OSError, SafetensorError) as error:
         raise UsageError(

@@ -17,7 +17,7 @@ from defuse.decoder import Decoder
 from defuse.defaults import with_defaults
 from defuse.engine import SharedPrefixStep, StepLosses
 from defuse.errors import UsageError
-from defuse.lora import add_factors, factors
+from defuse.lora import FACTOR, add_factors, factors
 from defuse.prepare import Prepared, prepare
 from defuse.processes import ALONE, Processes
 from defuse.resume import SavedState
@@ -141,6 +141,19 @@ def _trainable(
         model = sharing_copy(model, [p for m in modules.values() for p in m.parameters()])
     adapter = add_factors(model, modules, unlearning.lora, seed)
     return _Trainable(model.requires_grad_(False), factors(model), adapter)
+
+
+def merged(result: Result) -> Result:
+    """`result` with LoRA's factors added to their matrices, in place; without LoRA as it is.
+
+    `changed` are then the matrices.
+    """
+    if result.adapter is None:
+        return result
+    modules = {name.partition(FACTOR)[0] for name in result.changed}
+    model = result.adapter.merge_and_unload()
+    changed = {f"{n}.weight": model.get_parameter(f"{n}.weight").detach() for n in sorted(modules)}
+    return Result(model, changed, result.records)
 
 
 def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:
