@@ -6,12 +6,14 @@ Everything else works on `Decoder`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from defuse.architectures import architecture_of
@@ -69,12 +71,14 @@ class PrefixCache:
 class Decoder:
     """A view of a causal language model as embedding, blocks 0..L-1, norm and head.
 
-    Holds no tensors of its own and changes nothing in the model. Raises UsageError for an
-    architecture that is not in `ARCHITECTURES`.
+    Holds no tensors of its own and changes nothing in the model. With `recompute` a block whose
+    gradients are wanted keeps its input alone and runs again in the backward pass. Raises
+    UsageError for an architecture that is not in `ARCHITECTURES`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, recompute: bool = False) -> None:
         self.model = model
+        self.recompute = recompute
         self.config = model.config
         self.architecture = architecture_of(self.config.model_type)
         self.blocks: Sequence[nn.Module] = list(self._part(self.architecture.blocks))
@@ -145,6 +149,10 @@ class Decoder:
         `weights` stand in for the model's own parameters of the same (full) names; they are cast
         to the model's dtype, and gradients flow back to them.
         """
+        call = self._call_block
+        if self.recompute and torch.is_grad_enabled():
+            # No random number is drawn in evaluation mode, so none has to be drawn again.
+            call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
         for layer in range(start, stop):
             kind = self.attention_types[layer]
             arguments: dict[str, Any] = {
@@ -156,7 +164,7 @@ class Decoder:
             if cache is not None:
                 arguments[self.architecture.cache_argument] = cache
                 arguments["use_cache"] = True
-            hidden = self._call_block(layer, hidden, arguments, weights or {})
+            hidden = call(layer, hidden, arguments, weights or {})
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -190,7 +198,7 @@ class Decoder:
         hidden: Tensor = table(input_ids)
         if self.architecture.scaled_embedding and type(table) is nn.Embedding:
             # Early releases of transformers 5 scale in the model's forward pass, not in the table.
-            hidden = hidden * hidden.new_tensor(self.hidden_size**0.5)
+            hidden = hidden * hidden.new_full((), self.hidden_size**0.5)
         if self.architecture.positions is not None:
             hidden = hidden + self._part(self.architecture.positions)(position_ids)
         masks = {
