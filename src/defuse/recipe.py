@@ -118,6 +118,7 @@ class Recipe(Fields):
     learning_rate: Annotated[Number, Field(gt=0)]
     seed: int = Training.seed
     shuffle: bool = Training.shuffle
+    recompute: bool = Training.recompute
     device: str = "auto"
     dtype: str = "auto"
     mask_padding: bool = Unlearning.mask_padding
@@ -180,7 +181,7 @@ class Recipe(Fields):
 
     def training(self) -> Training:
         """Steps, batches and learning rate."""
-        same = {"steps", "batch_size", "learning_rate", "seed", "shuffle"}
+        same = {"steps", "batch_size", "learning_rate", "seed", "shuffle", "recompute"}
         return Training(**self.model_dump(include=same))
 
     def to_yaml(self) -> str:

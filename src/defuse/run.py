@@ -39,8 +39,8 @@ from defuse.train import Result, StepRecord, merged, unlearn
 from defuse.unlearning import Topic, Training, Unlearning, validate
 
 RECORD, STATE, LOCK = "run.json", "state.safetensors", "lock"
-# What says where and how often to write, and on what to work, not what the run is.
-ASIDE = ("output", "checkpoint_every", "shard")
+# What says where and how often to write, and how to work, not what the run is.
+ASIDE = ("output", "checkpoint_every", "shard", "recompute")
 
 
 @dataclass(frozen=True)

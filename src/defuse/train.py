@@ -97,7 +97,7 @@ def unlearn(
         check_sharding(processes, training.batch_size)
     with frozen_model(model):
         trained = _trainable(model, unlearning, training.seed, in_place=in_place)
-        decoder = Decoder(trained.model)
+        decoder = Decoder(trained.model, recompute=training.recompute)
         if shard_on is not None:
             shard_blocks(decoder, trained.originals.values(), processes, shard_on)
         weights = _start_weights(trained.originals, master_weights=unlearning.master_weights)
