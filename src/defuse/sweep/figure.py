@@ -45,8 +45,14 @@ def _draw_panel(axes: Axes, base: Group, groups: Sequence[Group], name: str) -> 
         place = (group.value("forget_accuracy"), group.value(name))
         labels.setdefault(place, []).append(group.label)
     for place, names in labels.items():
-        text = {"textcoords": "offset points", "fontsize": "x-small", "color": FRONT}
-        axes.annotate("\n".join(names), place, (5, 5), **text)
+        axes.annotate(
+            "\n".join(names),
+            place,
+            (5, 5),
+            textcoords="offset points",
+            fontsize="x-small",
+            color=FRONT,
+        )
     axes.axvline(0.25, color="grey", linestyle=":", linewidth=1)
     axes.set(
         xlabel="accuracy on the forget questions (dotted: chance)",

@@ -19,13 +19,13 @@ SHARED = ("model", "revision", "device", "dtype", "output")
 SEED = "seed"
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 MOST_POINTS = 10_000
-# Noise of no size is no noise.
-WHOLE = {"noise.std": "noise", "noise.variance": "noise"}
+# "none" or null for any of these is a recipe without RNA.
+NOISE = ("noise", "noise.std", "noise.variance")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A recipe, and the fields that the grid varies as they were given; None removes a field."""
+    """A recipe, and the fields that the grid varies as they were given."""
 
     fields: Mapping[str, Any]
     recipe: Recipe
@@ -50,10 +50,10 @@ class Point:
 def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
     """The points of a recipe file and `field=value,value` texts.
 
-    Values are YAML, so commas within brackets and quotes do not part them; `0..4` stands for 0, 1,
-    2, 3, 4, and `none` removes the field. A field with one value is a plain override. The last
-    field's values come next to each other. Raises UsageError for what is no recipe, naming the
-    point, and for two points that are the same recipe.
+    Values are YAML, so commas within brackets and quotes do not part them. `0..4` stands for 0, 1,
+    2, 3, 4; `noise.std=none` is without RNA; null clears any field that may be left out. A field
+    with one value is a plain override. The last field's values come next to each other. Raises
+    UsageError for what is no recipe, naming the point, and for points that are the same recipe.
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:
@@ -98,8 +98,6 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 def _expand(field: str, value: object) -> Sequence[Any]:
     """A value as a list: the whole numbers of a range, else itself."""
-    if value == "none":
-        return [None]
     ends = RANGE.fullmatch(value) if isinstance(value, str) else None
     if ends is None:
         return [value]
@@ -132,21 +130,19 @@ def _look_up(node: Any, path: Sequence[str]) -> Any:  # noqa: ANN401 (anything a
 
 
 def _override(field: str, value: object) -> str:
-    if value is None:
-        return f"{WHOLE.get(field, field)}=null"
+    if field in NOISE and value in ("none", None):
+        return "noise=null"
     return f"{field}={_flow(value)}"
 
 
 def _label(fields: Mapping[str, Any]) -> str:
-    return " ".join(
-        f"{field}={'none' if value is None else _flow(value)}" for field, value in fields.items()
-    )
+    return " ".join(f"{field}={_flow(value)}" for field, value in fields.items())
 
 
 def _flow(value: object) -> str:
     """A value as YAML in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").removesuffix("\n")
 
 
 def _refuse_twins(points: Sequence[Point]) -> None:
