@@ -6,6 +6,7 @@ run that kills its process is known by name.
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from defuse.sweep.worker import Task, Worker
 
 OBJECT_STORE_BYTES = 2**27  # records and questions go through it, no models
 TRIES = 2  # of a run whose process dies
+PATIENCE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,11 @@ def _death(error: Exception) -> str:
 def _connect(address: str, how: Mapping[str, Any]) -> None:
     import ray
 
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if colon:  # where nobody listens, Ray itself would go on trying for minutes
+            socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS).close()
         ray.init(address, **how)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"address: no Ray cluster answers at {address} ({reason})") from error
