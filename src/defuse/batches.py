@@ -117,5 +117,5 @@ def _batch(
         sequence=(label_at // max(1, time)).to(device),
         whole=len(whole.items),
         places=tuple(chosen),
-        share=(counted.sum() / whole.counted.sum()).item(),
+        share=int(counted.sum()) / int(whole.counted.sum()),
     )

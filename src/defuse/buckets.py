@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from defuse.prepare import Collate, Corpus, Prepared
+from defuse.encoded import Corpus
+from defuse.prepare import Collate, Prepared
 from defuse.store import Bucket
 from defuse.texts import Encoded
 

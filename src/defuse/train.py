@@ -3,25 +3,37 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.ahead import ahead
-from defuse.borrowed import frozen_model
+from defuse.borrowed import frozen_model, sharing_copy
 from defuse.buckets import buckets, within
 from defuse.decoder import Decoder
 from defuse.defaults import with_defaults
 from defuse.engine import SharedPrefixStep, StepLosses
 from defuse.errors import UsageError
+from defuse.lora import add_factors, factors
 from defuse.prepare import Prepared, prepare
 from defuse.processes import ALONE, Processes
 from defuse.resume import SavedState
+from defuse.sharding import check_sharding, shard_blocks
 from defuse.store import FrozenStore, Kept
-from defuse.unlearning import Topic, Training, Unlearning, trained_parameters, validate
+from defuse.unlearning import (
+    Topic,
+    Training,
+    Unlearning,
+    modules_to_adapt,
+    trained_parameters,
+    validate,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 KEPT_STATES = 2  # of each token at the most: before the first trained block, and at the layer
 
@@ -41,12 +53,14 @@ class StepRecord:
 class Result:
     """`model`: the unlearned model; untouched tensors are shared with the caller's.
 
-    `changed`: the trained tensors by name, in the model's dtype.
+    `changed`: the trained tensors by name, in the model's dtype. With LoRA these are its factors,
+    and `adapter` is the peft model around `model`, to save or merge.
     """
 
     model: PreTrainedModel
     changed: Mapping[str, Tensor]
     records: Sequence[StepRecord]
+    adapter: "PeftModel | None" = None
 
 
 def unlearn(
@@ -63,6 +77,7 @@ def unlearn(
     saved: SavedState | None = None,
     kept: Kept | None = None,
     processes: Processes = ALONE,
+    shard_on: torch.device | None = None,
 ) -> Result:
     """Unlearn `topics` from `model`.
 
@@ -70,31 +85,62 @@ def unlearn(
     hears of every step; `on_checkpoint` gets the number of steps done and the model as it then is,
     after each number of steps in `checkpoints`. `saved`: where the state is kept and resumed from.
     `kept`: a dict for the frozen model's results, to share between runs on one model. `processes`
-    share each step's texts. Raises UsageError for settings that cannot be, and when a loss is no
+    share each step's texts; `shard_on` (experimental) also spreads the frozen blocks over their
+    devices of this kind. Raises UsageError for settings that cannot be, and when a loss is no
     longer finite.
     """
     training = training or Training()
     decoder = Decoder(model)
     topics = [with_defaults(topic, unlearning) for topic in topics]
     validate(unlearning, topics, training, decoder)
-    originals = trained_parameters(decoder, unlearning)
-    weights = _start_weights(originals, master_weights=unlearning.master_weights)
+    if shard_on is not None:
+        check_sharding(processes, training.batch_size)
     with frozen_model(model):
+        trained = _trainable(model, unlearning, training.seed, in_place=in_place)
+        decoder = Decoder(trained.model)
+        if shard_on is not None:
+            shard_blocks(decoder, trained.originals.values(), processes, shard_on)
+        weights = _start_weights(trained.originals, master_weights=unlearning.master_weights)
         step = SharedPrefixStep(
             decoder, unlearning, weights, seed=training.seed, processes=processes
         )
         prepared = prepare(step, tokenizer, topics, training)
-        _set_stores(step, prepared, kept)
+        if shard_on is None:  # else all processes must run the same blocks at the same time
+            _set_stores(step, prepared, kept)
         records: list[StepRecord] = []
         for record in _loop(step, prepared, saved):
             records.append(record)
             if on_step is not None:
                 on_step(record)
             if on_checkpoint is not None and len(records) in checkpoints:
-                on_checkpoint(len(records), _with_weights(model, originals, weights))
-    updated = _with_weights(model, originals, weights, in_place=in_place)
-    changed = {name: updated.get_parameter(name).detach() for name in originals}
-    return Result(updated, changed, tuple(records))
+                on_checkpoint(len(records), _with_weights(trained, weights))
+    own = in_place or trained.adapter is not None
+    updated = _with_weights(trained, weights, in_place=own)
+    changed = {name: updated.get_parameter(name).detach() for name in weights}
+    return Result(updated, changed, tuple(records), trained.adapter)
+
+
+@dataclass(frozen=True)
+class _Trainable:
+    """The model to work on, and the tensors to train as they are in it: the reference's."""
+
+    model: PreTrainedModel
+    originals: Mapping[str, nn.Parameter]
+    adapter: "PeftModel | None" = None
+
+
+def _trainable(
+    model: PreTrainedModel, unlearning: Unlearning, seed: int, *, in_place: bool
+) -> _Trainable:
+    decoder = Decoder(model)
+    if unlearning.lora is None:
+        return _Trainable(model, trained_parameters(decoder, unlearning))
+    modules = modules_to_adapt(decoder, unlearning)
+    if not in_place:
+        # A copy with matrices of its own: merging the adapter must not reach the caller's.
+        model = sharing_copy(model, [p for m in modules.values() for p in m.parameters()])
+    adapter = add_factors(model, modules, unlearning.lora, seed)
+    return _Trainable(model.requires_grad_(False), factors(model), adapter)
 
 
 def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:
@@ -174,17 +220,12 @@ def _start_weights(originals: Mapping[str, Tensor], *, master_weights: bool) -> 
 
 
 def _with_weights(
-    model: PreTrainedModel,
-    originals: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    *,
-    in_place: bool = False,
+    trainable: _Trainable, weights: Mapping[str, Tensor], *, in_place: bool = False
 ) -> PreTrainedModel:
-    """`model` with `weights` in it: itself, or a copy that shares every other tensor."""
+    """The model with `weights` in it: itself, or a copy that shares every other tensor."""
+    model = trainable.model
     if not in_place:
-        trained = {id(tensor) for tensor in originals.values()}
-        shared = [*model.parameters(), *model.buffers()]
-        model = deepcopy(model, {id(t): t for t in shared if id(t) not in trained})
+        model = sharing_copy(model, trainable.originals.values())
     with torch.no_grad():
         for name, tensor in weights.items():
             model.get_parameter(name).copy_(tensor)
