@@ -248,6 +248,7 @@ REFUSED = {
     "questions": (["--limit", "3"], "out-sweep holds answers to other questions; name a new"),
     "limit": (["--limit", "0"], "limit: is 0"),
     "out": (["--out", "recipe.yaml/x"], "out: recipe.yaml/x cannot be written"),
+    "shard": (["shard=true"], "shard: needs several processes"),
     "workers": (["--workers", "0"], "workers: is 0; give 1 or more"),
     "missing": (["--forget-questions", "gone.jsonl"], "gone.jsonl: no such file"),
     "dev": (["--few-shot", "2"], "dev: missing"),
@@ -280,13 +281,13 @@ def test_without_ray_it_says_how_to_get_it(
 def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Mortal:
+    class Mortal:  # knows nothing that would have to be imported in its process
         def __init__(self, tries: Path, _: int) -> None:
             self.tries = tries
 
         def ready(self) -> None: ...
 
-        def run(self, task: Task) -> dict[str, Any]:
+        def run(self, task: Any) -> dict[str, Any]:
             with self.tries.open("a") as file:
                 file.write(task.identity)
             if task.identity == "x":

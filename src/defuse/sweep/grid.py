@@ -13,6 +13,7 @@ import yaml
 
 from defuse.errors import UsageError
 from defuse.recipe import Recipe, load_recipe
+from defuse.run import ASIDE
 
 # One base model, loaded and asked once, and one folder for all that comes out.
 SHARED = ("model", "revision", "device", "dtype", "output")
@@ -71,8 +72,8 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
 
 
 def recipe_essence(recipe: Recipe) -> dict[str, Any]:
-    """What makes a recipe the same one, wherever its output is put."""
-    return recipe.model_dump(mode="json", exclude={"output"}, exclude_none=True)
+    """What makes a recipe the same one, wherever and however often it writes."""
+    return recipe.model_dump(mode="json", exclude=set(ASIDE), exclude_none=True)
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

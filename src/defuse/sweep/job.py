@@ -14,8 +14,10 @@ from defuse.errors import UsageError
 from defuse.experiment.figures import save
 from defuse.files import check_writable, held, write_json, write_text
 from defuse.models import resolve_device
+from defuse.processes import ALONE
 from defuse.provenance import versions
 from defuse.run import check
+from defuse.sharding import check_sharding
 from defuse.sweep.cluster import (
     Resources,
     answer_of,
@@ -115,6 +117,8 @@ def prepare(order: Order) -> Sweep:
     for point in _unlike(points):
         try:
             check(point.recipe)
+            if point.recipe.shard:
+                check_sharding(ALONE, point.recipe.batch_size)
         except UsageError as error:
             raise at_point(point.fields, error) from error
     return Sweep(order, folder, name_runs(points, folder), exam)
@@ -180,9 +184,8 @@ def _base(sweep: Sweep, worker: Any) -> Record:  # noqa: ANN401 (Ray's handle)
 
 
 def _task(run: Run, base: Record, *, keep: bool) -> Task:
-    recipe = run.point.recipe
-    folder = recipe.output if keep else None
-    return Task(recipe.model_dump(mode="json", exclude_none=True), base["identity"], folder)
+    recipe = run.point.recipe.model_dump(mode="json", exclude_none=True)
+    return Task(recipe, base["identity"], keep)
 
 
 def _keep(sweep: Sweep, run: Run, found: Record, base: Record) -> Record:

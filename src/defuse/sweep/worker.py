@@ -6,7 +6,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -17,14 +17,15 @@ import torch
 from defuse.errors import UsageError
 from defuse.experiment.answers import Answers
 from defuse.fields import parse
-from defuse.files import new_folder, write_json
-from defuse.models import LoadedModel, load_model, write_model
-from defuse.provenance import fingerprint, peak_memory_bytes, versions
+from defuse.models import LoadedModel, load_model
+from defuse.provenance import fingerprint, versions
 from defuse.recipe import Recipe
-from defuse.run import RECORD
+from defuse.run import _record as make_record
+from defuse.run import _write as write_output
+from defuse.run import check
 from defuse.store import Kept
 from defuse.sweep.exam import Exam
-from defuse.train import Result, StepRecord, unlearn
+from defuse.train import StepRecord, unlearn
 from defuse.unlearning import Training
 
 # Of what one run may keep of the frozen blocks' results: beyond that, other runs' are let go.
@@ -44,11 +45,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Task:
-    """One run. `identity`: the base model's, which must be the one here; `keep`: its folder."""
+    """One run. `identity`: the base model's, which must be the one here; `keep`: a checkpoint."""
 
     recipe: Mapping[str, Any]
     identity: str
-    keep: str | None = None
+    keep: bool = False
 
 
 class Worker:
@@ -96,11 +97,14 @@ class Worker:
         try:
             found = self._found(task)
         except Exception as error:
-            found = {"error": _sentence(error), "traceback": traceback.format_exc()}
+            found = {
+                "error": _sentence(error),
+                "traceback": traceback.format_exc(),
+                "versions": versions(),
+            }
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # a run that filled the memory must not take others with it
-        seconds = time.perf_counter() - began
-        return {**found, "seconds": seconds, "host": socket.gethostname(), "versions": versions()}
+        return {**found, "seconds": time.perf_counter() - began, "host": socket.gethostname()}
 
     def _found(self, task: Task) -> dict[str, Any]:
         if self.identity != task.identity:
@@ -108,35 +112,20 @@ class Worker:
                 f"model: {self.source.model} on {socket.gethostname()} is not the one that the "
                 "sweep began with; give all machines the same files"
             )
-        model = self.base.model
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(model.device)
-        recipe = parse(Recipe, task.recipe, "")
-        result = self._unlearn(recipe)
-        record = {
-            "model_commit": getattr(model.config, "_commit_hash", None),
-            "changed": sorted(result.changed),
-            "steps": [asdict(step) for step in result.records],
-            "peak_memory_bytes": peak_memory_bytes(model.device),
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
-        if task.keep is not None:
-            self._keep(
-                result, Path(task.keep), {**record, "recipe": recipe.model_dump(mode="json")}
-            )
-        unlearned = LoadedModel(result.model, self.base.tokenizer, recipe.model)
-        return {**record, **_last(result.records), "answers": self.exam.answers(unlearned)}
-
-    def _unlearn(self, recipe: Recipe) -> Result:
-        return unlearn(
-            self.base.model,
-            self.base.tokenizer,
-            [topic.build() for topic in recipe.topics],
-            recipe.unlearning(),
-            recipe.training(),
-            kept=self._shared(),
-        )
+        base, began = self.base, time.perf_counter()
+        if base.model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(base.model.device)
+        job = check(parse(Recipe, task.recipe, ""))
+        how = (job.topics, job.unlearning, job.training)
+        result = unlearn(base.model, base.tokenizer, *how, kept=self._shared())
+        record = make_record(job, base, result, time.perf_counter() - began)
+        answers = self.exam.answers(replace(base, model=result.model))
+        if task.keep:
+            folder = Path(job.recipe.output)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its record
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_output(job.recipe, base, result, record, folder.parent)
+        return {**record, **_last(result.records), "answers": answers}
 
     def _shared(self) -> Kept:
         """What the frozen blocks made of texts in earlier runs, as long as that is not too much."""
@@ -144,13 +133,6 @@ class Worker:
         if size > MOST_KEPT * Training.keep_gib * 2**30:
             self._kept.clear()
         return self._kept
-
-    def _keep(self, result: Result, folder: Path, record: Mapping[str, Any]) -> None:
-        """The checkpoint, as `defuse unlearn` leaves it."""
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its record
-        with new_folder(folder) as temporary:
-            write_model(result.model, self.base.tokenizer, temporary)
-            write_json(temporary / RECORD, record)
 
 
 def _last(records: Sequence[StepRecord]) -> dict[str, float]:
