@@ -2,12 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -322,3 +326,30 @@ def test_noise_of_size_0_is_no_noise(retain: str) -> None:
     )
     for name, tensor in with_none.changed.items():
         torch.testing.assert_close(with_zero.changed[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ray_of_a_sweep_s_own_is_quiet_and_leaves_no_process_behind(work: Path) -> None:
+    mark = {"DEFUSE_TEST_MARK": str(uuid4())}
+    command = [sys.executable, "-m", "defuse", "sweep", "recipe.yaml", *QUESTIONS, *GRID[1:]]
+    done = subprocess.run(  # noqa: S603
+        [*command, "--out", "own"],
+        cwd=work,
+        env={**os.environ, **mark},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "2 of 2 runs to do" in done.stdout
+    assert "ray" not in (done.stdout + done.stderr).lower()
+    deadline = time.monotonic() + 15
+    while any(environment(each).items() >= mark.items() for each in psutil.process_iter()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
