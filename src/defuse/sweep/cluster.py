@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
 from typing import Any
 
 from defuse.errors import UsageError
@@ -48,7 +47,10 @@ def check_resources(resources: Resources) -> None:
 
 @contextmanager
 def connected(resources: Resources) -> Iterator[None]:
-    """A Ray session of our own, quiet and ended afterwards; one that is there already is used."""
+    """A Ray session of our own, quiet and ended afterwards; the caller's, if there is one.
+
+    Raises UsageError where no cluster answers at the address.
+    """
     import ray
 
     if ray.is_initialized():
@@ -87,8 +89,8 @@ def start_workers(resources: Resources, runs: int, *arguments: Any) -> list[Any]
         fit = min(fit, int(there.get("GPU", 0) / resources.gpus))
     if fit == 0 and resources.address is None:
         raise UsageError(
-            f"cpus, gpus: {resources.cpus} and {resources.gpus:g} for a worker, but this machine "
-            f"has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; ask for less"
+            f"cpus, gpus: {resources.cpus} and {resources.gpus or 0:g} for a worker, but this "
+            f"machine has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; ask for less"
         )
     # On a cluster that grows on demand there may be nothing yet.
     count = min(resources.workers or max(1, fit), runs)
@@ -129,8 +131,8 @@ def run_all(
     while left:
         (call,), _ = ray.wait(list(busy))
         worker, name = busy.pop(call)
-        for following, task in islice(todo, 1):
-            busy[worker.run.remote(task)] = worker, following
+        if (following := next(todo, None)) is not None:
+            busy[worker.run.remote(following[1])] = worker, following[0]
         if name is not None:
             yield name, _record(call)
             left -= 1

@@ -74,8 +74,11 @@ class Sweep:
     runs: Sequence[Run]
     exam: Exam
 
-    def is_done(self, run: Run) -> bool:
-        """Whether nothing is left to do: `run` is finished, or has failed and had its chance."""
+    def left(self) -> list[Run]:
+        """The runs to do: those without a record, and failed ones if they are to be retried."""
+        return [run for run in self.runs if not self._is_done(run)]
+
+    def _is_done(self, run: Run) -> bool:
         record = read_record(self.folder, run)
         if record is None:
             return False
@@ -90,16 +93,21 @@ def carry_out(order: Order, console: Console) -> int:
     Raises UsageError for whatever can be refused before anything runs.
     """
     sweep = prepare(order)
-    todo = [run for run in sweep.runs if not sweep.is_done(run)]
-    console.print(f"{len(todo)} of {len(sweep.runs)} runs to do, in {sweep.folder}")
     if order.plan:
+        _announce(sweep, sweep.left(), console)
         for run in sweep.runs:
             console.print(f"{run.name}  {run.point.label}", highlight=False, markup=False)
         return 0
     with held(sweep.folder / ".lock", "out", f"the sweep in {sweep.folder}"):
+        todo = sweep.left()
+        _announce(sweep, todo, console)
         if todo:
             _run(sweep, todo, console)
         return report(sweep, console)
+
+
+def _announce(sweep: Sweep, todo: Sequence[Run], console: Console) -> None:
+    console.print(f"{len(todo)} of {len(sweep.runs)} runs to do, in {sweep.folder}")
 
 
 def prepare(order: Order) -> Sweep:
