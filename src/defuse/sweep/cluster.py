@@ -75,8 +75,9 @@ def connected(resources: Resources) -> Iterator[None]:
         ray.shutdown()
 
 
-def start_workers(resources: Resources, runs: int, *arguments: Any) -> list[Any]:  # noqa: ANN401 (Ray's handles have no public type)
-    """Workers for at most `runs` runs at a time, made with `arguments`.
+@contextmanager
+def started_workers(resources: Resources, runs: int, *arguments: Any) -> Iterator[list[Any]]:  # noqa: ANN401 (Ray's handles have no public type)
+    """Workers for at most `runs` runs at a time, made with `arguments`; they end with the block.
 
     Raises UsageError where not even one fits. Ray starts a worker that died again, and gives it its
     run once more.
@@ -100,7 +101,12 @@ def start_workers(resources: Resources, runs: int, *arguments: Any) -> list[Any]
         max_restarts=-1,
         max_task_retries=TRIES - 1,
     )
-    return [actor.remote(*arguments, resources.cpus) for _ in range(count)]
+    workers: list[Any] = [actor.remote(*arguments, resources.cpus) for _ in range(count)]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            ray.kill(worker)
 
 
 def answer_of(call: Any) -> Any:  # noqa: ANN401 (whatever the worker gives)

@@ -24,7 +24,7 @@ from defuse.sweep.cluster import (
     check_resources,
     connected,
     run_all,
-    start_workers,
+    started_workers,
 )
 from defuse.sweep.exam import Exam, Sources, build_exam
 from defuse.sweep.figure import draw
@@ -148,8 +148,8 @@ def _run(sweep: Sweep, todo: Sequence[Run], console: Console) -> None:
         resources = replace(resources, gpus=float(on_gpu))
     source = Base(recipe.model, recipe.revision, recipe.device, recipe.dtype, str(Path.cwd()))
     runs = {run.name: run for run in sorted(todo, key=_frozen_part)}
-    with connected(resources):
-        workers = start_workers(resources, len(runs), source, sweep.exam)
+    arguments = (resources, len(runs), source, sweep.exam)
+    with connected(resources), started_workers(*arguments) as workers:
         console.print(f"Runs at a time: {len(workers)}")
         base = _base(sweep, workers[0])
         tasks = {name: _task(run, base, keep=sweep.order.keep) for name, run in runs.items()}
