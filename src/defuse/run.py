@@ -6,39 +6,34 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from defuse.decoder import Decoder
 from defuse.encoded import encode_topics, texts_digest
 from defuse.errors import UsageError
 from defuse.fields import parse
-from defuse.files import check_writable, held, new_folder, write_json
+from defuse.files import check_writable, held
 from defuse.models import (
     LoadedModel,
     load_config,
-    load_model,
     load_tokenizer,
     locate,
     resolve_device,
     resolve_dtype,
     skeleton,
 )
-from defuse.partial import find_checkpoint, load_part
+from defuse.outputs import RECORD, make_record, open_source, write_output
 from defuse.processes import ALONE, Processes
-from defuse.provenance import fingerprint, peak_memory_bytes, versions
+from defuse.provenance import fingerprint
 from defuse.recipe import Recipe
 from defuse.resume import SavedState
-from defuse.saving import write_adapter, write_changed, write_model
 from defuse.sharding import check_sharding
-from defuse.shards import Checkpoint
 from defuse.train import Result, StepRecord, merged, unlearn
 from defuse.unlearning import Topic, Training, Unlearning, validate
 
-RECORD, STATE, LOCK = "run.json", "state.safetensors", "lock"
+STATE, LOCK = "state.safetensors", "lock"
 # What says where and how often to write, and how to work, not what the run is.
 ASIDE = ("output", "checkpoint_every", "shard", "recompute")
 
@@ -103,40 +98,14 @@ def execute(
         if finished(recipe):  # by another process, while this one came here
             return json.loads((Path(recipe.output) / RECORD).read_text(encoding="utf-8"))
         began = time.perf_counter()
-        source = _open(job)
+        source = open_source(recipe, job.unlearning)
         result = _train(job, source.loaded, partial, on_step, processes)
         result = merged(result) if recipe.merges else result
-        record = _record(job, source.loaded, result, time.perf_counter() - began)
+        record = make_record(recipe, source.loaded, result, time.perf_counter() - began)
         if processes.is_first:
-            _write(recipe, source, result, record, partial)
+            write_output(recipe, source, result, record, partial)
         processes.wait()
     return record
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The model to unlearn from; `checkpoint`: its files, if they can be changed one by one."""
-
-    loaded: LoadedModel
-    checkpoint: Checkpoint | None
-
-
-def _open(job: Job) -> _Source:
-    recipe = job.recipe
-    name, revision, dtype = recipe.model, recipe.revision, recipe.dtype
-    checkpoint = find_checkpoint(locate(name, revision), resolve_dtype(dtype))
-    if recipe.shard and checkpoint is None:
-        raise UsageError(
-            f"shard: {name} has to be written whole, which no process holds then; use safetensors "
-            "files in the recipe's dtype"
-        )
-    device = "cpu" if recipe.shard else recipe.device  # a share goes to the device later
-    if checkpoint is not None and job.unlearning.ends_at_layer:
-        stop = job.unlearning.layer + 1
-        loaded = load_part(name, stop, device=device, dtype=dtype, revision=revision)
-    else:
-        loaded = load_model(name, device=device, dtype=dtype, revision=revision)
-    return _Source(loaded, checkpoint)
 
 
 @contextmanager
@@ -182,40 +151,6 @@ def _train(
         processes=processes,
         shard_on=resolve_device(job.recipe.device) if job.recipe.shard else None,
     )
-
-
-def _record(job: Job, loaded: LoadedModel, result: Result, seconds: float) -> dict[str, Any]:
-    return {
-        "recipe": job.recipe.model_dump(mode="json"),
-        "model_commit": getattr(loaded.model.config, "_commit_hash", None),
-        "changed": sorted(result.changed),
-        "steps": [asdict(step) for step in result.records],
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
-
-
-def _write(
-    recipe: Recipe, source: _Source, result: Result, record: Mapping[str, Any], partial: Path
-) -> None:
-    try:
-        with new_folder(Path(recipe.output), within=partial) as folder:
-            if result.adapter is not None:
-                base = (recipe.model, recipe.revision)
-                write_adapter(result.adapter, base, source.loaded.tokenizer, folder)
-            elif source.checkpoint is not None:
-                write_changed(source.checkpoint, result.changed, folder)
-            else:
-                write_model(result.model, source.loaded.tokenizer, folder)
-            write_json(folder / RECORD, record)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"output: {recipe.output} cannot be written ({error}); make room and run the same "
-            "command again"
-        ) from error
 
 
 def _recorded(folder: Path) -> Mapping[str, Any] | None:

@@ -8,6 +8,7 @@ from defuse.cli.evaluate import evaluate
 from defuse.cli.lab import lab
 from defuse.cli.real import real
 from defuse.cli.recipes import recipes
+from defuse.cli.sweep import sweep
 from defuse.cli.theory import theory
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(unlearn)
 app.command()(evaluate)
+app.command()(sweep)
 app.command()(real)
 app.command()(theory)
 app.add_typer(lab, name="lab")
