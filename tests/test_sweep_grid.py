@@ -19,6 +19,9 @@ RECIPE = {
 }
 
 
+TEXTS = st.text(st.characters(exclude_categories=["C"])).filter(lambda text: ".." not in text)
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("grid") / "recipe.yaml"
@@ -34,11 +37,11 @@ def test_numbers_come_as_they_were_written(recipe, seeds):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["C"])), min_size=1, unique=True))
-def test_quoted_texts_may_hold_anything(recipe, names):
+@given(st.lists(TEXTS, min_size=1, unique=True))
+def test_quoted_texts_may_hold_anything_but_a_range(recipe, names):
     quoted = ",".join(json.dumps(name, ensure_ascii=False) for name in names)
     points = make_grid(recipe, [f"topics.0.forget={quoted}"])
-    assert [point.recipe.topics[0].forget for point in points] == names
+    assert [point.recipe.topics[0].forget.source for point in points] == names
 
 
 @settings(max_examples=30, deadline=None)
