@@ -5,6 +5,7 @@ import sys
 import typer
 
 from defuse.cli.evaluate import evaluate
+from defuse.cli.finetune import finetune
 from defuse.cli.lab import lab
 from defuse.cli.real import real
 from defuse.cli.theory import theory
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(unlearn)
 app.command()(evaluate)
+app.command()(finetune)
 app.command()(real)
 app.command()(theory)
 app.add_typer(lab, name="lab")
