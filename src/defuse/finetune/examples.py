@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from defuse.schedule import generator
-from defuse.texts import Plain, encode
+from defuse.texts import Text, encode
 
 IGNORED = -100  # the label that transformers' losses leave out
 WINDOW = 32  # batches' worth of examples that are sorted by length together
@@ -23,7 +23,7 @@ class Example:
 
 
 def make_examples(
-    texts: Sequence[Plain], tokenizer: PreTrainedTokenizerBase, length: int
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[Example]:
     """Texts with the end-of-text token behind them, cut after `length` tokens.
 
