@@ -30,14 +30,16 @@ from benchmarks.plain import PlainStep
 from defuse.batches import TextBatch, collate
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
-from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
+from defuse.engine import Objective, SharedPrefixStep, StepBatch
 from defuse.methods import METHODS, HiddenMSE, LogitKL, RepresentationMethod, Steering
 from defuse.noise import GaussianNoise
 from defuse.schedule import generator
+from defuse.store import Bucket, FrozenStore
 from defuse.texts import Encoded
 from defuse.unlearning import Unlearning, trained_parameters
 
 TEXTS, TOKENS, VOCABULARY, SEED = 4, 256, 4096, 0
+AGAIN = 2  # the batch that comes again
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 TIMES = ("plain", "Defuse", "faster", "texts again", "faster", "plain mem", "Defuse mem", "share")
 PROFILE = ("plain", "products", "Defuse", "products")
@@ -106,11 +108,13 @@ def plain_run(model: PreTrainedModel, unlearning: Unlearning) -> Run:
     return Run(step, lambda: [gradient_of(tensor) for tensor in trained])
 
 
-def shared_run(model: PreTrainedModel, unlearning: Unlearning, keep_bytes: int = 0) -> Run:
+def shared_run(model: PreTrainedModel, unlearning: Unlearning, kept_turn: int | None = None) -> Run:
+    """Defuse's step; what the frozen model makes of the texts of batch `kept_turn` is kept."""
     names = trained_parameters(Decoder(model), unlearning)
     weights = {name: t.detach().clone().requires_grad_() for name, t in names.items()}
-    store = FrozenStore(keep_bytes)
-    engine = SharedPrefixStep(Decoder(model), unlearning, weights, seed=SEED, store=store)
+    engine = SharedPrefixStep(Decoder(model), unlearning, weights, seed=SEED)
+    if kept_turn is not None:
+        engine.hidden_store = engine.value_store = store_of(unlearning, kept_turn)
     objective = objective_for(unlearning, model.config.hidden_size)
     optimiser = adamw(list(weights.values()))
 
@@ -124,6 +128,12 @@ def shared_run(model: PreTrainedModel, unlearning: Unlearning, keep_bytes: int =
         return losses.forget, losses.retain
 
     return Run(step, lambda: [gradient_of(tensor) for tensor in weights.values()])
+
+
+def store_of(unlearning: Unlearning, turn: int) -> FrozenStore:
+    one = batch(turn, refusals=wants_refusals(unlearning))
+    parts = [part for part in (one.forget, one.retain, one.refusal) if part is not None]
+    return FrozenStore(Bucket(p.items[0][0], p.items, lambda p=p: p) for p in parts)
 
 
 def wants_refusals(unlearning: Unlearning) -> bool:
@@ -155,7 +165,7 @@ def ratio(plain: Run, shared: Run, repeats: int, *, again: bool) -> tuple[float,
     """Median seconds of each, alternating, and the median of the pairs' ratios."""
     pairs = []
     for repeat in range(repeats + 1):
-        turn = 2 if again else 2 + repeat
+        turn = AGAIN if again else AGAIN + repeat
         pairs.append((seconds(plain, turn), seconds(shared, turn)))
     pairs = pairs[1:]  # the first fills caches
     return (
@@ -204,7 +214,7 @@ def compare(method: str, arguments: argparse.Namespace) -> list[str]:
     model = random_model(arguments.layers, arguments.hidden)
     unlearning = unlearning_for(method, arguments.noise_std)
     plain = plain_run(model, unlearning)
-    single, kept = shared_run(model, unlearning), shared_run(model, unlearning, 2**30)
+    single, kept = shared_run(model, unlearning), shared_run(model, unlearning, AGAIN)
     assert_equal(plain, single)
     once = ratio(plain, single, arguments.repeats, again=False)
     again = ratio(plain, kept, arguments.repeats, again=True)

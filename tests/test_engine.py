@@ -10,8 +10,9 @@ from benchmarks.plain import PlainStep
 
 from defuse.batches import TextBatch, collate
 from defuse.borrowed import frozen_model
+from defuse.buckets import within
 from defuse.decoder import Decoder
-from defuse.engine import FrozenStore, Objective, SharedPrefixStep, StepBatch
+from defuse.engine import Objective, SharedPrefixStep, StepBatch
 from defuse.methods import (
     DPO,
     NPO,
@@ -28,6 +29,7 @@ from defuse.methods import (
     Steering,
 )
 from defuse.noise import GaussianNoise
+from defuse.store import Bucket, FrozenStore
 from defuse.texts import Encoded
 from defuse.unlearning import Unlearning, trained_parameters
 from tests.architectures import tiny_model
@@ -65,6 +67,12 @@ def step_batch(**options: object) -> StepBatch:
         batch_of([6, 11, 3], "retain", 2, **options),
         batch_of([5, 8, 2], "refusal", 3, **options),
     )
+
+
+def store_of(batch: StepBatch) -> FrozenStore:
+    """Each of the step's batches is a bucket of its own."""
+    parts = [part for part in (batch.forget, batch.retain, batch.refusal) if part is not None]
+    return FrozenStore(Bucket(p.items[0][0], p.items, lambda p=p: p) for p in parts)
 
 
 def objective_for(unlearning: Unlearning) -> Objective:
@@ -163,8 +171,8 @@ def run_steps(unlearning: Unlearning, steps: int) -> tuple[PlainStep, SharedPref
     GPT-2, because Llama's norms and rotary angles are computed in float32 whatever the dtype.
     """
     plain, ours = both(unlearning, "gpt2", torch.float64)
-    ours.store = FrozenStore(2**20)
     objective, batch = objective_for(unlearning), step_batch()
+    ours.hidden_store, ours.value_store = store_of(batch), store_of(batch)
     trained = [plain.updated.get_parameter(name) for name in ours.weights]
     first = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     second = torch.optim.AdamW(ours.weights.values(), lr=1e-3, weight_decay=0.0, fused=True)
@@ -192,7 +200,7 @@ def test_weights_after_ten_steps_equal_the_plain_ones(method: Method, retain: Re
         assert moved > 1e-3
         difference = (tensor - plain.updated.get_parameter(name)).abs().max().item()
         assert difference < 1e-9
-    assert ours.store.free < 2**20  # the store took part
+    assert ours.hidden_store.kept  # the store took part
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -259,18 +267,27 @@ def flip(batch: TextBatch) -> TextBatch:
     )
 
 
-def test_the_store_keeps_within_its_budget_and_changes_nothing() -> None:
+def test_a_kept_text_gives_the_same_bits_in_whatever_batch_asks_for_it_first() -> None:
+    """What lets a resumed run equal an undisturbed one: three texts, asked for in two orders."""
     unlearning = Unlearning(NPO(), LogitKL(), NOISE[1], layer=LAYER)
-    _, ours = both(unlearning, "llama", torch.float32)
-    objective, batch = objective_for(unlearning), step_batch()
-    without = ours.retain_loss(objective, batch.retain, 0).item()
-    for budget in (0, 1500, 2**20):
-        ours.store = FrozenStore(budget)
-        for _ in range(2):
-            assert ours.retain_loss(objective, batch.retain, 0).item() == pytest.approx(
-                without, rel=1e-6
-            )
-        assert 0 <= ours.store.free <= budget
+    found = []
+    for order in ([0, 1, 2], [2, 1, 0]):
+        _, ours = both(unlearning, "llama", torch.float32)
+        encoded, whole = texts([9, 4, 7], 1), batch_of([9, 4, 7], "forget", 1)
+        ours.hidden_store = FrozenStore([Bucket("all", whole.items, lambda whole=whole: whole)])
+        alone = {row: collate([encoded[row]], [("forget", row)], pad_token_id=0) for row in order}
+        states = {row: ours.reference_hidden(batch) for row, batch in alone.items()}
+        found.append([states[row] for row in range(3)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("tokens", [0, 7, 12, 100])
+def test_buckets_stay_within_their_tokens(tokens: int) -> None:
+    buckets = [Bucket(str(size), (), lambda: step_batch().retain, size) for size in (3, 4, 5, 6)]
+    kept = within(buckets, tokens)
+    assert sum(bucket.tokens for bucket in kept) <= tokens
+    assert kept == buckets[: len(kept)]
 
 
 def test_only_answers_count_in_preference_losses() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.decoder import Decoder
 from defuse.defaults import DEFAULTS
+from defuse.encoded import MEASURED_TEXTS, encode_topics
 from defuse.errors import UsageError
 from defuse.methods import (
     DPO,
@@ -25,7 +26,6 @@ from defuse.methods import (
     Retain,
 )
 from defuse.noise import GaussianNoise
-from defuse.prepare import MEASURED_TEXTS, encode_topics
 from defuse.texts import QuestionAnswer
 from defuse.train import Result, StepRecord, unlearn
 from defuse.unlearning import Topic, Training, Unlearning

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defuse.processes import ALONE, Processes
 from defuse.texts import Encoded
 
 Item = tuple[str, int]
@@ -23,6 +24,8 @@ class TextBatch:
     `counted` (B, T) is true where a token counts in hidden-state and logit losses, `counted_at`
     (M,) are its flat indices. `labels` (P,) are the tokens whose log-probability counts,
     `predicted_at` (P,) where the hidden state that predicts each stands, `sequence` (P,) its text.
+    Where several processes share a step's texts, `whole` is how many they are, `places` which of
+    them stand here, and `share` how much of all that counts; the step's own losses add up.
     """
 
     items: tuple[Item, ...]
@@ -34,6 +37,9 @@ class TextBatch:
     predicted_at: Tensor
     labels: Tensor
     sequence: Tensor
+    whole: int = 0
+    places: tuple[int, ...] = ()
+    share: float = 1.0
 
 
 def collate(
@@ -44,8 +50,9 @@ def collate(
     mask_padding: bool = True,
     skip_first_token: bool = True,
     device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> TextBatch:
-    """Pad `texts` on the right and mark what counts.
+    """Pad `texts` on the right and mark what counts; of several processes each gets its part.
 
     `mask_padding=False` is what the paper's code does: padding on the left, and every padded
     position counts like a token. `skip_first_token` leaves out each text's first real token, whose
@@ -70,15 +77,45 @@ def collate(
     if skip_first_token:
         counted[torch.arange(len(texts)), torch.tensor(offsets)] = False
     spans = tuple(slice(o, o + len(t.ids)) for o, t in zip(offsets, texts, strict=True))
+    whole = _Marked(tuple(items), ids, real, spans, counted, predicted)
+    return _batch(whole, processes.mine(range(len(texts))), device, mask_padding=mask_padding)
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """All of a step's texts on the CPU."""
+
+    items: tuple[Item, ...]
+    ids: Tensor
+    real: Tensor
+    spans: tuple[slice, ...]
+    counted: Tensor
+    predicted: Tensor
+
+
+def _batch(
+    whole: _Marked, rows: Sequence[int], device: torch.device | str, *, mask_padding: bool
+) -> TextBatch:
+    """Some rows of `whole`, all sizes and places worked out."""
+    chosen = list(rows)
+    time = whole.ids.shape[1]
+    if mask_padding:  # where padding counts, it stays
+        time = max((whole.spans[row].stop for row in chosen), default=0)
+    ids, real, counted, predicted = (
+        each[chosen, :time] for each in (whole.ids, whole.real, whole.counted, whole.predicted)
+    )
     label_at = predicted.flatten().nonzero()[:, 0]
     return TextBatch(
-        items=tuple(items),
+        items=tuple(whole.items[row] for row in chosen),
         input_ids=ids.to(device),
         attention_mask=None if mask_padding else real.to(device),
-        spans=spans,
+        spans=tuple(whole.spans[row] for row in chosen),
         counted=counted.to(device),
         counted_at=counted.flatten().nonzero()[:, 0].to(device),
         predicted_at=(label_at - 1).to(device),
         labels=ids.flatten()[label_at].to(device),
-        sequence=(label_at // time).to(device),
+        sequence=(label_at // max(1, time)).to(device),
+        whole=len(whole.items),
+        places=tuple(chosen),
+        share=(counted.sum() / whole.counted.sum()).item(),
     )

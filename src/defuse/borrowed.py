@@ -1,9 +1,11 @@
 """Use a caller's model and give it back as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -29,3 +31,10 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter, flag in required.items():
                 parameter.requires_grad_(flag)
+
+
+def sharing_copy(model: PreTrainedModel, own: Iterable[Tensor]) -> PreTrainedModel:
+    """A copy of `model` with its own `own` tensors; all others are the model's, not copied."""
+    copied = {id(tensor) for tensor in own}
+    shared = [*model.parameters(), *model.buffers()]
+    return deepcopy(model, {id(t): t for t in shared if id(t) not in copied})

@@ -8,13 +8,13 @@ steering layer. Forget and retain losses are differentiated one after the other,
 of the two graphs is ever in memory.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from defuse.batches import Item, TextBatch
+from defuse.batches import TextBatch
 from defuse.chunks import tokenwise
 from defuse.decoder import BlockInputs, Decoder
 from defuse.losses import SequenceLogProbs, hidden_mse, next_token_log_probs
@@ -26,6 +26,8 @@ from defuse.methods import (
     Steering,
 )
 from defuse.noise import add_noise
+from defuse.processes import ALONE, Processes
+from defuse.store import FrozenStore
 from defuse.unlearning import Unlearning
 
 
@@ -60,40 +62,11 @@ class StepLosses:
     retain: Tensor
 
 
-class FrozenStore:
-    """Per-text results of the frozen model, kept up to a number of bytes for the next round."""
-
-    def __init__(self, budget_bytes: int = 0) -> None:
-        self.free = budget_bytes
-        self._rows: dict[tuple[Hashable, Item], Tensor] = {}
-
-    def fetch(self, kind: Hashable, batch: TextBatch, compute: Callable[[], Tensor]) -> Tensor:
-        """Hidden states (batch, time, hidden): kept ones, zero on padding, or `compute()`."""
-        if all((kind, item) in self._rows for item in batch.items):
-            rows = [self._rows[kind, item] for item in batch.items]
-            return self._pad(rows, batch)
-        hidden = compute()
-        for item, span, row in zip(batch.items, batch.spans, hidden, strict=True):
-            size = row[span].numel() * row.element_size()
-            if size <= self.free and (kind, item) not in self._rows:
-                self._rows[kind, item] = row[span].clone()
-                self.free -= size
-        return hidden
-
-    @staticmethod
-    def _pad(rows: list[Tensor], batch: TextBatch) -> Tensor:
-        padded = rows[0].new_zeros(*batch.input_ids.shape, rows[0].shape[-1])
-        for row, span, kept in zip(padded, batch.spans, rows, strict=True):
-            row[span] = kept
-        return padded
-
-
 @dataclass(frozen=True)
 class _Started:
     """A batch that has run through the frozen blocks below the first trained one."""
 
     batch: TextBatch
-    embedded: Tensor
     inputs: BlockInputs
     start: Tensor
 
@@ -102,6 +75,9 @@ class SharedPrefixStep:
     """Losses and gradients of one step. `weights` are the trained tensors by their full names.
 
     The model's parameters must not require gradients (`frozen_model`), and stay as they are.
+    `hidden_store` keeps hidden states of the frozen model, `value_store` its log-probabilities.
+    Each of several `processes` gets its own texts of a step; losses and gradients are the whole
+    step's on all of them.
     """
 
     def __init__(
@@ -111,37 +87,55 @@ class SharedPrefixStep:
         weights: Mapping[str, Tensor],
         *,
         seed: int = 0,
-        store: FrozenStore | None = None,
+        hidden_store: FrozenStore | None = None,
+        value_store: FrozenStore | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.decoder = decoder
         self.unlearning = unlearning
         self.weights = weights
         self.seed = seed
-        self.store = store or FrozenStore()
+        self.hidden_store = hidden_store or FrozenStore()
+        self.value_store = value_store or FrozenStore()
+        self.processes = processes
         self.top = decoder.num_layers
         self.at_layer = unlearning.layer + 1  # hidden states "at layer l" leave block l
         self.first = unlearning.layers(self.top)[0]
-        self._log_probs: dict[Item, tuple[Tensor, Tensor]] = {}
 
     def backward(self, objective: Objective, batch: StepBatch, step: int) -> StepLosses:
         """Add the gradients of forget + weight · retain to `weights`."""
         forget = self.forget_loss(objective, batch)
-        forget.backward()
+        _backward(forget)
         retain = self.retain_loss(objective, batch.retain, step)
-        (objective.weight * retain).backward()
-        return StepLosses(forget.detach(), retain.detach())
+        _backward(objective.weight * retain)
+        return self._add_up(StepLosses(forget.detach(), retain.detach()))
+
+    def _add_up(self, losses: StepLosses) -> StepLosses:
+        """Gradients and losses over all processes, of which some may have had no text."""
+        if self.processes.count == 1:
+            return losses
+        for tensor in self.weights.values():
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        gradients = [tensor.grad for tensor in self.weights.values() if tensor.grad is not None]
+        self.processes.add_up(gradients)
+        both = torch.stack([losses.forget.double(), losses.retain.double()])
+        self.processes.add_up([both])
+        return StepLosses(*both)
 
     def forget_loss(self, objective: Objective, batch: StepBatch) -> Tensor:
         """The method's loss on the forget texts: a scalar with its graph."""
         method = self.unlearning.method
-        if isinstance(method, RepresentationMethod):
-            assert objective.steering is not None  # noqa: S101 (train.prepare)
-            started = self._start(batch.forget)
-            hidden = self._updated(started, self.at_layer)
-            reference = self.frozen(started, self.at_layer) if method.needs_reference else None
-            target = method.target(objective.steering, reference, batch.forget.counted)
-            return hidden_mse(hidden, target, batch.forget.counted) / objective.hidden_scale
-        return self._preference_loss(method, batch)
+        if not isinstance(method, RepresentationMethod):
+            return self._preference_loss(method, batch)
+        assert objective.steering is not None  # noqa: S101 (train.prepare)
+        if not batch.forget.items:
+            return self._nothing()
+        started = self._start(batch.forget)
+        hidden = self._updated(started, self.at_layer)
+        reference = self.frozen(started, self.at_layer) if method.needs_reference else None
+        target = method.target(objective.steering, reference, batch.forget.counted)
+        loss = hidden_mse(hidden, target, batch.forget.counted) / objective.hidden_scale
+        return batch.forget.share * loss
 
     def retain_loss(self, objective: Objective, batch: TextBatch, step: int) -> Tensor:
         """The retain loss against the reference, noised where RNA is on: a scalar with its graph.
@@ -149,18 +143,22 @@ class SharedPrefixStep:
         The noise joins the reference's hidden states at layer l (paper, section 4). HiddenMSE
         compares there; losses on logits let the reference continue from there to its logits.
         """
+        if not batch.items:
+            return self._nothing()
         retain, started = self.unlearning.retain, self._start(batch)
         if isinstance(retain, HiddenMSE):
             target = self._noised(started, objective.noise_std, step)
             hidden = self._updated(started, self.at_layer)
-            return hidden_mse(hidden, target, batch.counted) / objective.hidden_scale
+            loss = hidden_mse(hidden, target, batch.counted) / objective.hidden_scale
+            return batch.share * loss
         if self.unlearning.noise is None:
             reference = self.frozen(started, self.top)
         else:
             noised = self._noised(started, objective.noise_std, step).to(started.start.dtype)
             with torch.no_grad():
                 reference = self.decoder.run(noised, started.inputs, self.at_layer, self.top)
-        return self._logit_loss(retain, self._updated(started, self.top), reference, batch)
+        loss = self._logit_loss(retain, self._updated(started, self.top), reference, batch)
+        return batch.share * loss
 
     def reference_hidden(self, batch: TextBatch) -> Tensor:
         """h0 at layer l, (batch, time, hidden), for measuring norms and variances."""
@@ -170,24 +168,37 @@ class SharedPrefixStep:
         """The reference model's hidden states before block `stop`, without gradient."""
         if stop == self.first:
             return started.start
-        beyond = stop > self.first
-        hidden, begin = (started.start, self.first) if beyond else (started.embedded, 0)
-        with torch.no_grad():
-            return self.store.fetch(
-                stop,
-                started.batch,
-                lambda: self.decoder.run(hidden, started.inputs, begin, stop),
-            )
+        if stop > self.first:
+            return self.hidden_store.hidden(stop, started.batch, self._reference(stop, started))
+        return self.hidden_store.hidden(stop, started.batch, self._below(stop))
 
     def _start(self, batch: TextBatch) -> _Started:
         with torch.no_grad():
             embedded, inputs = self.decoder.embed(batch.input_ids, batch.attention_mask)
-            if self.first == 0:
-                return _Started(batch, embedded, inputs, embedded)
-            start = self.store.fetch(
-                self.first, batch, lambda: self.decoder.run(embedded, inputs, 0, self.first)
-            )
-        return _Started(batch, embedded, inputs, start)
+        if self.first == 0:
+            return _Started(batch, inputs, embedded)
+        start = self.hidden_store.hidden(self.first, batch, self._below(self.first))
+        return _Started(batch, inputs, start)
+
+    def _below(self, stop: int) -> Callable[[TextBatch], Tensor]:
+        """Blocks 0..stop-1 on a batch, all of them frozen."""
+
+        @torch.no_grad()
+        def run(batch: TextBatch) -> Tensor:
+            embedded, inputs = self.decoder.embed(batch.input_ids, batch.attention_mask)
+            return self.decoder.run(embedded, inputs, 0, stop)
+
+        return run
+
+    def _reference(self, stop: int, started: _Started) -> Callable[[TextBatch], Tensor]:
+        """The reference's blocks up to `stop`, on the batch that has `started` or another."""
+
+        @torch.no_grad()
+        def run(batch: TextBatch) -> Tensor:
+            at = started if batch is started.batch else self._start(batch)
+            return self.decoder.run(at.start, at.inputs, self.first, stop)
+
+        return run
 
     def _updated(self, started: _Started, stop: int) -> Tensor:
         return self.decoder.run(started.start, started.inputs, self.first, stop, self.weights)
@@ -215,15 +226,38 @@ class SharedPrefixStep:
         return tokenwise(score, updated, self.decoder.vocab_size).mean()
 
     def _preference_loss(self, method: PreferenceMethod, batch: StepBatch) -> Tensor:
-        forget, refusal = self._start(batch.forget), None
-        reference = self._reference_log_probs(forget) if method.needs_reference else None
-        refusal_reference = None
-        updated = self._sequence_log_probs(self._updated(forget, self.top), batch.forget)
+        updated, reference = self._log_probs(batch.forget, reference=method.needs_reference)
+        refusal = refusal_reference = None
         if batch.refusal is not None:
-            started = self._start(batch.refusal)
-            refusal_reference = self._reference_log_probs(started)
-            refusal = self._sequence_log_probs(self._updated(started, self.top), batch.refusal)
-        return method.loss(updated, reference, refusal, refusal_reference)
+            refusal, refusal_reference = self._log_probs(batch.refusal, reference=True)
+        loss = method.loss(updated, reference, refusal, refusal_reference)
+        # Every process has the whole loss with the gradient of its own texts; it counts once.
+        return loss if self.processes.is_first else loss - loss.detach()
+
+    def _log_probs(
+        self, batch: TextBatch, *, reference: bool
+    ) -> tuple[SequenceLogProbs, SequenceLogProbs | None]:
+        """Both models' log-probabilities of all the step's texts; gradients reach one's own."""
+        if not batch.items:
+            nothing = SequenceLogProbs(
+                *torch.zeros(2, 0, dtype=torch.float64, device=self.decoder.device)
+            )
+            return self._of_all(nothing, batch), self._of_all(nothing, batch) if reference else None
+        started = self._start(batch)
+        fixed = self._of_all(self._reference_log_probs(started), batch) if reference else None
+        updated = self._sequence_log_probs(self._updated(started, self.top), batch)
+        return self._of_all(updated, batch), fixed
+
+    def _of_all(self, own: SequenceLogProbs, batch: TextBatch) -> SequenceLogProbs:
+        """One's own texts' values in their places among those of all processes."""
+        if self.processes.count == 1:
+            return own
+        places = torch.tensor(batch.places, dtype=torch.long, device=own.total.device)
+        empty = own.total.new_zeros(batch.whole)
+        total, count = (empty.index_copy(0, places, each) for each in (own.total, own.count))
+        everyone = [total.detach().clone(), count.clone()]
+        self.processes.add_up(everyone)
+        return SequenceLogProbs(everyone[0] + (total - total.detach()), everyone[1])
 
     def _sequence_log_probs(self, hidden: Tensor, batch: TextBatch) -> SequenceLogProbs:
         def score(rows: Tensor, where: slice) -> Tensor:
@@ -241,14 +275,23 @@ class SharedPrefixStep:
 
     def _reference_log_probs(self, started: _Started) -> SequenceLogProbs:
         """The frozen model's log-probabilities of these texts, taken once per text."""
-        items = started.batch.items
-        if not all(item in self._log_probs for item in items):
-            with torch.no_grad():
-                hidden = self.decoder.run(started.start, started.inputs, self.first, self.top)
-                fresh = self._sequence_log_probs(hidden, started.batch)
-            if not self.unlearning.mask_padding:
-                return fresh  # padding counts: a text's value depends on the batch it stands in
-            rows = zip(fresh.total, fresh.count, strict=True)
-            self._log_probs |= dict(zip(items, rows, strict=True))
-        totals, counts = zip(*(self._log_probs[item] for item in items), strict=True)
-        return SequenceLogProbs(torch.stack(totals), torch.stack(counts))
+
+        @torch.no_grad()
+        def compute(batch: TextBatch) -> list[Tensor]:
+            at = started if batch is started.batch else self._start(batch)
+            hidden = self.decoder.run(at.start, at.inputs, self.first, self.top)
+            found = self._sequence_log_probs(hidden, batch)
+            return list(torch.stack([found.total, found.count], dim=1))
+
+        kept = self.value_store.rows("log-probabilities", started.batch.items, compute)
+        rows = torch.stack(compute(started.batch) if kept is None else kept)
+        return SequenceLogProbs(rows[:, 0], rows[:, 1])
+
+    def _nothing(self) -> Tensor:
+        """The part of a loss that falls to a process without a text."""
+        return torch.zeros((), device=self.decoder.device)
+
+
+def _backward(loss: Tensor) -> None:
+    if loss.requires_grad:
+        loss.backward()

@@ -72,29 +72,45 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything json c
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file beside `path` to fill; it takes `path`'s place only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the name without the bytes
-        Path(temporary).chmod(0o644)  # mkstemp's files are for their owner alone
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with new_path(path) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_path(path: Path) -> Iterator[Path]:
+    """The name of a file beside `path` to write; it takes `path`'s place if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        os.close(handle)
+        yield temporary
+        _flush(temporary)  # else a power cut could leave the name without the bytes
+        temporary.chmod(0o644)  # mkstemp's files are for their owner alone
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def new_folder(path: Path, within: Path | None = None) -> Iterator[Path]:
     """A folder beside `path` to fill; it takes `path`'s place only if the block ends well.
 
-    A link to a folder is followed. Raises FileExistsError when `path` already holds something.
+    A link to a folder is followed. `within`: a folder on the same file system to fill it in
+    instead. Raises FileExistsError when `path` already holds something.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=within or path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
         if path.exists() and any(path.iterdir()):

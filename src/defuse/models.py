@@ -9,7 +9,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,6 +28,9 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from defuse.errors import UsageError
 from defuse.files import new_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -161,6 +164,20 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     _drop_gguf_marks(plain)
     with _quiet():
         plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def write_adapter(
+    adapter: "PeftModel",
+    base: tuple[str, str | None],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
+    """Write LoRA's factors into an existing folder, for the model of this name and revision."""
+    for config in adapter.peft_config.values():
+        config.base_model_name_or_path, config.revision = base
+    with _quiet():
+        adapter.save_pretrained(str(folder))
         tokenizer.save_pretrained(folder)
 
 

@@ -1,54 +1,22 @@
-"""From topics to batches and numbers: everything settled before the first step."""
+"""From encoded topics to objectives and batches: everything settled before the first step."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from defuse.batches import TextBatch, collate
-from defuse.decoder import Decoder
+from defuse.encoded import MEASURED_TEXTS, Corpus, EncodedTopic, encode_topics, turns_of
 from defuse.engine import Objective, SharedPrefixStep, StepBatch
-from defuse.errors import UsageError
 from defuse.measure import HiddenStatistics, hidden_statistics
 from defuse.methods import RepresentationMethod, Steering
 from defuse.methods.base import draw_direction
+from defuse.processes import ALONE, Processes
 from defuse.scales import multiple, resolve
-from defuse.schedule import generator, rows
-from defuse.texts import Encoded, QuestionAnswer, Text, encode
-from defuse.triggers import mine_triggers, mix_triggers
-from defuse.unlearning import Topic, Training, Unlearning
-
-MEASURED_TEXTS = 64
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """One body of `count` texts, of which `texts` holds those that will be used, by row.
-
-    `name` stands in every draw made for it.
-    """
-
-    name: str
-    count: int
-    texts: Mapping[int, Encoded]
-
-    def rows(self, turn: int, training: Training) -> Sequence[int]:
-        """The rows of the corpus's batch number `turn`."""
-        how = training
-        return rows(
-            turn, self.count, how.batch_size, seed=how.seed, shuffle=how.shuffle, purpose=self.name
-        )
-
-
-@dataclass(frozen=True)
-class EncodedTopic:
-    """A topic's texts as token ids; `refusals` go with methods that prefer refusals (DPO)."""
-
-    topic: Topic
-    forget: Corpus
-    retain: Corpus
-    refusals: Corpus | None
+from defuse.schedule import generator
+from defuse.unlearning import Topic, Training
 
 
 @dataclass(frozen=True)
@@ -64,21 +32,25 @@ class Prepared:
     topics: Sequence[PreparedTopic]
     training: Training
     collate: "Collate"
+    processes: Processes = ALONE
 
     @property
     def texts_come_again(self) -> bool:
         """Whether any text is used in more than one step."""
         fewest = min(c.count for t in self.topics for c in (t.texts.forget, t.texts.retain))
-        return _turns(self.training, len(self.topics)) * self.training.batch_size > fewest
+        return turns_of(self.training, len(self.topics)) * self.training.batch_size > fewest
 
     def batch(self, step: int) -> tuple[Objective, StepBatch]:
-        """The topic whose turn it is and its texts: topics alternate, as in the paper's code."""
+        """The topic whose turn it is and this process's part of its texts.
+
+        Topics alternate, as in the paper's code.
+        """
         topic, turn = self.topics[step % len(self.topics)], step // len(self.topics)
-        texts = topic.texts
+        texts, part = topic.texts, partial(self.collate, processes=self.processes)
         chosen = texts.forget.rows(turn, self.training)
-        forget = self.collate(texts.forget, chosen)
-        retain = self.collate(texts.retain, texts.retain.rows(turn, self.training))
-        refusal = None if texts.refusals is None else self.collate(texts.refusals, chosen)
+        forget = part(texts.forget, chosen)
+        retain = part(texts.retain, texts.retain.rows(turn, self.training))
+        refusal = None if texts.refusals is None else part(texts.refusals, chosen)
         return topic.objective, StepBatch(forget, retain, refusal)
 
 
@@ -89,7 +61,9 @@ class Collate:
     skip_first_token: bool
     device: torch.device
 
-    def __call__(self, corpus: Corpus, chosen: Sequence[int]) -> TextBatch:
+    def __call__(
+        self, corpus: Corpus, chosen: Sequence[int], processes: Processes = ALONE
+    ) -> TextBatch:
         return collate(
             [corpus.texts[row] for row in chosen],
             [(corpus.name, row) for row in chosen],
@@ -97,6 +71,7 @@ class Collate:
             mask_padding=self.mask_padding,
             skip_first_token=self.skip_first_token,
             device=self.device,
+            processes=processes,
         )
 
 
@@ -118,110 +93,7 @@ def prepare(
     )
     encoded = encode_topics(step.decoder, unlearning, tokenizer, topics, training)
     prepared = [PreparedTopic(_objective(step, t, training, batches), t) for t in encoded]
-    return Prepared(prepared, training, batches)
-
-
-def encode_topics(
-    decoder: Decoder,
-    unlearning: Unlearning,
-    tokenizer: PreTrainedTokenizerBase,
-    topics: Sequence[Topic],
-    training: Training,
-) -> list[EncodedTopic]:
-    """The texts that the steps will reach, as token ids; needs no weights.
-
-    Raises UsageError for a text that the model cannot read or that leaves nothing to predict.
-    """
-    turns = _turns(training, len(topics))
-    return [
-        _encode_topic(decoder, unlearning, tokenizer, topic, training, turns) for topic in topics
-    ]
-
-
-def _encode_topic(
-    decoder: Decoder,
-    unlearning: Unlearning,
-    tokenizer: PreTrainedTokenizerBase,
-    topic: Topic,
-    training: Training,
-    turns: int,
-) -> EncodedTopic:
-    def corpus(kind: str, texts: Sequence[Text], length: int, rows: Iterable[int]) -> Corpus:
-        used = list(rows)
-        try:
-            found = encode([texts[row] for row in used], tokenizer, length)
-            _check_ids(decoder, found)
-        except UsageError as error:
-            raise UsageError(f"topics.{topic.name}.{kind}: {error}") from error
-        return Corpus(f"{topic.name}/{kind}", len(texts), dict(zip(used, found, strict=True)))
-
-    def body(kind: str, texts: Sequence[Text], length: int) -> Corpus:
-        whole = Corpus(f"{topic.name}/{kind}", len(texts), {})
-        if not topic.packed:
-            return corpus(kind, texts, length, _used(whole, training, turns))
-        packed = encode(texts, tokenizer, length, packed=True)
-        _check_ids(decoder, packed)
-        return replace(whole, count=len(packed), texts=dict(enumerate(packed)))
-
-    forget = body("forget", topic.forget, topic.forget_length)
-    retain = body("retain", _with_triggers(topic, training.seed), topic.retain_length)
-    refusals = None
-    if wanted := getattr(unlearning.method, "refusals", ()):
-        # A packed row holds parts of several texts, so refusals then stand for rows.
-        asked = [""] * forget.count if topic.packed else topic.forget
-        chosen = refusals_for(asked, wanted, training.seed, topic.name)
-        refusals = corpus("refusals", chosen, topic.forget_length, forget.texts)
-    return EncodedTopic(topic, forget, retain, refusals)
-
-
-def _turns(training: Training, topics: int) -> int:
-    """How many batches each topic has, at the most."""
-    return -(-training.steps // topics)
-
-
-def _used(corpus: Corpus, training: Training, turns: int) -> list[int]:
-    """The rows of a corpus that the steps will reach, and those to measure on."""
-    measured = range(min(MEASURED_TEXTS, corpus.count))
-    if turns * training.batch_size >= corpus.count:
-        return list(range(corpus.count))
-    reached = (row for turn in range(turns) for row in corpus.rows(turn, training))
-    return sorted({*measured, *reached})
-
-
-def _check_ids(decoder: Decoder, texts: Iterable[Encoded]) -> None:
-    size, reads = decoder.num_embeddings, decoder.max_positions
-    for text in texts:
-        if max(text.ids) >= size:
-            raise UsageError(
-                f"token id {max(text.ids)} has no embedding, the model has {size}; use the "
-                "tokenizer that came with the model"
-            )
-        if reads is not None and len(text.ids) > reads:
-            raise UsageError(
-                f"a text of {len(text.ids)} tokens is longer than the {reads} that the model "
-                "reads; lower the topic's length"
-            )
-
-
-def _with_triggers(topic: Topic, seed: int) -> Sequence[Text]:
-    """The retain texts, some behind sentences with forget-terms where the topic says so."""
-    if topic.mixed_share == 0:
-        return topic.retain
-    triggers = topic.triggers or mine_triggers(topic.forget, topic.retain)
-    return mix_triggers(topic.retain, triggers, topic.mixed_share, seed, topic.name)
-
-
-def refusals_for(
-    texts: Sequence[Text], refusals: Sequence[str], seed: int, topic: str
-) -> list[Text]:
-    """A refusal, drawn once, for each text: as the answer where the text is a question's."""
-    rng = generator(seed, "refusals", topic)
-    draws = torch.randint(len(refusals), (len(texts),), generator=rng).tolist()
-    chosen: list[str] = [refusals[int(draw)] for draw in draws]
-    return [
-        QuestionAnswer(text.question, refusal) if isinstance(text, QuestionAnswer) else refusal
-        for text, refusal in zip(texts, chosen, strict=True)
-    ]
+    return Prepared(prepared, training, batches, step.processes)
 
 
 def _objective(

@@ -13,6 +13,7 @@ from defuse.corpora import load_refusals, load_texts
 from defuse.defaults import DEFAULTS, default_retain, strength_field
 from defuse.errors import UsageError
 from defuse.fields import Fields, Multiple, Number, Whole, parse
+from defuse.lora import LoRA
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
 from defuse.questions import load_tokens
@@ -76,11 +77,23 @@ class NoiseFields(Fields):
         return GaussianNoise(self.std, self.variance)
 
 
+class LoraFields(Fields):
+    """LoRA's factors; `merge` writes a whole checkpoint with them in it, not an adapter."""
+
+    rank: Whole = LoRA.rank
+    alpha: Number = LoRA.alpha
+    merge: bool = False
+
+    def build(self) -> LoRA:
+        return LoRA(self.rank, self.alpha)
+
+
 class TrainFields(Fields):
     """What is trained; None is the library's choice (`Unlearning`)."""
 
     layers: list[int] | Literal["all"] | None = None
     parameters: str | list[str] | None = None
+    lora: LoraFields | None = None
 
 
 class TopicFields(Fields):
@@ -129,6 +142,7 @@ class Recipe(Fields):
     skip_first_token: bool = Unlearning.skip_first_token
     loss_scale: Literal["none", "hidden_variance"] = Unlearning.loss_scale
     master_weights: bool = Unlearning.master_weights
+    checkpoint_every: Annotated[int, Field(ge=0)] = 50
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +180,7 @@ class Recipe(Fields):
             None if self.noise is None else self.noise.build(),
             train_layers=self.train.layers,
             train_parameters=self.train.parameters,
+            lora=None if self.train.lora is None else self.train.lora.build(),
             **self.model_dump(include=same),
         )
 

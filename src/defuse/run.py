@@ -1,16 +1,22 @@
 """A recipe from file to checkpoint: everything checked first, then trained, then written whole."""
 
+import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from defuse.decoder import Decoder
+from defuse.encoded import encode_topics, texts_digest
 from defuse.errors import UsageError
-from defuse.files import check_writable, new_folder, write_json
+from defuse.fields import parse
+from defuse.files import check_writable, held, new_folder, write_json
 from defuse.models import (
+    LoadedModel,
     load_config,
     load_model,
     load_tokenizer,
@@ -18,25 +24,33 @@ from defuse.models import (
     resolve_device,
     resolve_dtype,
     skeleton,
+    write_adapter,
     write_model,
 )
-from defuse.prepare import encode_topics
-from defuse.provenance import peak_memory_bytes, versions
+from defuse.processes import ALONE, Processes
+from defuse.provenance import fingerprint, peak_memory_bytes, versions
 from defuse.recipe import Recipe
-from defuse.train import StepRecord, unlearn
-from defuse.unlearning import Topic, Training, Unlearning, trained_parameters, validate
+from defuse.resume import SavedState
+from defuse.train import Result, StepRecord, unlearn
+from defuse.unlearning import Topic, Training, Unlearning, validate
 
-RECORD = "run.json"
+RECORD, STATE, LOCK = "run.json", "state.safetensors", "lock"
+# What says where and how often to write, not what the run is.
+ASIDE = ("output", "checkpoint_every")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with its texts read, checked against its model's configuration."""
+    """A recipe with its texts read, checked against its model's configuration.
+
+    `texts`: a hash of all token ids that the steps reach.
+    """
 
     recipe: Recipe
     unlearning: Unlearning
     topics: tuple[Topic, ...]
     training: Training
+    texts: str
 
 
 def finished(recipe: Recipe) -> bool:
@@ -46,7 +60,7 @@ def finished(recipe: Recipe) -> bool:
     """
     folder = Path(recipe.output)
     if folder.is_dir() and any(folder.iterdir()):
-        if _recorded(folder) == _essence(recipe.model_dump(mode="json")):
+        if _recorded(folder) == _essence(recipe):
             return True
         raise UsageError(
             f"output: {folder} holds another run or other files; name a new folder or remove it"
@@ -61,52 +75,128 @@ def check(recipe: Recipe) -> Job:
     resolve_device(recipe.device)
     decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
     topics = tuple(topic.build() for topic in recipe.topics)
-    job = Job(recipe, recipe.unlearning(), topics, recipe.training())
-    validate(job.unlearning, job.topics, job.training, decoder)
-    trained_parameters(decoder, job.unlearning)
-    encode_topics(decoder, job.unlearning, load_tokenizer(source), topics, job.training)
-    return job
+    unlearning, training = recipe.unlearning(), recipe.training()
+    validate(unlearning, topics, training, decoder)
+    encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
+    return Job(recipe, unlearning, topics, training, texts_digest(encoded))
 
 
-def execute(job: Job, on_step: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
+def execute(
+    job: Job,
+    on_step: Callable[[StepRecord], None] | None = None,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
     """Train, write the checkpoint with its `run.json`, and return what stands in there.
 
-    The output folder appears whole at the end, or, after an error or a kill, not at all.
+    The output folder appears whole at the end. Until then its neighbour `….partial` holds the
+    state of the run, from which the same job goes on after an error or a kill. Of several
+    `processes` the first writes. Raises UsageError if another process works on the same output.
     """
-    recipe, began = job.recipe, time.perf_counter()
-    loaded = load_model(
-        recipe.model, device=recipe.device, dtype=recipe.dtype, revision=recipe.revision
+    recipe = job.recipe
+    with _workplace(recipe, processes) as partial:
+        if finished(recipe):  # by another process, while this one came here
+            return json.loads((Path(recipe.output) / RECORD).read_text(encoding="utf-8"))
+        began = time.perf_counter()
+        loaded = load_model(
+            recipe.model, device=recipe.device, dtype=recipe.dtype, revision=recipe.revision
+        )
+        result = _train(job, loaded, partial, on_step, processes)
+        record = _record(job, loaded, result, time.perf_counter() - began)
+        if processes.is_first:
+            _write(recipe, loaded, result, record, partial)
+        processes.wait()
+    return record
+
+
+@contextmanager
+def _workplace(recipe: Recipe, processes: Processes) -> Iterator[Path]:
+    """The folder beside the output for a run's state; gone when the run has ended well."""
+    output = Path(recipe.output).resolve()
+    partial = output.with_name(f"{output.name}.partial")
+    if not processes.is_first:
+        yield partial
+        return
+    ended_well = False
+    try:
+        with held(partial / LOCK, "output", recipe.output):
+            for path in partial.iterdir():  # what a kill has left half-written
+                if path.name not in (STATE, LOCK):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield partial
+            ended_well = True
+    finally:
+        if ended_well or not (partial / STATE).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _train(
+    job: Job,
+    loaded: LoadedModel,
+    partial: Path,
+    on_step: Callable[[StepRecord], None] | None,
+    processes: Processes,
+) -> Result:
+    essence = json.dumps(_essence(job.recipe), sort_keys=True)
+    parts = (essence, job.texts, fingerprint(loaded.model))
+    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return unlearn(
+        loaded.model,
+        loaded.tokenizer,
+        job.topics,
+        job.unlearning,
+        job.training,
+        in_place=True,
+        on_step=on_step,
+        saved=SavedState(partial / STATE, job.recipe.checkpoint_every, identity),
+        processes=processes,
     )
-    arguments = (loaded.model, loaded.tokenizer, job.topics, job.unlearning, job.training)
-    result = unlearn(*arguments, in_place=True, on_step=on_step)
-    record = {
-        "recipe": recipe.model_dump(mode="json"),
+
+
+def _record(job: Job, loaded: LoadedModel, result: Result, seconds: float) -> dict[str, Any]:
+    return {
+        "recipe": job.recipe.model_dump(mode="json"),
         "model_commit": getattr(loaded.model.config, "_commit_hash", None),
         "changed": sorted(result.changed),
         "steps": [asdict(step) for step in result.records],
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+def _write(
+    recipe: Recipe, loaded: LoadedModel, result: Result, record: Mapping[str, Any], partial: Path
+) -> None:
+    lora = recipe.train.lora
     try:
-        with new_folder(Path(recipe.output)) as folder:
-            write_model(result.model, loaded.tokenizer, folder)
+        with new_folder(Path(recipe.output), within=partial) as folder:
+            if result.adapter is None or lora is None:
+                write_model(result.model, loaded.tokenizer, folder)
+            elif lora.merge:
+                write_model(result.adapter.merge_and_unload(), loaded.tokenizer, folder)
+            else:
+                base = (recipe.model, recipe.revision)
+                write_adapter(result.adapter, base, loaded.tokenizer, folder)
             write_json(folder / RECORD, record)
     except OSError as error:
-        raise UsageError(f"output: {recipe.output} cannot be written ({error})") from error
-    return record
+        raise UsageError(
+            f"output: {recipe.output} cannot be written ({error}); make room and run the same "
+            "command again"
+        ) from error
 
 
 def _recorded(folder: Path) -> Mapping[str, Any] | None:
+    """The essence of the recipe whose run a folder holds, if it holds one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return _essence(record["recipe"])
+        return _essence(parse(Recipe, record["recipe"], ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _essence(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What makes a recipe the same one, wherever its output is put."""
-    return {field: value for field, value in recipe.items() if field != "output"}
+def _essence(recipe: Recipe) -> Mapping[str, Any]:
+    """What makes a recipe the same one, wherever and however often it writes."""
+    fields = recipe.model_dump(mode="json")
+    return {field: value for field, value in fields.items() if field not in ASIDE}

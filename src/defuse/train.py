@@ -3,20 +3,38 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.borrowed import frozen_model
+from defuse.ahead import ahead
+from defuse.borrowed import frozen_model, sharing_copy
+from defuse.buckets import buckets, within
 from defuse.decoder import Decoder
 from defuse.defaults import with_defaults
-from defuse.engine import FrozenStore, SharedPrefixStep, StepLosses
+from defuse.engine import SharedPrefixStep, StepLosses
 from defuse.errors import UsageError
+from defuse.lora import add_factors, factors
 from defuse.prepare import Prepared, prepare
-from defuse.unlearning import Topic, Training, Unlearning, trained_parameters, validate
+from defuse.processes import ALONE, Processes
+from defuse.resume import SavedState
+from defuse.store import FrozenStore, Kept
+from defuse.unlearning import (
+    Topic,
+    Training,
+    Unlearning,
+    modules_to_adapt,
+    trained_parameters,
+    validate,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+KEPT_STATES = 2  # of each token at the most: before the first trained block, and at the layer
 
 
 @dataclass(frozen=True)
@@ -34,12 +52,14 @@ class StepRecord:
 class Result:
     """`model`: the unlearned model; untouched tensors are shared with the caller's.
 
-    `changed`: the trained tensors by name, in the model's dtype.
+    `changed`: the trained tensors by name, in the model's dtype. With LoRA these are its factors,
+    and `adapter` is the peft model around `model`, to save or merge.
     """
 
     model: PreTrainedModel
     changed: Mapping[str, Tensor]
     records: Sequence[StepRecord]
+    adapter: "PeftModel | None" = None
 
 
 def unlearn(
@@ -53,50 +73,117 @@ def unlearn(
     on_step: Callable[[StepRecord], None] | None = None,
     checkpoints: Collection[int] = (),
     on_checkpoint: Callable[[int, PreTrainedModel], None] | None = None,
+    saved: SavedState | None = None,
+    kept: Kept | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """Unlearn `topics` from `model`.
 
     `model` is left as found (parameters, gradients, training mode) unless `in_place`. `on_step`
     hears of every step; `on_checkpoint` gets the number of steps done and the model as it then is,
-    after each number of steps in `checkpoints`. Raises UsageError for settings that cannot be, and
-    when a loss is no longer finite.
+    after each number of steps in `checkpoints`. `saved`: where the state is kept and resumed from.
+    `kept`: a dict for the frozen model's results, to share between runs on one model. `processes`
+    share each step's texts. Raises UsageError for settings that cannot be, and when a loss is no
+    longer finite.
     """
     training = training or Training()
     decoder = Decoder(model)
     topics = [with_defaults(topic, unlearning) for topic in topics]
     validate(unlearning, topics, training, decoder)
-    originals = trained_parameters(decoder, unlearning)
-    weights = _start_weights(originals, master_weights=unlearning.master_weights)
-    records: list[StepRecord] = []
     with frozen_model(model):
-        step = SharedPrefixStep(decoder, unlearning, weights, seed=training.seed)
+        trained = _trainable(model, unlearning, training.seed, in_place=in_place)
+        weights = _start_weights(trained.originals, master_weights=unlearning.master_weights)
+        step = SharedPrefixStep(
+            Decoder(trained.model), unlearning, weights, seed=training.seed, processes=processes
+        )
         prepared = prepare(step, tokenizer, topics, training)
-        # Where padding counts, what a text gives depends on the batch it stands in.
-        if prepared.texts_come_again and unlearning.mask_padding:
-            step.store = FrozenStore(int(training.keep_gib * 2**30))
-        for record in _loop(step, prepared, training):
+        _set_stores(step, prepared, kept)
+        records: list[StepRecord] = []
+        for record in _loop(step, prepared, saved):
             records.append(record)
             if on_step is not None:
                 on_step(record)
             if on_checkpoint is not None and len(records) in checkpoints:
-                on_checkpoint(len(records), _with_weights(model, originals, weights))
-    updated = _with_weights(model, originals, weights, in_place=in_place)
-    changed = {name: updated.get_parameter(name).detach() for name in originals}
-    return Result(updated, changed, tuple(records))
+                on_checkpoint(len(records), _with_weights(trained, weights))
+    own = in_place or trained.adapter is not None
+    updated = _with_weights(trained, weights, in_place=own)
+    changed = {name: updated.get_parameter(name).detach() for name in weights}
+    return Result(updated, changed, tuple(records), trained.adapter)
 
 
-def _loop(step: SharedPrefixStep, prepared: Prepared, training: Training) -> Iterator[StepRecord]:
+@dataclass(frozen=True)
+class _Trainable:
+    """The model to work on, and the tensors to train as they are in it: the reference's."""
+
+    model: PreTrainedModel
+    originals: Mapping[str, nn.Parameter]
+    adapter: "PeftModel | None" = None
+
+
+def _trainable(
+    model: PreTrainedModel, unlearning: Unlearning, seed: int, *, in_place: bool
+) -> _Trainable:
+    decoder = Decoder(model)
+    if unlearning.lora is None:
+        return _Trainable(model, trained_parameters(decoder, unlearning))
+    modules = modules_to_adapt(decoder, unlearning)
+    if not in_place:
+        # A copy with matrices of its own: merging the adapter must not reach the caller's.
+        model = sharing_copy(model, [p for m in modules.values() for p in m.parameters()])
+    adapter = add_factors(model, modules, unlearning.lora, seed)
+    return _Trainable(model.requires_grad_(False), factors(model), adapter)
+
+
+def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:
+    """Keep what the frozen model makes of texts that come again, here or in another run."""
+    # Where padding counts, what a text gives depends on the batch it stands in.
+    if not step.unlearning.mask_padding:
+        return
+    if kept is None and not prepared.texts_come_again:
+        return
+    found, kept = buckets(prepared), {} if kept is None else kept
+    width = step.decoder.hidden_size * step.decoder.model.dtype.itemsize
+    tokens = int(prepared.training.keep_gib * 2**30) // (KEPT_STATES * width)
+    step.hidden_store = FrozenStore(within(found, tokens), kept)
+    step.value_store = FrozenStore(found, kept)
+
+
+def _loop(
+    step: SharedPrefixStep, prepared: Prepared, saved: SavedState | None
+) -> Iterator[StepRecord]:
+    training = prepared.training
     optimiser = torch.optim.AdamW(
         step.weights.values(), lr=training.learning_rate, weight_decay=0.0, fused=True
     )
-    for index in range(training.steps):
+    done = [] if saved is None else saved.restore(step.weights, optimiser)
+    yield from (StepRecord(**record) for record in done)
+    turns = range(len(done), training.steps)
+    for index, (objective, batch) in zip(turns, ahead(prepared.batch, turns), strict=True):
         began = time.perf_counter()
-        objective, batch = prepared.batch(index)
         losses = step.backward(objective, batch, index)
+        if index == len(done):
+            _check_gradients(step.weights)
         optimiser.step()
         optimiser.zero_grad()
         forget, retain = _finite(losses, index)
-        yield StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
+        record = StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
+        done.append(asdict(record))
+        if saved is not None and step.processes.is_first and saved.is_due(index + 1):
+            saved.save(step.weights, optimiser, done)
+        yield record
+
+
+def _check_gradients(weights: Mapping[str, Tensor]) -> None:
+    """Before the first update: a tensor that no loss reaches would stay as it is in silence.
+
+    Some are rightly 0 at first, as LoRA's A behind B = 0; none may be missing.
+    """
+    missing = [name for name, tensor in weights.items() if tensor.grad is None]
+    if missing:
+        raise UsageError(
+            f"train: {missing[0]} and {len(missing) - 1} more get no gradient from these losses; "
+            "name other layers or parameters"
+        )
 
 
 def _finite(losses: StepLosses, step: int) -> tuple[float, float]:
@@ -124,17 +211,12 @@ def _start_weights(originals: Mapping[str, Tensor], *, master_weights: bool) -> 
 
 
 def _with_weights(
-    model: PreTrainedModel,
-    originals: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    *,
-    in_place: bool = False,
+    trainable: _Trainable, weights: Mapping[str, Tensor], *, in_place: bool = False
 ) -> PreTrainedModel:
-    """`model` with `weights` in it: itself, or a copy that shares every other tensor."""
+    """The model with `weights` in it: itself, or a copy that shares every other tensor."""
+    model = trainable.model
     if not in_place:
-        trained = {id(tensor) for tensor in originals.values()}
-        shared = [*model.parameters(), *model.buffers()]
-        model = deepcopy(model, {id(t): t for t in shared if id(t) not in trained})
+        model = sharing_copy(model, trainable.originals.values())
     with torch.no_grad():
         for name, tensor in weights.items():
             model.get_parameter(name).copy_(tensor)

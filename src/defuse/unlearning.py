@@ -10,6 +10,7 @@ from torch import nn
 
 from defuse.decoder import Decoder
 from defuse.errors import UsageError, check_choices, require
+from defuse.lora import LoRA, adapted_modules, check_installed
 from defuse.methods import HiddenMSE, Method, RepresentationMethod, Retain
 from defuse.noise import GaussianNoise
 from defuse.scales import multiple, plain_number
@@ -25,9 +26,10 @@ class Unlearning:
     `layer` (l, 0-based): the block whose output is steered (representation methods), matched
     (HiddenMSE) and noised (RNA). `train_layers`: blocks to train; None = l-2, l-1 and l.
     `train_parameters`: their names within a block, such as "mlp.down_proj"; None = the MLP's
-    output matrix, "all" = every one. `loss_scale="hidden_variance"` divides hidden-state losses by
-    the retain texts' hidden variance per unit. `mask_padding=False`, `skip_first_token=False` and
-    `master_weights=False` reproduce the paper's code (docs/methods.md).
+    output matrix, "all" = every one. `lora` trains factors beside the linear modules of these names
+    instead, None then being all of them. `loss_scale="hidden_variance"` divides hidden-state losses
+    by the retain texts' hidden variance per unit. `mask_padding=False`, `skip_first_token=False`
+    and `master_weights=False` reproduce the paper's code (docs/methods.md).
     """
 
     method: Method
@@ -36,6 +38,7 @@ class Unlearning:
     layer: int = 7
     train_layers: Sequence[int] | Literal["all"] | None = None
     train_parameters: str | Sequence[str] | None = None
+    lora: LoRA | None = None
     loss_scale: Literal["none", "hidden_variance"] = "none"
     mask_padding: bool = True
     skip_first_token: bool = True
@@ -112,6 +115,9 @@ def validate(
 ) -> None:
     """Raise UsageError for the first thing that cannot be, before anything expensive."""
     _validate_layers(unlearning, decoder.num_layers)
+    if unlearning.lora is not None:
+        check_installed()
+    check_trained(decoder, unlearning)
     remedy = "lets small gradients vanish in training: use bfloat16 or float32"
     require(decoder.model.dtype != torch.float16, "dtype", "float16", remedy)
     require(bool(topics), "topics", list(topics), "must hold at least one topic")
@@ -166,6 +172,20 @@ def _validate_layers(unlearning: Unlearning, num_layers: int) -> None:
     if hidden or isinstance(unlearning.retain, HiddenMSE):
         remedy = f"leaves the hidden states at layer {layer} as they are: train a block up to it"
         require(trained[0] <= layer, "train.layers", list(trained), remedy)
+
+
+def check_trained(decoder: Decoder, unlearning: Unlearning) -> None:
+    """Raise UsageError for names to train that match nothing."""
+    if unlearning.lora is None:
+        trained_parameters(decoder, unlearning)
+    else:
+        modules_to_adapt(decoder, unlearning)
+
+
+def modules_to_adapt(decoder: Decoder, unlearning: Unlearning) -> dict[str, nn.Module]:
+    """The linear modules that get LoRA's factors, by the model's own names."""
+    layers = unlearning.layers(decoder.num_layers)
+    return adapted_modules(decoder, layers, unlearning.train_parameters)
 
 
 def trained_parameters(decoder: Decoder, unlearning: Unlearning) -> Mapping[str, nn.Parameter]:
