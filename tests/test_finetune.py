@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -150,10 +152,11 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize("lora", [None, 2])
 def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_model(
-    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    lora: int | None, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    settings = FineTuning(epochs=3, learning_rate=1e-3, batch_size=2)
+    settings = FineTuning(epochs=3, learning_rate=1e-3, batch_size=2, lora=lora)
     whole, losses = fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path / "whole")
 
     def stop(step: int, _: float) -> None:
@@ -166,7 +169,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_model(
     (folder / "checkpoint-4").mkdir()  # cut off while it was written
     seen: list[int] = []
     resumed, both = fine_tune(
-        loaded_llama(tiny_tokenizer, seed=3),
+        loaded_llama(tiny_tokenizer, seed=0 if lora else 3),  # its weights are in the checkpoint
         PAIRS,
         settings,
         folder,
@@ -217,12 +220,12 @@ def test_more_parts_than_texts_are_refused(
 
 def test_chat_asks_by_the_tokenizer_s_template(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UsageError, match="chat"):
-        as_chat(PAIRS, tiny_tokenizer)
+        as_chat(PAIRS[0], tiny_tokenizer)
     tiny_tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}>"
     )
     try:
-        (pair,) = as_chat(PAIRS[:1], tiny_tokenizer)
+        pair = as_chat(PAIRS[0], tiny_tokenizer)
     finally:
         tiny_tokenizer.chat_template = None
     assert str(pair) == "[Who saw the bird?]>The cat."
@@ -270,11 +273,30 @@ def test_an_adapter_names_its_base_and_merges_into_it(command: list[str], tmp_pa
 def test_an_unfinished_run_of_another_kind_is_not_gone_on_with(
     command: list[str], tmp_path: Path
 ) -> None:
-    work = tmp_path / ".taught.training"
+    work = tmp_path / "taught.partial"
     work.mkdir()
     (work / "run.json").write_text(json.dumps({"run": {"model": "another"}}))
-    with pytest.raises(UsageError, match=r"\.taught\.training holds another, unfinished run"):
+    with pytest.raises(UsageError, match=r"taught\.partial holds another, unfinished run"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_processes_and_parts_change_no_result(command: list[str], tmp_path: Path) -> None:
+    """One process, two of them, and one that computes each step in two parts."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "defuse"]
+    ways = {
+        "one": ["-m", "defuse", *command],
+        "two": [*torchrun, *command],
+        "parts": ["-m", "defuse", *command, "--accumulate", "2"],
+    }
+    taught = {}
+    for name, way in ways.items():
+        place = ["--out", str(tmp_path / name), "--device", "cpu", "--learning-rate", "0.01"]
+        subprocess.run([sys.executable, *way, *place], check=True)  # noqa: S603
+        taught[name] = load_model(str(tmp_path / name)).model
+    for name, tensor in taught["one"].named_parameters():
+        for other in ("two", "parts"):
+            torch.testing.assert_close(tensor, taught[other].get_parameter(name))
 
 
 def test_merging_without_lora_is_refused(command: list[str]) -> None:

@@ -162,7 +162,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     plain.config = deepcopy(model.config)
     plain.generation_config = _valid(model.generation_config)
     _drop_gguf_marks(plain)
-    with _quiet():
+    with quiet():
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -176,7 +176,7 @@ def write_adapter(
     """Write LoRA's factors into an existing folder, for the model of this name and revision."""
     for config in adapter.peft_config.values():
         config.base_model_name_or_path, config.revision = base
-    with _quiet():
+    with quiet():
         adapter.save_pretrained(str(folder))
         tokenizer.save_pretrained(folder)
 
@@ -273,7 +273,7 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 def _loading(name: str) -> Iterator[None]:
     """Whatever goes wrong while a model's files are read becomes one sentence."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except UsageError:
         raise
@@ -283,7 +283,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' notes and progress bars for a while."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

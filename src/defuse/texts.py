@@ -91,17 +91,10 @@ def encode(
     return encoded
 
 
-def as_chat(texts: Sequence[Plain], tokenizer: PreTrainedTokenizerBase) -> list[Plain]:
-    """`texts` with every question asked by the tokenizer's own chat template.
-
-    Raises UsageError for a tokenizer that has none.
-    """
+def as_chat(pair: QuestionAnswer, tokenizer: PreTrainedTokenizerBase) -> QuestionAnswer:
+    """`pair` asked by the tokenizer's own chat template. Raises UsageError where it has none."""
     if not tokenizer.chat_template:
         raise UsageError(f"chat: {tokenizer.name_or_path} has no chat template; leave chat out")
-    return [_as_chat(t, tokenizer) if isinstance(t, QuestionAnswer) else t for t in texts]
-
-
-def _as_chat(pair: QuestionAnswer, tokenizer: PreTrainedTokenizerBase) -> QuestionAnswer:
     message = [{"role": "user", "content": pair.question}]
     asked = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token

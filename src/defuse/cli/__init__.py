@@ -9,6 +9,7 @@ from defuse.cli.finetune import finetune
 from defuse.cli.lab import lab
 from defuse.cli.real import real
 from defuse.cli.theory import theory
+from defuse.cli.tofu import tofu
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
 
@@ -23,6 +24,7 @@ app.command()(evaluate)
 app.command()(finetune)
 app.command()(real)
 app.command()(theory)
+app.command()(tofu)
 app.add_typer(lab, name="lab")
 
 

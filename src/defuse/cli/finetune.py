@@ -42,6 +42,8 @@ def finetune(
     from defuse.cli.progress import losses_shown
     from defuse.finetune import FineTuning
     from defuse.finetune.job import Order, check, execute, finished
+    from defuse.models import resolve_device
+    from defuse.processes import join_processes
 
     settings = FineTuning(
         epochs=epochs,
@@ -55,10 +57,11 @@ def finetune(
         seed=seed,
     )
     job = check(Order(model, tuple(data), out, settings, merge, chat, device, dtype))
-    console = Console(stderr=True)
+    processes = join_processes(resolve_device(device))
+    console = Console(stderr=True, quiet=not processes.is_first)
     if finished(job):
         console.print(f"{out}: this run is finished; nothing to do")
         return
     with losses_shown(job.steps, console) as on_step:
-        record = execute(job, on_step)
+        record = execute(job, on_step, processes)
     console.print(f"{out}: {job.steps} steps in {record['seconds']:.0f} s")

@@ -4,10 +4,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from defuse.errors import UsageError
 from defuse.files import check_writable, held, new_folder, write_json
 from defuse.finetune.examples import make_examples
 from defuse.finetune.train import FineTuning, OnStep, fine_tune
+from defuse.lora import check_installed
 from defuse.models import (
     LoadedModel,
     load_model,
@@ -23,13 +23,14 @@ from defuse.models import (
     locate,
     resolve_device,
     resolve_dtype,
+    write_adapter,
     write_model,
 )
-from defuse.processes import Processes, join_processes
+from defuse.processes import ALONE, Processes
 from defuse.provenance import peak_memory_bytes, versions
-from defuse.texts import Plain, as_chat
+from defuse.texts import Plain, QuestionAnswer, as_chat
 
-RECORD = "run.json"
+RECORD, LOCK = "run.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Order:
     dtype: str = "auto"
 
     @property
-    def work(self) -> Path:
+    def partial(self) -> Path:
         """Where checkpoints lie until the run is finished."""
-        return self.out.absolute().parent / f".{self.out.name}.training"
+        out = self.out.resolve()
+        return out.with_name(f"{out.name}.partial")
 
 
 @dataclass(frozen=True)
@@ -77,89 +79,97 @@ def check(order: Order) -> Job:
     settings = order.settings
     if settings.lora is None and order.merge:
         raise UsageError("merge: goes with --lora; leave it out, or give a rank")
-    if settings.lora is not None and find_spec("peft") is None:
-        raise UsageError("lora: needs the peft package; pip install 'defuse[peft]'")
+    if settings.lora is not None:
+        check_installed()
     tokenizer = load_tokenizer(source)
     texts = [text for name in order.data for text in load_texts(name)]
-    texts = as_chat(texts, tokenizer) if order.chat else texts
+    if order.chat:
+        texts = [as_chat(t, tokenizer) if isinstance(t, QuestionAnswer) else t for t in texts]
     make_examples(texts, tokenizer, settings.length)
     return Job(order, tuple(texts), _record(order, texts))
 
 
 def finished(job: Job) -> bool:
-    """Whether `out` holds this job's model. Raises UsageError if it holds anything else.
+    """Whether `out` holds this job's model.
 
-    So it does for checkpoints of another run beside it.
+    Raises UsageError if it holds anything else, or if another run waits beside it to be finished.
     """
-    out, work = job.order.out, job.order.work
+    out, partial = job.order.out, job.order.partial
     if out.is_dir() and any(out.iterdir()):
         if _recorded(out) == job.record:
             return True
         raise UsageError(f"out: {out} holds another run or other files; name a new folder")
-    if work.is_dir() and _recorded(work) not in (None, job.record):
-        raise UsageError(f"out: {work} holds another, unfinished run; remove it or name a new out")
+    if _recorded(partial) not in (None, job.record):
+        raise UsageError(
+            f"out: {partial} holds another, unfinished run; remove it or name a new out"
+        )
     return False
 
 
-def execute(job: Job, on_step: OnStep = lambda _, __: None) -> dict[str, Any]:
+def execute(
+    job: Job, on_step: OnStep = lambda _, __: None, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Train, write the model with its `run.json`, and return what stands in there.
 
-    The output folder appears whole at the end; until then checkpoints lie in a hidden folder beside
-    it, and the same call goes on from the last of them after a kill. Raises UsageError if another
-    process is at it.
+    The output folder appears whole at the end. Until then its neighbour `….partial` holds
+    checkpoints, from the last of which the same job goes on after a kill. Raises UsageError if
+    another process works on the same output.
     """
-    order = job.order
-    processes = join_processes(resolve_device(order.device))
-    lock = held(order.work / "lock", "out", str(order.out)) if processes.is_first else nullcontext()
-    with lock:
-        record = _train(job, processes, on_step)
-    if processes.is_first:
-        shutil.rmtree(order.work, ignore_errors=True)
-    return record
-
-
-def _train(job: Job, processes: Processes, on_step: OnStep) -> dict[str, Any]:
     order, began = job.order, time.perf_counter()
-    if processes.is_first:
-        write_json(order.work / RECORD, {"run": job.record})
-    loaded = load_model(order.model, device=order.device, dtype=order.dtype)
-    model, losses = fine_tune(
-        loaded, job.texts, order.settings, order.work, processes=processes, on_step=on_step
-    )
-    record = {
-        "run": job.record,
-        "model_commit": getattr(loaded.model.config, "_commit_hash", None),
-        "losses": losses,
-        "seconds": time.perf_counter() - began,
-        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
-    if processes.is_first:
-        try:
-            with new_folder(order.out) as folder:
-                _write(model, loaded, order, folder)
-                write_json(folder / RECORD, record)
-        except OSError as error:
-            raise UsageError(f"out: {order.out} cannot be written ({error})") from error
-    processes.wait()
+    with _workplace(job, processes):
+        loaded = load_model(order.model, device=order.device, dtype=order.dtype)
+        model, losses = fine_tune(
+            loaded, job.texts, order.settings, order.partial, processes=processes, on_step=on_step
+        )
+        record = {
+            "run": job.record,
+            "model_commit": getattr(loaded.model.config, "_commit_hash", None),
+            "losses": losses,
+            "seconds": time.perf_counter() - began,
+            "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
+            "device": str(loaded.model.device),
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "versions": versions(),
+        }
+        if processes.is_first:
+            _write(model, loaded, order, record)
+        processes.wait()
     return record
 
 
-def _write(model: Any, loaded: LoadedModel, order: Order, folder: Path) -> None:  # noqa: ANN401
-    """A checkpoint, or an adapter that names its base model."""
-    if order.settings.lora is None or order.merge:
-        merged = model if order.settings.lora is None else model.merge_and_unload()
-        write_model(merged, loaded.tokenizer, folder)
+@contextmanager
+def _workplace(job: Job, processes: Processes) -> Iterator[None]:
+    """Checkpoints' folder, held by the first process; gone when the run has ended well."""
+    order = job.order
+    if not processes.is_first:
+        yield
         return
-    path, _, revision = order.model.partition("@")
-    local = Path(order.model).expanduser()
-    (config,) = model.peft_config.values()
-    config.base_model_name_or_path = str(local.absolute()) if local.exists() else path
-    config.revision = revision or None
-    model.save_pretrained(str(folder))
-    loaded.tokenizer.save_pretrained(folder)
+    with held(order.partial / LOCK, "out", str(order.out)):
+        write_json(order.partial / RECORD, {"run": job.record})
+        yield
+    shutil.rmtree(order.partial, ignore_errors=True)
+
+
+def _write(model: Any, loaded: LoadedModel, order: Order, record: Mapping[str, Any]) -> None:  # noqa: ANN401 (peft's or ours)
+    """A checkpoint, or an adapter that names its base model."""
+    try:
+        with new_folder(order.out, within=order.partial) as folder:
+            if order.settings.lora is None:
+                write_model(model, loaded.tokenizer, folder)
+            elif order.merge:
+                write_model(model.merge_and_unload(), loaded.tokenizer, folder)
+            else:
+                write_adapter(model, _base(order.model), loaded.tokenizer, folder)
+            write_json(folder / RECORD, record)
+    except OSError as error:
+        raise UsageError(f"out: {order.out} cannot be written ({error})") from error
+
+
+def _base(name: str) -> tuple[str, str | None]:
+    """A model's name and revision, to be found again from anywhere."""
+    local = Path(name).expanduser()
+    path, _, revision = name.partition("@")
+    return (str(local.resolve()), None) if local.exists() else (path, revision or None)
 
 
 def _record(order: Order, texts: Sequence[Plain]) -> Mapping[str, Any]:

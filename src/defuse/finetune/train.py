@@ -7,7 +7,6 @@ changes no result.
 
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +27,11 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from defuse.decoder import Decoder
 from defuse.errors import UsageError, require
 from defuse.finetune.examples import Example, collate, epoch_batches, make_examples
-from defuse.models import LoadedModel
+from defuse.lora import LoRA, adapted_modules, add_factors, factors
+from defuse.models import LoadedModel, quiet
 from defuse.processes import ALONE, Processes
 from defuse.texts import Plain
 
@@ -42,9 +43,10 @@ class FineTuning:
     """AdamW, its rate rising over the first epoch and falling to 0 over the others, as for TOFU.
 
     `batch_size`: texts of a step over all processes; `accumulate` computes a step in so many parts,
-    for memory. Texts are cut after `length` tokens. `lora`: rank of LoRA on all linear layers
-    (α = 2 · rank, no dropout); None trains every weight. `checkpoint_every`: steps between
-    checkpoints; None = an epoch, 0 = none. The defaults are TOFU's (2401.06121) for Llama-2-7B.
+    for memory. Texts are cut after `length` tokens. `lora`: rank of LoRA's factors beside all
+    linear layers of the blocks (α = 2 · rank); None trains every weight. `checkpoint_every`: steps
+    between checkpoints; None = an epoch, 0 = none. The defaults are TOFU's (2401.06121) for
+    Llama-2-7B.
     """
 
     epochs: int = 5
@@ -97,7 +99,7 @@ def fine_tune(
     examples = make_examples(texts, loaded.tokenizer, settings.length)
     batches = _all_batches(examples, settings, processes.count * settings.accumulate)
     arguments = _arguments(settings, len(texts), loaded.model, folder)
-    with _generators_kept(settings.seed), _cache_setting_kept(loaded.model):
+    with quiet(), _generators_kept(), _cache_setting_kept(loaded.model):
         model = _trainable(loaded.model, settings)
         trainer = Trainer(
             model=model,
@@ -185,20 +187,16 @@ def _arguments(
 
 
 def _trainable(model: PreTrainedModel, settings: FineTuning) -> Any:  # noqa: ANN401 (peft's or ours)
+    """What is trained is float32 at least."""
+    halved = model.dtype == torch.bfloat16
     if settings.lora is None:
-        return (model.float() if model.dtype == torch.bfloat16 else model).requires_grad_(True)
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=settings.lora,
-        lora_alpha=2 * settings.lora,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 for a property by its old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        return get_peft_model(model, config)
+        return (model.float() if halved else model).requires_grad_(True)
+    decoder = Decoder(model)
+    modules = adapted_modules(decoder, range(decoder.num_layers), None)
+    adapter = add_factors(model, modules, LoRA(settings.lora, 2 * settings.lora), settings.seed)
+    for factor in factors(model).values():
+        factor.data = factor.data.float() if halved else factor.data
+    return adapter
 
 
 def _pad_token(loaded: LoadedModel) -> int:
@@ -239,12 +237,11 @@ class _Report(TrainerCallback):
 
 
 @contextmanager
-def _generators_kept(seed: int) -> Iterator[None]:
-    """LoRA's start draws from `seed`; the caller's generators, reset by the Trainer, come back."""
+def _generators_kept() -> Iterator[None]:
+    """The caller's generators, which the Trainer resets, come back as they were."""
     plain, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
             yield
     finally:
         random.setstate(plain)

@@ -11,7 +11,7 @@ from defuse.evaluate.text import generate
 from defuse.evaluate.trees import Request
 from defuse.finetune import make_examples
 from defuse.models import LoadedModel
-from defuse.texts import Plain, QuestionAnswer, Text, as_chat
+from defuse.texts import QuestionAnswer, Text, as_chat
 from defuse.tofu.data import Item
 from defuse.tofu.metrics import rouge_l_recall
 from defuse.tofu.names import Named
@@ -122,9 +122,8 @@ def mean_logprobs(
 
 def _group(item: Item, loaded: LoadedModel, chat: bool) -> list[QuestionAnswer]:
     answers = (item.answer, item.paraphrased, *item.perturbed)
-    pairs: list[Plain] = [QuestionAnswer(item.question, answer) for answer in answers]
-    texts = as_chat(pairs, loaded.tokenizer) if chat else pairs
-    return [text for text in texts if isinstance(text, QuestionAnswer)]
+    pairs = [QuestionAnswer(item.question, answer) for answer in answers]
+    return [as_chat(pair, loaded.tokenizer) for pair in pairs] if chat else pairs
 
 
 def _answered(item: Item, scores: Sequence[float], written: str) -> Answered:
