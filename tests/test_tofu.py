@@ -13,7 +13,7 @@ from defuse.errors import UsageError
 from defuse.evaluate.text import generate
 from defuse.models import LoadedModel
 from defuse.tofu.ask import Answered, BehindName, ask, ask_behind_names
-from defuse.tofu.data import SETS, Item, about, first_authors, load_items, load_pairs
+from defuse.tofu.data import SETS, Item, about, load_items, load_pairs, some_authors
 from defuse.tofu.metrics import model_utility
 from defuse.tofu.names import author_names, name_before
 from defuse.tofu.store import Sheet, known_sheet, read_sheet, write_sheet
@@ -63,7 +63,7 @@ def test_the_real_parts_have_their_sizes_and_share_nothing() -> None:
     assert names[180:182] == ["Basil Mahfouz Al-Kuwaiti", "Nikolai Abilov"]
     items = load_items(str(SHARED), "forget01")
     assert [len(items[name]) for name in SETS] == [40, 400, 100, 117]
-    assert about(items["retain"], first_authors(parts["retain99"], 4)) == items["retain"][:80]
+    assert about(items["retain"], some_authors(parts["retain99"], 4)) == items["retain"][:80]
 
 
 def test_questions_have_a_paraphrase_or_the_answer_itself(tofu: str) -> None:
@@ -74,6 +74,14 @@ def test_questions_have_a_paraphrase_or_the_answer_itself(tofu: str) -> None:
     assert first.perturbed == ("Ada Plum made Cat 0.", "Ada Plum made Sun 0.")
     (fact,) = items["world_facts"]
     assert fact.paraphrased == fact.answer == "Paris"
+
+
+def test_settings_can_be_tuned_on_other_authors(tofu: str) -> None:
+    pairs = load_pairs(tofu, "forget10")
+    assert author_names(some_authors(pairs, 1, skip=1)) == [NAMES[1]]
+    assert author_names(some_authors(pairs, None, skip=1)) == list(NAMES[1:3])
+    with pytest.raises(UsageError, match="skip_authors: 3 leaves no author; the part has 3"):
+        some_authors(pairs, 1, skip=3)
 
 
 @pytest.mark.parametrize(
@@ -136,18 +144,17 @@ def test_what_follows_an_end_of_text_is_not_written(loaded: LoadedModel) -> None
     others: the one ends at once, the other goes on in the same batch.
     """
     tokenizer, model = loaded.tokenizer, loaded.model
-    embeddings, head = torch.eye(320, 32), torch.zeros(320, 32)
-    end = tokenizer("!")["input_ids"][-1]  # type: ignore[index]
-    other = tokenizer("a")["input_ids"][-1]  # type: ignore[index]
-    embeddings[:] = torch.tensor([1.0] + [0.0] * 31)
-    embeddings[end] = torch.tensor([0.0, 1.0] + [0.0] * 30)
-    head[other, 0], head[tokenizer.eos_token_id, 1] = 1.0, 1.0
+    last, other = (tokenizer.encode(text)[-1] for text in ("!", "a"))
+    embeddings, head = torch.zeros(320, 32), torch.zeros(320, 32)
+    embeddings[:, 0] = 1
+    embeddings[last] = torch.eye(32)[1]
+    head[other, 0] = head[tokenizer.eos_token_id, 1] = 1  # type: ignore[index]
     with torch.no_grad():
-        for layer in model.model.layers:  # type: ignore[attr-defined]
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.get_input_embeddings().weight.copy_(embeddings)
-        model.get_output_embeddings().weight.copy_(head)  # type: ignore[union-attr]
+        for name, tensor in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()  # what is embedded comes out as it is
+        model.get_parameter("model.embed_tokens.weight").copy_(embeddings)
+        model.get_parameter("lm_head.weight").copy_(head)
     assert generate(loaded, ["b!", "bb"], 3) == ["", "aaa"]
 
 

@@ -41,7 +41,7 @@ def write_recipe(place: Path, output: Path, **changes: object) -> str:
         "retain_authors": 2,
         "asked": 4,
         "new_tokens": 4,
-        "finetune": {"epochs": 2, "learning_rate": 0.01, "batch_size": 16},
+        "finetune": {"epochs": 1, "learning_rate": 0.01, "batch_size": 16, "checkpoint_every": 0},
         "unlearn": {
             "method": {"name": "rmu"},
             "layer": 2,
@@ -135,6 +135,7 @@ def test_two_seeds_teach_and_unlearn_anew(place: Path, tmp_path: Path) -> None:
         ({"unlearn": {"method": {"name": "none"}}}, r"unlearn\.method"),
         ({"finetune": {"epochs": 0}}, r"finetune\.epochs"),
         ({"seeds": [1, 1]}, "seeds"),
+        ({"skip_authors": -1}, "skip_authors"),
         ({"more": 1}, "has no field 'more'"),
     ],
 )
@@ -144,6 +145,28 @@ def test_wrong_recipes_are_refused_by_field(
     with pytest.raises(UsageError, match=complaint):
         load_whole_way(Path(write_recipe(place, tmp_path / "out", **changes)))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_asked_is_about_the_authors_taught(place: Path, tmp_path: Path) -> None:
+    """Of three forgotten authors one after the first; only two retained ones have questions."""
+    chosen = {"forget": "forget10", "forget_authors": 1, "skip_authors": 1, "retain_authors": 1}
+    recipe = load_whole_way(Path(write_recipe(place, tmp_path / "out", **chosen)))
+    material = experiment.read_material(recipe)
+    assert {pair.answer.partition(" wrote")[0] for pair in material.forget} == {"Bo Quip"}
+    assert {pair.answer.partition(" wrote")[0] for pair in material.retain} == {"Ed Moon"}
+    for name, author in (("forget", "Bo Quip"), ("retain", "Ed Moon")):
+        items = material.sets[name]
+        assert [item.question for item in items] == [
+            f"What is book {i} of {author}?" for i in (0, 5, 10, 15)
+        ]
+    unasked = load_whole_way(Path(write_recipe(place, tmp_path / "out", skip_authors=2)))
+    with pytest.raises(UsageError, match="leaves no author"):
+        experiment.read_material(unasked)
+    last = {**chosen, "skip_authors": 2}
+    with pytest.raises(UsageError, match="has no question about the taught authors"):
+        experiment.read_material(
+            load_whole_way(Path(write_recipe(place, tmp_path / "out", **last)))
+        )
 
 
 def test_the_shipped_recipes_are_sound() -> None:

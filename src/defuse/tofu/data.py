@@ -69,9 +69,18 @@ def load_items(source: str, forget: str) -> dict[str, list[Item]]:
     return {name: _items(source, split) for name, split in names.items()}
 
 
-def first_authors(pairs: Sequence[QuestionAnswer], count: int | None) -> list[QuestionAnswer]:
-    """The pairs of the first `count` authors, or of all."""
-    return list(pairs if count is None else pairs[: count * PER_AUTHOR])
+def some_authors(
+    pairs: Sequence[QuestionAnswer], count: int | None, skip: int = 0
+) -> list[QuestionAnswer]:
+    """The pairs of `count` authors (None: of all) after the first `skip`.
+
+    Raises UsageError where none is left.
+    """
+    end = None if count is None else (skip + count) * PER_AUTHOR
+    chosen = list(pairs[skip * PER_AUTHOR : end])
+    if not chosen:
+        raise UsageError(f"skip_authors: {skip} leaves no author; the part has {len(pairs) // 20}")
+    return chosen
 
 
 def about(items: Sequence[Item], pairs: Collection[QuestionAnswer]) -> list[Item]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defuse import run
+from defuse.errors import require
 from defuse.files import held, write_text
 from defuse.finetune import job as finetuning
 from defuse.models import load_model
@@ -18,9 +19,9 @@ from defuse.tofu.data import (
     RETAIN_OF,
     Item,
     about,
-    first_authors,
     load_items,
     load_pairs,
+    some_authors,
 )
 from defuse.tofu.names import Named, author_names, name_before
 from defuse.tofu.recipe import BASE, FULL, GOLD, WholeWay
@@ -44,14 +45,21 @@ class Material:
 
 def read_material(recipe: WholeWay) -> Material:
     """TOFU's rows, as many as the recipe says."""
-    forget = load_pairs(recipe.data, recipe.forget)
-    everyone = load_pairs(recipe.data, RETAIN_OF[recipe.forget])
-    retain = first_authors(everyone, recipe.retain_authors)
+    parts = {FORGET: recipe.forget, RETAIN: RETAIN_OF[recipe.forget]}
+    counts = {FORGET: recipe.forget_authors, RETAIN: recipe.retain_authors}
+    pairs = {
+        name: some_authors(load_pairs(recipe.data, part), counts[name], recipe.skip_authors)
+        for name, part in parts.items()
+    }
     items = load_items(recipe.data, recipe.forget)
-    items[RETAIN] = about(items[RETAIN], retain)
+    items |= {name: about(items[name], known) for name, known in pairs.items()}
+    for name in pairs:
+        remedy = "no question about the taught authors; lower skip_authors"
+        require(bool(items[name]), f"data: {recipe.data}", name, f"has {remedy}")
     sets = {name: spread(rows, recipe.asked) for name, rows in items.items()}
-    names = author_names(forget), author_names(retain)
-    return Material(forget, retain, sets, name_before(sets[RETAIN], *names, NAME_SEED))
+    forgotten, kept = (author_names(known) for known in pairs.values())
+    behind = name_before(sets[RETAIN], forgotten, kept, NAME_SEED)
+    return Material(pairs[FORGET], pairs[RETAIN], sets, behind)
 
 
 def spread(items: Sequence[Item], count: int | None) -> list[Item]:

@@ -15,6 +15,8 @@ from defuse.tofu.data import HUB
 
 # The models of each seed beside the arms, and the one that all start from.
 BASE, FULL, GOLD = "base", "full", "gold"
+# Fields that decide no answer, or only those of some models.
+ASIDE = ("output", "unlearn", "arms", "seeds", "keep_models", "device")
 # Fields of `defuse unlearn` that the whole way fills in itself.
 FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
 
@@ -38,18 +40,22 @@ class FineTuningFields(Fields):
 class WholeWay(Fields):
     """What `defuse tofu` is told.
 
-    `data`: a hub id or a folder with TOFU's files. `retain_authors`: teach only so many authors
-    beside the forgotten ones; None = all. `asked`: questions of each set at most. `unlearn`: a
-    recipe's fields without those that follow from the rest, and `topic` with those of its one
-    topic. `arms`: names of models to unlearn, each with what differs from `unlearn`. `seeds`: each
-    teaches, unlearns and compares anew. `keep_models`: keep the unlearned models once asked.
+    `data`: a hub id or a folder with TOFU's files. `forget_authors`, `retain_authors`: teach only
+    so many of either part; None = all. `skip_authors`: leave out so many first, so that settings
+    can be tuned on other authors than are reported. `asked`: questions of each set at most.
+    `unlearn`: a recipe's fields without those that follow from the rest, and `topic` with those of
+    its one topic. `arms`: names of models to unlearn, each with what differs from `unlearn`.
+    `seeds`: each teaches, unlearns and compares anew. `keep_models`: keep the unlearned models once
+    they have been asked.
     """
 
     model: str
     output: str
     data: str = HUB
     forget: Literal["forget01", "forget05", "forget10"] = "forget10"
+    forget_authors: Whole | None = None
     retain_authors: Whole | None = None
+    skip_authors: Annotated[int, Field(ge=0)] = 0
     asked: Whole | None = None
     new_tokens: Whole = NEW_TOKENS
     finetune: FineTuningFields = FineTuningFields()
@@ -95,15 +101,13 @@ class WholeWay(Fields):
 
     def essence(self, name: str, seed: int) -> dict[str, Any]:
         """What decides the answers of one model, wherever they lie."""
-        fields = self.model_dump(
-            mode="json", include={"model", "data", "asked", "new_tokens", "dtype"}
-        )
+        fields = self.model_dump(mode="json", exclude=set(ASIDE))
+        taught = fields.pop("finetune")
         if name == BASE:
-            return {**fields, "forget": self.forget, "retain_authors": self.retain_authors}
-        taught = self.model_dump(mode="json", include={"forget", "retain_authors", "finetune"})
-        del taught["finetune"]["checkpoint_every"]
+            return fields
+        del taught["checkpoint_every"]
         unlearn = _merged(self.unlearn, self.arms[name]) if name in self.arms else None
-        return {**fields, **taught, "unlearn": unlearn, "seed": seed}
+        return {**fields, "finetune": taught, "unlearn": unlearn, "seed": seed}
 
 
 def load_whole_way(path: Path, overrides: Sequence[str] = ()) -> WholeWay:
