@@ -6,14 +6,11 @@ changes no result.
 """
 
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import (
@@ -27,6 +24,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from defuse.borrowed import cache_setting_kept, generators_kept
 from defuse.decoder import Decoder
 from defuse.errors import UsageError, require
 from defuse.finetune.examples import Example, collate, epoch_batches, make_examples
@@ -99,7 +97,7 @@ def fine_tune(
     examples = make_examples(texts, loaded.tokenizer, settings.length)
     batches = _all_batches(examples, settings, processes.count * settings.accumulate)
     arguments = _arguments(settings, len(texts), loaded.model, folder)
-    with quiet(), _generators_kept(), _cache_setting_kept(loaded.model):
+    with quiet(), generators_kept(), cache_setting_kept(loaded.model):
         model = _trainable(loaded.model, settings)
         trainer = Trainer(
             model=model,
@@ -234,25 +232,3 @@ class _Report(TrainerCallback):
                 f"learning_rate: at step {state.global_step} the loss became {loss}; lower it"
             )
         self.on_step(state.global_step, loss)
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The caller's generators, which the Trainer resets, come back as they were."""
-    plain, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(plain)
-        np.random.set_state(numpy)
-
-
-@contextmanager
-def _cache_setting_kept(model: PreTrainedModel) -> Iterator[None]:
-    """The Trainer turns the keys' cache off in the model's config, where it would be saved."""
-    setting = getattr(model.config, "use_cache", None)
-    try:
-        yield
-    finally:
-        model.config.use_cache = setting

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
@@ -64,17 +65,11 @@ def ask(
     """
     answered = {}
     for name, items in sets.items():
+        told = partial(on_asked, name)
         groups = [_group(item, loaded, chat) for item in items]
-        scores = mean_logprobs(
-            loaded, groups, on_scored=lambda count, name=name: on_asked(name, count)
-        )
+        scores = mean_logprobs(loaded, groups, told)
         prompts = [group[0].prompt for group in groups]
-        written = generate(
-            loaded,
-            prompts,
-            new_tokens,
-            on_scored=lambda count, name=name: on_asked(name, count),
-        )
+        written = generate(loaded, prompts, new_tokens, on_scored=told)
         answered[name] = [_answered(*each) for each in zip(items, scores, written, strict=True)]
     return answered
 

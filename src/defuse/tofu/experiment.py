@@ -22,7 +22,9 @@ from defuse.tofu.data import (
     load_items,
     load_pairs,
     some_authors,
+    spread,
 )
+from defuse.tofu.metrics import check_rouge
 from defuse.tofu.names import Named, author_names, name_before
 from defuse.tofu.recipe import BASE, FULL, GOLD, WholeWay
 from defuse.tofu.store import Sheet, known_sheet, write_sheet
@@ -35,7 +37,7 @@ OnStage = Callable[[str, int], Callable[[int], None]]
 
 @dataclass(frozen=True)
 class Material:
-    """What is taught, unlearnt and asked. `names`: of forgotten and of kept authors."""
+    """What is taught, unlearnt and asked; `behind`: the kept questions behind authors' names."""
 
     forget: Sequence[QuestionAnswer]
     retain: Sequence[QuestionAnswer]
@@ -60,13 +62,6 @@ def read_material(recipe: WholeWay) -> Material:
     forgotten, kept = (author_names(known) for known in pairs.values())
     behind = name_before(sets[RETAIN], forgotten, kept, NAME_SEED)
     return Material(pairs[FORGET], pairs[RETAIN], sets, behind)
-
-
-def spread(items: Sequence[Item], count: int | None) -> list[Item]:
-    """At most `count` of them, evenly spread, so that all authors have their share."""
-    if count is None or len(items) <= count:
-        return list(items)
-    return [items[place * len(items) // count] for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -101,26 +96,37 @@ Sheets = dict[tuple[str, int], Sheet]
 def go(way: Way) -> Sheets:
     """All stages of all seeds, as far as they are not done; returns every model's answers.
 
-    Raises UsageError for a folder with answers or models of another recipe.
+    Raises UsageError, before anything is taught, for what cannot be run and for a folder with
+    answers or models of another recipe.
     """
+    check_rouge()
+    names = (BASE, FULL, GOLD, *way.recipe.arms)
+    wanted = [(name, seed) for seed in way.recipe.seeds for name in names]
     with held(way.folder / "lock", "output", way.recipe.output):
-        _write_texts(way)
-        return {
-            (name, seed): _sheet(way, name, seed)
-            for seed in way.recipe.seeds
-            for name in (BASE, FULL, GOLD, *way.recipe.arms)
+        known = {
+            each: known_sheet(way.answers(*each), way.recipe.essence(*each)) for each in wanted
         }
+        _write_texts(way)
+        for each in wanted:
+            if known[each] is None:
+                _check(way, *each)
+        return {each: sheet or _sheet(way, *each) for each, sheet in known.items()}
+
+
+def _check(way: Way, name: str, seed: int) -> None:
+    """Raise UsageError for a model that cannot be taught or unlearnt."""
+    if name in (FULL, GOLD):
+        finetuning.finished(_teaching(way, name, seed))
+    if name in way.recipe.arms:
+        output = way.model(name, seed)
+        recipe = way.recipe.unlearning(name, seed, way.recipe.model, way.texts, output)
+        run.check(recipe)
 
 
 def _sheet(way: Way, name: str, seed: int) -> Sheet:
-    identity = way.recipe.essence(name, seed)
-    path = way.answers(name, seed)
-    known = known_sheet(path, identity)
-    if known is not None:
-        return known
     model = _make(way, name, seed)
     sheet = _ask(way, model, f"seed {seed}: asking {name}")
-    write_sheet(path, sheet, identity)
+    write_sheet(way.answers(name, seed), sheet, way.recipe.essence(name, seed))
     if name in way.recipe.arms and not way.recipe.keep_models:
         shutil.rmtree(model)
     return sheet
@@ -135,8 +141,8 @@ def _make(way: Way, name: str, seed: int) -> str:
     return _unlearn(way, name, seed)
 
 
-def _teach(way: Way, name: str, seed: int) -> str:
-    parts = ("forget", "retain") if name == FULL else ("retain",)
+def _teaching(way: Way, name: str, seed: int) -> finetuning.Job:
+    parts = (FORGET, RETAIN) if name == FULL else (RETAIN,)
     order = finetuning.Order(
         way.recipe.model,
         tuple(str(way.texts / f"{part}.jsonl") for part in parts),
@@ -145,11 +151,15 @@ def _teach(way: Way, name: str, seed: int) -> str:
         device=way.recipe.device,
         dtype=way.recipe.dtype,
     )
-    job = finetuning.check(order)
+    return finetuning.check(order)
+
+
+def _teach(way: Way, name: str, seed: int) -> str:
+    job = _teaching(way, name, seed)
     if not finetuning.finished(job):
         told = way.on_stage(f"seed {seed}: teaching {name}", job.steps)
         finetuning.execute(job, lambda step, _: told(step))
-    return str(order.out)
+    return str(job.order.out)
 
 
 def _unlearn(way: Way, arm: str, seed: int) -> str:

@@ -12,8 +12,9 @@ from defuse.files import check_writable, write_json, write_text
 from defuse.models import load_model, locate, resolve_device, resolve_dtype
 from defuse.provenance import versions
 from defuse.tofu.ask import NEW_TOKENS, OnAsked, ask
-from defuse.tofu.data import FORGET, HUB, Item, check_part, load_items
-from defuse.tofu.experiment import OnStage, Way, go, read_material, spread
+from defuse.tofu.data import FORGET, HUB, Item, check_part, load_items, spread
+from defuse.tofu.experiment import OnStage, Way, go, read_material
+from defuse.tofu.metrics import check_rouge
 from defuse.tofu.recipe import WholeWay
 from defuse.tofu.store import Sheet, read_sheet, write_sheet
 from defuse.tofu.summary import Figures, summarise
@@ -54,6 +55,7 @@ def run_suite(
     suite = suite or Suite()
     paths = _paths(models, out)
     check_part(suite.forget)
+    check_rouge()
     resolve_device(device)
     resolve_dtype(dtype)
     for name in models if gold is None or _is_sheet(gold) else (*models, gold):

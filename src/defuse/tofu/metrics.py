@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 from scipy.stats import hmean, ks_2samp
@@ -65,11 +66,14 @@ def truth_hidden(ratio: float) -> float:
 
 
 def rouge_l_recall(answer: str, written: str) -> float:
-    """The longest common subsequence's part of the answer's words, stemmed (rouge_score).
-
-    Raises UsageError if the package is missing.
-    """
+    """The longest common subsequence's part of the answer's words, stemmed (rouge_score)."""
     return _rouge_scorer().score(answer, written)["rougeL"].recall
+
+
+def check_rouge() -> None:
+    """Raise UsageError where the package rouge-score is missing."""
+    if find_spec("rouge_score") is None:
+        raise UsageError("tofu: needs the package rouge-score; pip install 'defuse[tofu]'")
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,6 @@ def model_utility(figures: Sequence[float]) -> float:
 
 @cache
 def _rouge_scorer():  # noqa: ANN202 (an optional package's)
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise UsageError(
-            "tofu: ROUGE needs the package rouge-score; pip install 'defuse[tofu]'"
-        ) from error
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(["rougeL"], use_stemmer=True)
