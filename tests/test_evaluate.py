@@ -22,7 +22,7 @@ from defuse.evaluate import (
     summarise,
     vulnerability,
 )
-from defuse.evaluate.job import TokenFiles, build_perturbation, few_shot_examples
+from defuse.evaluate.material import TokenFiles, build_perturbation, few_shot_examples
 from defuse.evaluate.text import generate
 from defuse.files import check_writable
 from defuse.models import LoadedModel, load_model
@@ -153,7 +153,7 @@ def test_no_questions_and_figures_that_are_not_finite_are_refused(loaded) -> Non
         evaluate_questions(loaded, [])
     broken = build_llama()
     broken.get_output_embeddings().weight.data.fill_(math.nan)  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match=r"model: tiny .*not finite"):
+    with pytest.raises(UsageError, match=r"model: llama .*not finite"):
         evaluate_questions(replace(loaded, model=broken), QUESTIONS)
 
 
@@ -297,7 +297,7 @@ def test_a_file_of_the_same_name_is_replaced_only_when_the_new_one_is_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("defuse.evaluate.job.evaluate_questions", stop)
+        patched.setattr("defuse.evaluate.job.evaluate_parts", stop)
         assert run()[0] == 130
     assert Path("out.json").read_text() == "old"
     assert run("--limit", "2")[0] == 0
