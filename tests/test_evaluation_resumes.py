@@ -258,8 +258,10 @@ def kill_after(workplace: Path, lines: int, *arguments: str, out: str) -> None:
             time.sleep(0.002)
         assert process.poll() is None, process.communicate()[0]
         parent = psutil.Process(process.pid)
-        for each in (parent, *parent.children(recursive=True)):
+        everyone = [parent, *parent.children(recursive=True)]
+        for each in everyone:
             each.kill()
+        psutil.wait_procs(everyone, timeout=10)
 
 
 def result(workplace: Path, name: str) -> Mapping[str, Any]:
