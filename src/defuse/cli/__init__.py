@@ -8,6 +8,7 @@ from defuse.cli.evaluate import evaluate
 from defuse.cli.lab import lab
 from defuse.cli.lm_eval_tasks import lm_eval_tasks
 from defuse.cli.real import real
+from defuse.cli.reproduce import reproduce
 from defuse.cli.theory import theory
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(unlearn)
 app.command()(evaluate)
+app.command()(reproduce)
 app.command()(lm_eval_tasks)
 app.command()(real)
 app.command()(theory)
