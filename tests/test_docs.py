@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from defuse.cli import app
+from tests.benchmark_files import write_mmlu_csv, write_wmdp_json
 from tests.conftest import build_llama
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,8 @@ def workplace(
     questions = "\n".join(map(json.dumps, QUESTIONS))
     for name in ("questions.jsonl", "dev.jsonl"):
         (tmp_path / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    write_mmlu_csv(tmp_path / "data/mmlu", count=1)
+    write_wmdp_json(tmp_path / "data/wmdp", count=1)
     (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
     return tmp_path

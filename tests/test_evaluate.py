@@ -252,6 +252,19 @@ def test_several_models_get_a_file_each_and_a_table_of_pairs(run: Run) -> None:
     assert "models compared" in said
 
 
+def test_two_models_may_have_names_that_look_alike(run: Run) -> None:
+    """Their work is kept apart; the file's name is the model's own."""
+    Path("up").mkdir()
+    build_llama(seed=1).save_pretrained("up/model")
+    build_tokenizer().save_pretrained("up/model")
+    Path("up-model").symlink_to("model")
+    assert run(*WITH_CONTROL, "--base", "up/model")[0] == 0
+    assert run("up-model", *WITH_CONTROL, "--base", "up/model", "--out", "folder")[0] == 0
+    first, second = (read(f"folder/{name}.json") for name in ("model", "up-model"))
+    assert first["questions"] == second["questions"] != first["base"]["questions"]
+    assert not Path("folder.partial").exists()
+
+
 WITH_CONTROL = ["--perturb", "forget.txt", "--control", "control.txt"]
 REFUSED = {
     "missing questions": (["--questions", "none.jsonl"], "none.jsonl"),

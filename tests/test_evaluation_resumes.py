@@ -19,11 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defuse import cli
+from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
 from defuse.evaluate.journal import Journal
 from defuse.evaluate.ledger import Ledger, Scores
+from defuse.evaluate.results import Part
+from defuse.evaluate.robustness import evaluate_parts
 from defuse.evaluate.scorer import OnScored
+from defuse.evaluate.scorer import _score_batch as score_batch
+from defuse.evaluate.trees import TokenTree
 from defuse.files import held
 from defuse.models import LoadedModel
 from defuse.processes import Processes
@@ -121,6 +126,19 @@ def test_processes_share_the_batches_each_scored_once_and_no_digit_differs(whole
     found = in_threads(count, lambda processes: ask(collecting(kept, processes=processes)))
     assert [logprobs(each) for each in found] == [expected] * count
     assert sorted(min(s) for _, s in kept) == sorted(min(s) for _, s in batches)
+
+
+def test_processes_share_several_subjects_and_each_is_as_asked_alone() -> None:
+    subjects = ("cats", None, "dogs")
+    parts = [Part(QUESTIONS[i::3], Settings(subject=name)) for i, name in enumerate(subjects)]
+    alone = [
+        o for p in parts for o in logprobs(evaluate_questions(loaded(), p.questions, p.settings))
+    ]
+
+    def together(processes: Processes) -> list[tuple[float, ...]]:
+        return logprobs(evaluate_parts(loaded(), parts, ledger=Ledger(processes=processes)))
+
+    assert in_threads(2, together) == [alone, alone]
 
 
 def test_lists_of_one_batch_each_are_dealt_out_too() -> None:
@@ -252,7 +270,7 @@ def kill_after(workplace: Path, lines: int, *arguments: str, out: str) -> None:
     """SIGKILL the command, with all it started, once that many batches are kept."""
     with start(workplace, *arguments) as process:
         while process.poll() is None:
-            kept = (workplace / f"{out}.partial").glob("model/*.jsonl")
+            kept = (workplace / f"{out}.partial").glob("*/*.jsonl")
             if sum(file.read_bytes().count(b"\n") for file in kept) > lines:
                 break
             time.sleep(0.002)
@@ -282,7 +300,8 @@ def test_killed_and_resumed_by_two_processes_the_result_is_the_same(
     command = [*EVALUATE, "--out", "out.json"]
     kill_after(workplace, 7, *command, out="out.json")
     assert not (workplace / "out.json").exists()
-    with (workplace / "out.json.partial/model/0.jsonl").open("a") as file:
+    (kept,) = (workplace / "out.json.partial").glob("model-*/0.jsonl")
+    with kept.open("a") as file:
         file.write('{"of": "ab')
     said = finish(workplace, *TORCHRUN, "2", *command)
     assert said.count("written: out.json") == 1
@@ -296,8 +315,8 @@ def test_two_processes_killed_are_resumed_by_one(
 ) -> None:
     command = [*EVALUATE, "--out", "two.json"]
     kill_after(workplace, 8, *TORCHRUN, "2", *command, out="two.json")
-    kept = sorted((workplace / "two.json.partial/model").iterdir())
-    assert [file.name for file in kept] == ["0.jsonl", "1.jsonl"]
+    kept = (workplace / "two.json.partial").glob("model-*/*")
+    assert {file.name for file in kept} == {"0.jsonl", "1.jsonl"}
     assert run(workplace, "--out", "two.json") == 0
     assert result(workplace, "two.json") == undisturbed
 
@@ -348,13 +367,30 @@ def test_a_second_process_on_the_same_output_is_refused(
 
 
 def test_another_order_is_refused_before_the_weights_are_read_and_loses_nothing(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workplace: Path,
+    undisturbed: Mapping[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ledger = Journal(workplace / "order.json.partial/model").open({"questions": "others"})
-    ledger.add("one", {0: [-1.0]})
+    with monkeypatch.context() as patched:
+        patched.setattr("defuse.evaluate.job.perplexity", stop)
+        assert run(workplace, "--out", "order.json") == 130
     monkeypatch.setattr("defuse.evaluate.job.load_model", None)
-    assert run(workplace, "--out", "order.json") == 2
+    assert run(workplace, "--out", "order.json", "--limit", "100") == 2
     said = capsys.readouterr().err
     assert "order.json.partial" in said
     assert "keeps unfinished work for other questions" in said
-    assert (workplace / "order.json.partial/model/0.jsonl").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("defuse.evaluate.scorer._score_batch", only_the_text)
+    assert run(workplace, "--out", "order.json") == 0
+    assert result(workplace, "order.json") == undisturbed
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def only_the_text(decoder: Decoder, trees: Sequence[TokenTree], *more: Any) -> list[float]:
+    """Questions have twelve requests in a row, the text's windows one."""
+    assert {len(tree.targets) for tree in trees} == {1}
+    return score_batch(decoder, trees, *more)

@@ -120,11 +120,12 @@ def partial(out: Path) -> Path:
 
 def _digest(job: Job) -> str:
     """What is asked, and how."""
-    return hashlib.sha256(repr((job.parts, job.perturbation)).encode()).hexdigest()
+    return _hash(repr((job.parts, job.perturbation)))
 
 
 def _journal(job: Job, model: str) -> Journal:
-    return Journal(partial(job.out) / _safe(model))
+    # "a/b" and "../a/b" are two models of one safe name.
+    return Journal(partial(job.out) / f"{_safe(model)}-{_hash(model)[:8]}")
 
 
 def _all_models(job: Job) -> Sequence[str]:
@@ -149,6 +150,10 @@ def _file_of(job: Job, name: str) -> Path:
     if len(job.models) == 1:
         return job.out
     return job.out / f"{_safe(name)}.json"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _safe(name: str) -> str:

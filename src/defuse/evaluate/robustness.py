@@ -58,7 +58,7 @@ def evaluate_parts(
     ledger: Ledger | None = None,
 ) -> Evaluation:
     """As `evaluate_questions`, for several lists of questions, each asked in its own way."""
-    if not all(part.questions for part in parts):
+    if not parts or not all(part.questions for part in parts):
         raise UsageError("questions: there are none; give at least one")
     start = time.perf_counter()
     ledger = ledger or Ledger()
