@@ -124,8 +124,8 @@ def test_rows_without_questions_say_what_they_need_and_come_later(
         "WMDP bio": 3,
         "WMDP cyber": 3,
     }
-    assert "lacks the test questions of 55 of mmlu-perturbed's 57" in needs["MMLU"]
-    assert "1 of wmdp's 3 subjects (chem)" in needs["WMDP"]
+    assert "lacks the test questions of 55 of 57 subjects" in needs["MMLU"]
+    assert "1 of 3 subjects (chem)" in needs["WMDP"]
     assert len(table()["MMLU"][6]) < 200
 
     write_wmdp_json(Path("data"))

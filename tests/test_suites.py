@@ -134,7 +134,7 @@ def test_wmdp_retain_asks_mmlu_s_questions_under_wmdp_s_lines(tmp_path: Path) ->
     bio, cyber = load_parts(SUITES["wmdp-retain"], str(tmp_path))
     assert [part.settings.subject for part in (bio, cyber)] == ["biology", "cybersecurity"]
     assert [q.id for q in cyber.questions] == ["computer_security/0", "computer_security/1"]
-    with pytest.raises(UsageError, match=r"lacks the test questions of 2 of wmdp-retain's 2"):
+    with pytest.raises(UsageError, match="lacks the test questions of 2 of 2 subjects"):
         load_parts(SUITES["wmdp-retain"], str(tmp_path / "dev"))
 
 
@@ -151,7 +151,7 @@ def test_examples_come_from_the_dev_split_in_order(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     write_mmlu_csv(tmp_path, [name for name in MMLU if name not in ("virology", "anatomy")])
-    with pytest.raises(UsageError, match=r"2 of mmlu's 57 subjects \(anatomy, virology\)"):
+    with pytest.raises(UsageError, match=r"2 of 57 subjects \(anatomy, virology\); add"):
         load_parts(SUITES["mmlu"], str(tmp_path))
     (tmp_path / "dev/astronomy_dev.csv").unlink()
     astronomy = choose_suite("mmlu", ["astronomy"])
@@ -268,7 +268,7 @@ REFUSED = {
     "file's option": (["--suite", "wmdp", "--subject", "x"], "subject: x goes with --questions"),
     "suite's option": (["--questions", "q.csv"], "data: data goes with --suite"),
     "unknown": (["--suite", "wmpd"], "suite: 'wmpd' is unknown"),
-    "missing": (["--suite", "mmlu"], "lacks the test questions of 54 of mmlu's 57"),
+    "missing": (["--suite", "mmlu"], "lacks the test questions of 54 of 57 subjects"),
     "base without tokens": (["--suite", "wmdp", "--base", "model"], "base: vulnerability needs"),
     "few-shot": (["--suite", "wmdp", "--few-shot", "1"], "wmdp has no examples"),
 }

@@ -40,9 +40,12 @@ def reproduce(
     with answers_shown(processes) as on_model:
         found = measure(order, on_model, processes)
     if processes.is_first:
-        shown = Table(*HEAD, title=CAPTION, show_lines=True)
-        for row in table(found):
-            shown.add_row(*row)
-        console = Console()
+        console, shown = Console(), Table(*HEAD[:-1], title=CAPTION)
+        rows = table(found)
+        for row in rows:
+            shown.add_row(*row[:-1])
         console.print(shown)
+        for row in rows:
+            if row[-1]:
+                console.print(f"{row[0]}: {row[-1]}", markup=False)
         console.print(f"written: {out}")

@@ -100,8 +100,8 @@ def _refuse_missing(suite: Suite, folder: Path, split: str) -> None:
         names = ", ".join(subject.name for subject in lacking)
         files = " or ".join(_names(suite, lacking[0], split))
         raise UsageError(
-            f"data: {folder} lacks the {split} questions of {len(lacking)} of {suite.name}'s "
-            f"{len(suite.subjects)} subjects ({names}), such as {files}; add them, or choose "
+            f"data: {folder} lacks the {split} questions of {len(lacking)} of "
+            f"{len(suite.subjects)} subjects ({names}); add them, such as {files}, or choose "
             "others with --subjects"
         )
 

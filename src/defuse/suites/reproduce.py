@@ -100,7 +100,13 @@ def table(found: Mapping[str, Measured | str]) -> list[list[str]]:
 
 def _cells(row: Row, found: Measured | str) -> list[str]:
     if isinstance(found, str):
-        return ["", "", "", f"{row.paper}", f"needs {shorten(found, LONGEST_NOTE)}"]
+        return [
+            "",
+            "",
+            "",
+            f"{row.paper}",
+            f"needs {shorten(found, LONGEST_NOTE, placeholder='…')}",
+        ]
     notes = [row.note, found.control and f"{_percent(found.control)} with the control token"]
     return [
         str(found.n),
