@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from defuse.cli import app
 from defuse.recipe import Recipe
+from tests.benchmark_files import write_mmlu_csv, write_wmdp_json
 from tests.conftest import build_llama
 from tests.datasets_on_the_spot import write_corpora
 
@@ -56,6 +57,8 @@ def workplace(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     names = ("questions.jsonl", "dev.jsonl", "forget-questions.jsonl", "retain-questions.jsonl")
     for name in names:
         (hub / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    write_mmlu_csv(hub / "data/mmlu", count=1)
+    write_wmdp_json(hub / "data/wmdp", count=1)
     (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
     (hub / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
     return hub

@@ -191,3 +191,33 @@ def test_the_suite_asks_any_models(place: Path, tmp_path: Path) -> None:
         list(run_suite([model], tmp_path / "third", smaller, gold=str(file)))
     with pytest.raises(UsageError, match="forget20"):
         list(run_suite([model], tmp_path / "third", Suite(forget="forget20")))
+
+
+def test_evaluate_asks_the_suite(place: Path, tmp_path: Path) -> None:
+    """As `defuse evaluate --suite tofu`, the gold standard being the model itself."""
+    model, data = str(place / "model"), str(place / "tofu")
+    command = ["evaluate", model, "--suite", "tofu", "--data", data, "--subjects", "forget01"]
+    command += ["--limit", "3", "--gold", model, "--out", str(tmp_path / "answers")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "answers").glob("*.json")
+    (expected,) = run_suite([model], tmp_path / "again", Suite(data, "forget01", 3), gold=model)
+    summary = json.loads(path.read_text())["summary"]
+    assert summary["utility"]["value"] == expected[1].utility.value  # type: ignore[union-attr]
+    assert summary["quality"][0]["p_value"] == 1  # against itself
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--suite", "tofu", "--few-shot", "5"], "few-shot: 5 does not go with --suite tofu"),
+        (["--suite", "tofu", "--subjects", "forget02"], "forget: 'forget02' is no part of TOFU"),
+        (["--suite", "mmlu", "--gold", "model"], "gold: model goes with --suite tofu"),
+    ],
+)
+def test_what_does_not_go_with_the_suite_is_refused(
+    place: Path, tmp_path: Path, option: list[str], sentence: str
+) -> None:
+    command = ["evaluate", str(place / "model"), "--out", str(tmp_path / "answers"), *option]
+    with pytest.raises(UsageError, match=sentence):
+        CliRunner().invoke(app, command, catch_exceptions=False)
