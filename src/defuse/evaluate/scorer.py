@@ -95,7 +95,8 @@ def score_share(
                 ledger.add(name, scores)
                 on_scored(finished - told)
                 told = finished
-            on_scored(len(alike) - told)
+            if told < len(alike):
+                on_scored(len(alike) - told)
 
 
 def _score_alike(
