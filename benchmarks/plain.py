@@ -142,7 +142,9 @@ class PlainStep:
         def hook(_module: object, _inputs: object, output: Any) -> Tensor:  # noqa: ANN401
             masked = self.unlearning.mask_padding
             spans = batch.spans if masked else [slice(None)] * len(batch.items)
-            return add_noise(_hidden(output), std, spans, self.seed, step, batch.items)
+            hidden = _hidden(output)
+            noisy = add_noise(hidden, std, spans, self.seed, step, batch.items)
+            return noisy.to(hidden.dtype)
 
         block = Decoder(self.reference).blocks[self.unlearning.layer]
         handle = block.register_forward_hook(hook)
