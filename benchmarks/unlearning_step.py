@@ -33,8 +33,9 @@ from defuse.decoder import Decoder
 from defuse.methods import METHODS
 
 AGAIN = 2  # the batch that comes again
-# Relative to what is compared. bfloat16 rounds to 2⁻⁸, here more than once.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+# Relative to what is compared. bfloat16 rounds by 2⁻⁹, and a gradient comes through many roundings:
+# either side's is 0.5 to 1.5 % from float32's (tests/test_half_precision.py).
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-5}
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 TIMES = ("plain", "Defuse", "faster", "texts again", "faster", "plain mem", "Defuse mem", "share")
 WORK = ("plain TFLOP", "Defuse TFLOP", "plain /s", "Defuse /s", "of peak", "of peak")
