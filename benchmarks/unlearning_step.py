@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from benchmarks.cost import kept_bytes, step_flops
-from benchmarks.machine import Memory, peak_tflops, seconds
+from benchmarks.machine import Memory, measured_peak, seconds
 from benchmarks.shapes import SHAPES
 from benchmarks.sides import Setting, Side, plain_side, shared_side, unlearning_for
 from defuse.decoder import Decoder
@@ -210,7 +210,7 @@ def main() -> None:
         rows = {each.name: profile(each) for each in chosen}
         show(f"{where}, one step's processor time", PROFILE, rows)
     else:
-        peak = arguments.peak_tflops or peak_tflops(arguments.device, chosen[0].dtype)
+        peak = arguments.peak_tflops or measured_peak(arguments.device, chosen[0].dtype)
         arguments.peak_tflops = peak
         both = {each.name: compare(each, arguments) for each in chosen}
         show(f"{where}, equal losses and gradients", TIMES, {k: v[0] for k, v in both.items()})
