@@ -52,6 +52,8 @@ def workplace(
     questions = "\n".join(map(json.dumps, QUESTIONS))
     for name in ("questions.jsonl", "dev.jsonl"):
         (tmp_path / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    pair = {"question": "What does the cat see?", "answer": "A bird."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
     (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
     return tmp_path
@@ -62,6 +64,8 @@ def localise(text: str) -> str:
         text.replace(MODEL, "model")
         .replace("cais/mmlu:college_biology:test", "questions.jsonl")
         .replace("cais/mmlu:college_biology:dev", "dev.jsonl")
+        .replace("locuslab/TOFU:full", "pairs.jsonl")
+        .replace("locuslab/TOFU:retain99", "pairs.jsonl")
     )
 
 
@@ -73,8 +77,8 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
             ["defuse", "unlearn", "recipe.yaml", f"output=runs/{n}"] for n in ("first", "second")
         ] + found
     for command in found:
-        if command[1] in ("real", "lab"):
-            continue  # test_real_run.py, test_lab_run.py
+        if command[1] in ("real", "lab", "tofu"):
+            continue  # test_real_run.py, test_lab_run.py, test_tofu_run.py
         if any("$SMOL" in word for word in command):
             continue  # goes on from make real, with its model
         result = CliRunner().invoke(app, command[1:], catch_exceptions=False)

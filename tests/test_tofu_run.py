@@ -1,6 +1,7 @@
 """The whole way, as a user runs it: `defuse tofu RECIPE`, stopped and started; and the suite."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,16 @@ def test_the_suite_asks_any_models(place: Path, tmp_path: Path) -> None:
         list(run_suite([model], tmp_path / "third", smaller, gold=str(file)))
     with pytest.raises(UsageError, match="forget20"):
         list(run_suite([model], tmp_path / "third", Suite(forget="forget20")))
+
+
+def test_the_page_s_python_example_runs(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (RECIPES.parents[2] / "docs/tofu.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    places = {"locuslab/TOFU": "tofu", "runs/unlearned": "model", "runs/gold": "model"}
+    for name, local in places.items():
+        code = code.replace(name, str(place / local)).replace("size=100", "size=2")
+    exec(compile(code, "tofu.md", "exec"), {})  # noqa: S102 (our own page)
+    assert list((tmp_path / "runs/tofu").glob("*.json"))
