@@ -44,12 +44,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(
-    kind: str, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32
+    kind: str,
+    *,
+    seed: int = 0,
+    attention: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    vocab_size: int = 61,
 ) -> PreTrainedModel:
-    """A random model of architecture `kind`: 4 layers, 32 hidden units, 61 tokens."""
+    """A random model of architecture `kind`: 4 layers, 32 hidden units."""
     torch.manual_seed(seed)
-    base = {"gpt2": {"vocab_size": 61}, "gpt_neox": WITHOUT_GROUPS}.get(kind, SMALL)
-    config = AutoConfig.for_model(kind, **(base | CONFIGS[kind]))
+    base = {"gpt2": {}, "gpt_neox": WITHOUT_GROUPS}.get(kind, SMALL)
+    sizes = base | CONFIGS[kind] | {"vocab_size": vocab_size}
+    config = AutoConfig.for_model(kind, **sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -5,6 +5,7 @@ import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,38 @@ def tiny_model_folder(
     build_llama().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in: datasets in it are found by their id, and cached nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / ".cache")
+    return tmp_path
+
+
+@pytest.fixture
+def sharded_model_folder(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """The tiny Llama in bfloat16, its tensors in several files; a test may spoil them."""
+    folder = tmp_path / "sharded-llama"
+    build_llama().bfloat16().save_pretrained(folder, max_shard_size="30KB")
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub_model(tmp_path: Path, sharded_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a model in a hub's cache: the sharded one, its files links to content."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    home, commit = tmp_path / "hub" / "models--nobody--sharded", "0123456789" * 4
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
+        (home / folder).mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    for path in sharded_model_folder.iterdir():
+        blob = home / "blobs" / sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        (home / "snapshots" / commit / path.name).symlink_to(blob)
+    return "nobody/sharded"
 
 
 @pytest.fixture

@@ -79,6 +79,27 @@ def test_every_method_leaves_an_ordinary_checkpoint(run, tiny_model_folder, meth
     assert AutoTokenizer.from_pretrained("out")("a cat")["input_ids"][0] == 1
 
 
+@pytest.mark.parametrize("method", ["rmu", "npo"])
+def test_reading_and_rewriting_in_part_gives_what_the_whole_model_gives(
+    run, sharded_model_folder, method, monkeypatch
+):
+    choice = [f"model={sharded_model_folder}", f"method.name={method}", "learning_rate=1e-2"]
+    assert run("unlearn", "recipe.yaml", *choice)[0] == 0
+    monkeypatch.setattr("defuse.run.find_checkpoint", lambda *_: None)
+    assert run("unlearn", "recipe.yaml", *choice, "output=whole")[0] == 0
+    parts = sorted(path.name for path in sharded_model_folder.glob("*.safetensors"))
+    assert sorted(path.name for path in Path("out").glob("*.safetensors")) == parts
+    found, expected = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+        for folder in ("out", "whole")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    question = {"question": "What is it?", "choices": ["a", "b", "c", "d"], "answer": 1}
+    Path("q.jsonl").write_text(json.dumps(question))
+    assert run("evaluate", "out", "--questions", "q.jsonl", "--out", "out.json")[0] == 0
+
+
 def test_the_run_file_holds_what_is_needed_to_trust_it(run):
     run("unlearn", "recipe.yaml", "noise.std=0.3x")
     record = json.loads(Path("out/run.json").read_text())
@@ -108,7 +129,7 @@ def test_two_runs_of_one_recipe_are_equal(run):
 def test_a_finished_run_is_not_done_again_and_never_overwritten(run, monkeypatch):
     run("unlearn", "recipe.yaml")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    monkeypatch.setattr("defuse.run.load_model", None)
+    monkeypatch.setattr("defuse.run.load_part", None)
     code, said = run("unlearn", "recipe.yaml")
     assert (code, "finished" in said) == (0, True)
     code, said = run("unlearn", "recipe.yaml", "seed=1")
@@ -211,7 +232,7 @@ def test_ctrl_c_while_writing_leaves_nothing_behind(run, work, monkeypatch):
         (arguments[-1] / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("defuse.run.write_model", interrupted)
+    monkeypatch.setattr("defuse.run.write_changed", interrupted)
     code, _ = run("unlearn", "recipe.yaml")
     assert code == 130
     assert contents(work) == before
@@ -223,7 +244,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing_behind(run, work,
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("defuse.run.write_model", full)
+    monkeypatch.setattr("defuse.run.write_changed", full)
     code, said = run("unlearn", "recipe.yaml")
     assert code == 2
     assert "output: out cannot be written" in said
@@ -326,7 +347,7 @@ def test_a_broken_config_and_a_machine_out_of_memory_are_one_sentence(
     def out_of_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("defuse.run.load_model", out_of_memory)
+    monkeypatch.setattr("defuse.run.load_part", out_of_memory)
     code, said = run("unlearn", "recipe.yaml")
     assert (code, Path("out").exists()) == (2, False)
     assert said.endswith(

@@ -3,17 +3,24 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow
 import pytest
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import GatedRepoError
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from defuse.corpora import load_refusals, load_texts
 from defuse.errors import UsageError
+from defuse.hub import refusal
+from defuse.rows import PARQUET_ROWS
 from defuse.texts import Encoded, QuestionAnswer, encode
 from tests.conftest import build_tokenizer
+from tests.datasets_on_the_spot import write_dataset
 
 TOFU = Path("../shared/data/tofu")
 needs_tofu = pytest.mark.skipif(not TOFU.is_dir(), reason=f"{TOFU} is not there")
@@ -57,22 +64,125 @@ def test_questions_with_answers_become_pairs_and_a_named_column_is_taken(tmp_pat
     assert load_texts(source, field="note") == ["easy"]
 
 
-def test_a_hub_source_names_dataset_config_and_split(monkeypatch):
-    asked = []
+def test_a_dataset_is_named_with_configuration_and_split(hub):
+    splits = {("small", "train"): [["x", "  "]], ("large", "test"): [["y"], ["z"]]}
+    write_dataset(hub / "owner" / "name", splits)
+    assert load_texts("owner/name:small") == ["x"]
+    assert load_texts("owner/name:large", split="test") == ["y", "z"]
+    assert load_texts("owner/name:large:test", limit=1) == ["y"]
+    for wrong in ("owner/name", "owner/name:medium", "owner/name:small:test"):
+        with pytest.raises(UsageError, match=f"{wrong}: is neither a file nor a dataset"):
+            load_texts(wrong)
 
-    def load_dataset(name, config, split):
-        asked.append((name, config, split))
-        return [{"text": "x"}, {"text": "  "}]
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert load_texts("owner/name") == ["x"]
-    load_texts("owner/name:config", split="dev")
-    load_texts("owner/name:config:test")
-    assert asked == [
-        ("owner/name", None, "train"),
-        ("owner/name", "config", "dev"),
-        ("owner/name", "config", "test"),
-    ]
+@pytest.mark.parametrize(
+    ("name", "good", "broken"),
+    [
+        ("a.jsonl", '{"text": "x"}\n\n{"text": "y"}\n', '{"text": \n'),
+        ("a.csv", "text\nx\ny\n", '"z" z\n'),
+        ("a.txt", "x\n\ny\n", "\udcff"),
+    ],
+)
+def test_a_limit_reads_a_file_no_further(tmp_path, name, good, broken):
+    filler = (good.splitlines()[-1] + "\n") * 10_000  # files are read by the buffer, not the line
+    path = tmp_path / name
+    path.write_text(good + filler + broken, encoding="utf-8", errors="surrogateescape")
+    assert load_texts(str(path), limit=2) == ["x", "y"]
+    with pytest.raises(UsageError, match=name):
+        load_texts(str(path))
+
+
+def test_a_limit_reads_parquet_no_further(tmp_path):
+    texts = [f"text {number}" for number in range(3 * PARQUET_ROWS + 1)]
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": texts})
+    parquet.write_table(table, path, row_group_size=PARQUET_ROWS, compression="none")
+    assert load_texts(str(path)) == texts
+    second = parquet.read_metadata(path).row_group(1).column(0).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[second : second + 50] = bytes(50)
+    path.write_bytes(content)
+    assert load_texts(str(path), limit=PARQUET_ROWS) == texts[:PARQUET_ROWS]
+    with pytest.raises(UsageError, match=r"a\.parquet: is no readable parquet file"):
+        load_texts(str(path))
+
+
+def test_a_limit_fetches_no_more_of_a_dataset(hub):
+    folder = write_dataset(hub / "owner" / "name", {("c", "train"): [["x", "y"], ["z"]]})
+    (folder / "c" / "train-00001-of-00002.parquet").write_bytes(b"no parquet")
+    assert load_texts("owner/name:c", limit=2) == ["x", "y"]
+    with pytest.raises(UsageError, match="owner/name:c: is neither"):
+        load_texts("owner/name:c", limit=3)
+
+
+@given(
+    st.lists(st.text(), min_size=1).filter(lambda texts: any(map(str.strip, texts))),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_limit_counts_texts_that_are_long_enough(tmp_path_factory, texts, limit, least):
+    path = tmp_path_factory.mktemp("corpus") / "a.jsonl"
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    kept = [text for text in texts if text.strip() and len(text) >= least]
+    if not kept:
+        with pytest.raises(UsageError, match=f"holds no text of at least {least} characters"):
+            load_texts(str(path), min_characters=least)
+        return
+    assert load_texts(str(path), min_characters=least) == kept
+    assert load_texts(str(path), limit=limit, min_characters=least) == kept[:limit]
+
+
+def test_lines_of_a_jsonl_file_may_be_texts(tmp_path):
+    strings = write(tmp_path, "a.jsonl", '"one\\ntwo"\n"three"\n')
+    assert load_texts(strings) == ["one\ntwo", "three"]
+    plain = write(tmp_path, "b.jsonl", 'int main() {\n\n  "three" \n42\n')
+    assert load_texts(plain) == ["int main() {", '"three"', "42"]
+    mixed = write(tmp_path, "c.jsonl", 'int main()\n{"text": "x"}\n')
+    with pytest.raises(UsageError, match=r"c\.jsonl, line 2: begins like a JSON object, but"):
+        load_texts(mixed)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
+def test_raw_lines_are_those_that_pythons_open_gives(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("corpus") / "cyber.jsonl"
+    path.write_text("\n".join(["{", *lines]), encoding="utf-8")
+    with path.open(encoding="utf-8") as file:
+        expected = [line for line in file if line.strip()]
+    assert load_texts(str(path), raw_lines=True) == expected
+
+
+def gated() -> GatedRepoError:
+    """What the hub's library raises for a gate; the response is kept, not looked at."""
+    response: Any = SimpleNamespace(headers={}, request=None)
+    return GatedRepoError("403 Client Error. Access to dataset is restricted", response=response)
+
+
+def passed_on(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        gated(),
+        passed_on(OSError("train.parquet"), gated()),
+        DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub. Visit …"),
+    ],
+)
+def test_a_gated_dataset_is_refused_with_the_page_to_ask_at(error):
+    assert refusal("owner/name:config:train", error) == (
+        "owner/name:config:train: is gated; ask for access at "
+        "https://huggingface.co/datasets/owner/name, then log in with `hf auth login`"
+    )
+
+
+def test_any_other_trouble_with_a_dataset_is_one_sentence():
+    error = DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub.\nSee …")
+    assert refusal("owner/name", error) == (
+        "owner/name: is neither a file nor a dataset that could be loaded as id:config:split "
+        "(Dataset 'owner/name' doesn't exist on the Hub.); mend the name, or check the connection"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,6 +203,7 @@ def test_a_hub_source_names_dataset_config_and_split(monkeypatch):
         ("a.csv", 'text\n"x" y\n', "is not valid CSV"),
         ("a.parquet", "text", "a.parquet: is no readable parquet file"),
         ("a.docx", "text", "a.docx: is no corpus; give a file of .txt, .jsonl"),
+        ("a.csv", f"text\n{'x' * 200_000}\n", "(field larger than field limit (131072)); mend it"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, sentence):
@@ -112,6 +223,10 @@ def test_missing_files_wrong_bytes_and_unknown_datasets_are_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"a\.txt: cannot be read as UTF-8"):
         load_texts(str(tmp_path / "a.txt"))
+    with pytest.raises(UsageError, match=r"is no corpus; give .* or a dataset's folder"):
+        load_texts(str(tmp_path))
+    with pytest.raises(UsageError, match="limit: 0 must be at least 1"):
+        load_texts(str(tmp_path / "a.txt"), limit=0)
     with pytest.raises(UsageError, match="nobody/nothing: is neither a file nor a dataset"):
         load_texts("nobody/nothing")
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from defuse.decoder import ARCHITECTURES, Decoder, PrefixCache, architecture_of
+from defuse.architectures import ARCHITECTURES, architecture_of
+from defuse.decoder import Decoder, PrefixCache
 from defuse.errors import UsageError
 from tests.architectures import CONFIGS, tiny_model
 

@@ -9,11 +9,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from defuse.cli import app
+from defuse.recipe import Recipe
 from tests.conftest import build_llama
+from tests.datasets_on_the_spot import write_corpora
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,23 +43,24 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def workplace(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def workplace(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     """A folder with every file that the docs name, and a model of eight layers."""
-    monkeypatch.chdir(tmp_path)
-    build_llama(layers=8).save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    write_corpora(hub)
+    (hub / "HuggingFaceH4").mkdir()
+    (hub / "HuggingFaceH4" / "zephyr-7b-beta").symlink_to(hub / "model")
+    build_llama(layers=8).save_pretrained(hub / "model")
+    tiny_tokenizer.save_pretrained(hub / "model")
     for name, lines in (TERMS | TEXTS).items():
-        (tmp_path / name).write_text("\n".join(lines))
+        (hub / name).write_text("\n".join(lines))
     questions = "\n".join(map(json.dumps, QUESTIONS))
-    for name in ("questions.jsonl", "dev.jsonl"):
-        (tmp_path / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    names = ("questions.jsonl", "dev.jsonl", "forget-questions.jsonl", "retain-questions.jsonl")
+    for name in names:
+        (hub / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
     pair = {"question": "What does the cat see?", "answer": "A bird."}
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    (hub / "pairs.jsonl").write_text(json.dumps(pair))
     (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
-    (tmp_path / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
-    return tmp_path
+    (hub / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
+    return hub
 
 
 def localise(text: str) -> str:
@@ -81,6 +85,8 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
             continue  # test_real_run.py, test_lab_run.py, test_tofu_run.py
         if any("$SMOL" in word for word in command):
             continue  # goes on from make real, with its model
+        if command[1] == "sweep":
+            command.append("--plan")  # all but the runs themselves: test_sweep.py
         result = CliRunner().invoke(app, command[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         if "--out" in command:
@@ -96,6 +102,14 @@ def test_make_targets_and_modules_exist(page: Path) -> None:
             assert f"\n{words[1]}:" in makefile, line
         if words[:2] == ["python", "-m"]:
             assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), line
+
+
+def test_the_corpora_shown_are_what_a_recipe_takes() -> None:
+    shown = blocks(ROOT / "docs" / "corpora.md", "yaml")
+    assert shown
+    for text in shown:
+        given = {"model": MODEL, "output": "out", "method": {"name": "rmu"}} | yaml.safe_load(text)
+        assert Recipe.model_validate(given).topics
 
 
 def test_the_readme_s_python_example_runs(workplace: Path) -> None:

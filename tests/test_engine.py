@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -254,8 +255,8 @@ def flip(batch: TextBatch) -> TextBatch:
         real[row, span] = True
     counted = left.counted & real
     keep = real.flatten()[left.predicted_at + 1] & real.flatten()[left.predicted_at]
-    return TextBatch(
-        items=batch.items,
+    return replace(
+        batch,
         input_ids=left.input_ids,
         attention_mask=real,
         spans=left.spans,

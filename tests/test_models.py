@@ -16,9 +16,9 @@ from defuse.models import (
     load_model,
     locate,
     resolve_device,
-    save_model,
     skeleton,
 )
+from defuse.saving import save_model
 from tests.conftest import build_llama
 
 IDS = torch.tensor([[1, 40, 41, 42, 43]])

@@ -32,5 +32,5 @@ def test_nobody_imports_the_command_line_and_files_stay_short() -> None:
     for path in SOURCES.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 300, path
-        if path.parent.name != "cli":
+        if path.parent.name != "cli" and path.name != "__main__.py":
             assert "defuse.cli" not in text, path

@@ -1,5 +1,8 @@
 """Recipes: what they may say, what fills their gaps, and how they are refused."""
 
+import json
+import math
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,9 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defuse.decoder import Decoder
 from defuse.defaults import DEFAULTS, default_retain, markdown_table, strength_field
+from defuse.encoded import encode_topics
 from defuse.errors import UsageError
 from defuse.methods import DPO, METHODS, NPO, RETAIN_LOSSES, RMU, HiddenMSE, LogitMSE, SimNPO
+from defuse.methods.dpo import REFUSALS
 from defuse.noise import GaussianNoise
 from defuse.recipe import Recipe, load_recipe
 from defuse.unlearning import Topic, Training, Unlearning
@@ -95,6 +101,21 @@ def test_topics_and_refusals_are_read_from_their_files(tmp_path, recipe_file, mo
     assert recipe.topics[0].build() == Topic("bio", ["a", "b"], ["c"], weight=30, packed=True)
 
 
+def test_a_corpus_is_a_source_or_a_source_with_what_to_take_of_it(tmp_path, recipe_file):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "long enough"}\n{"body": "far"}\n')
+    corpus = f"{{source: {tmp_path / 'a.jsonl'}, field: body, min_characters: 3, limit: 1}}"
+    plain = f"{{source: {tmp_path / 'a.jsonl'}, raw_lines: true}}"
+    overrides = [f"topics.0.forget={corpus}", f"topics.0.retain={plain}"]
+    topic = load_recipe(recipe_file, overrides).topics[0].build()
+    assert topic.forget == ["long enough"]
+    assert topic.retain == ['{"body": "x"}\n', '{"body": "long enough"}\n', '{"body": "far"}\n']
+
+
+def test_dpo_has_refusals_of_its_own(recipe_file):
+    assert load_recipe(recipe_file, ["method={name: dpo}"]).unlearning().method == DPO(REFUSALS)
+    assert len(set(REFUSALS)) == len(REFUSALS) >= 20
+
+
 def test_the_methods_own_fields_are_those_of_their_dataclasses(recipe_file):
     overrides = ["method={name: simnpo, beta: 0.5, gamma: 1, reduction: batch}"]
     method = load_recipe(recipe_file, overrides).unlearning().method
@@ -137,7 +158,7 @@ REFUSED = [
     ("method.beta=0.1", "method: has no field 'beta'; it takes name, vector"),
     ("method.vector=x", "method.vector: 'x' is refused (input should be 'uniform' or 'gaussian')"),
     ("method={name: npo, beta: 0}", "method.beta: 0.0 must be a finite number above 0"),
-    ("method={name: dpo}", "method.refusals: is missing; add it"),
+    ("method={name: dpo, refusals: 3}", "method.refusals: 3 is refused (input should be a valid s"),
     ("retain.loss=x", "retain.loss: 'x' is unknown; use one of hidden_mse"),
     ("noise.variance=1", "noise: std=0.03 and variance=1.0; give exactly one of the two"),
     ("noise={}", "noise: std=None and variance=None; give exactly one of the two"),
@@ -151,7 +172,13 @@ REFUSED = [
     ("train.parameters=3", "train.parameters: 3 is refused"),
     ("topics=[]", "topics: [] is refused (list should have at least 1 item"),
     ("topics=[1]", "topics.0: 1 is no mapping of fields"),
-    ("topics.0.forget=", "topics.0.forget: None is refused"),
+    ("topics.0.forget=", "topics.0.forget: None is no corpus; write a file, a hub id or {source: "),
+    ("topics.0.forget={field: text}", "topics.0.forget.source: is missing; add it"),
+    (
+        "topics.0.forget={source: a, limt: 3}",
+        "topics.0.forget: has no field 'limt'; it takes sourc",
+    ),
+    ("topics.0.retain={source: a, limit: 0}", "topics.0.retain.limit: 0 is refused (input should"),
     ("topics.0.weight=-1", "topics.0.weight: -1 is refused"),
     ("topics.0.weight=.inf", "topics.0.weight: inf is refused"),
     ("topics.0.coefficient=4y", "topics.0.coefficient: '4y' is neither a number nor a multiple"),
@@ -208,3 +235,57 @@ def test_every_shipped_recipe_is_one(path):
 def test_the_documented_table_is_the_one_in_the_code():
     page = Path(__file__).parent.parent / "docs" / "defaults.md"
     assert page.read_text(encoding="utf-8").endswith("\n\n" + markdown_table())
+
+
+LINES = [json.dumps({"text": f"The virus number {i} is bad."}) for i in range(300)]
+
+
+def everywhere(corpus: str, kinds: Sequence[str] = ("forget", "retain")) -> list[str]:
+    return [f"topics.{place}.{kind}={corpus}" for place in (0, 1) for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reach"),
+    [
+        (["steps=3"], 64),
+        (["steps=49"], 100),
+        (["steps=37", "method={name: dpo}", "topics.1.triggers=terms.txt"], 76),
+    ],
+)
+def test_texts_are_read_as_far_as_the_steps_reach_and_nothing_changes_by_it(
+    tmp_path, recipe_file, tiny_llama, tiny_tokenizer, monkeypatch, overrides, reach
+):
+    monkeypatch.chdir(tmp_path)
+    Path("terms.txt").write_text("cobalt\n")
+    Path("long.jsonl").write_text("\n".join(LINES))
+    Path("short.jsonl").write_text("\n".join(LINES[:70]))  # comes round again after 18 turns
+    corpora = [*everywhere("long.jsonl", ["forget"]), *everywhere("short.jsonl", ["retain"])]
+    recipe = load_recipe(recipe_file, [*overrides, *corpora])
+    training, how = recipe.training(), (Decoder(tiny_llama), recipe.unlearning(), tiny_tokenizer)
+    near, whole = recipe.read_topics(), [topic.build() for topic in recipe.topics]
+    assert [len(topic.forget) for topic in (*near, *whole)] == [reach, reach, 300, 300]
+    encoded = (encode_topics(*how, topics, training) for topics in (near, whole))
+    for one, other in zip(*encoded, strict=True):
+        for ours, theirs in [
+            (one.forget, other.forget),
+            (one.retain, other.retain),
+            (one.refusals, other.refusals),
+        ]:
+            if ours is None or theirs is None:
+                assert ours is theirs
+                continue
+            assert ours.texts == theirs.texts
+            for turn in range(math.ceil(recipe.steps / 2)):
+                assert ours.rows(turn, training) == theirs.rows(turn, training)
+
+
+@pytest.mark.parametrize("override", ["shuffle=true", "topics.0.packed=true", "topics.0.mix=0.5"])
+def test_where_any_text_may_count_all_are_read(tmp_path, recipe_file, override):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join([*LINES, '{"text": ']))
+    load_recipe(recipe_file, ["steps=3", *everywhere(str(broken))]).read_topics()
+    with pytest.raises(UsageError, match=r"broken\.jsonl, line 301: is not valid JSON"):
+        load_recipe(recipe_file, ["steps=3", *everywhere(str(broken)), override]).read_topics()
+    part = everywhere(f"{{source: {broken}, limit: 10}}")
+    topics = load_recipe(recipe_file, ["steps=3", *part, override]).read_topics()
+    assert [len(topic.forget) for topic in topics] == [10, 10]

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         LogitMSE,
         SimNPO,
     )
-    from defuse.models import LoadedModel, load_model, save_model
+    from defuse.models import LoadedModel, load_model
     from defuse.noise import GaussianNoise
+    from defuse.partial import load_part
     from defuse.questions import Perturbation, Question, load_questions, perturb
     from defuse.recipe import Recipe, load_recipe
+    from defuse.saving import save_changed, save_model
     from defuse.texts import QuestionAnswer
     from defuse.train import Result, StepRecord, unlearn
     from defuse.unlearning import Topic, Training, Unlearning
@@ -53,10 +55,12 @@ _HOMES = {
         "LogitMSE",
         "SimNPO",
     ),
-    "defuse.models": ("LoadedModel", "load_model", "save_model"),
+    "defuse.models": ("LoadedModel", "load_model"),
     "defuse.noise": ("GaussianNoise",),
+    "defuse.partial": ("load_part",),
     "defuse.questions": ("Perturbation", "Question", "load_questions", "perturb"),
     "defuse.recipe": ("Recipe", "load_recipe"),
+    "defuse.saving": ("save_changed", "save_model"),
     "defuse.texts": ("QuestionAnswer",),
     "defuse.train": ("Result", "StepRecord", "unlearn"),
     "defuse.unlearning": ("Topic", "Training", "Unlearning"),
@@ -91,10 +95,12 @@ __all__ = [
     "compare",
     "evaluate_questions",
     "load_model",
+    "load_part",
     "load_questions",
     "load_recipe",
     "load_texts",
     "perturb",
+    "save_changed",
     "save_model",
     "summarise",
     "unlearn",

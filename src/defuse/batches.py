@@ -24,8 +24,8 @@ class TextBatch:
     `counted` (B, T) is true where a token counts in hidden-state and logit losses, `counted_at`
     (M,) are its flat indices. `labels` (P,) are the tokens whose log-probability counts,
     `predicted_at` (P,) where the hidden state that predicts each stands, `sequence` (P,) its text.
-    Where several processes share a step's texts, `whole` is how many they are, `places` which of
-    them stand here, and `share` how much of all that counts; the step's own losses add up.
+    Where several processes share a step's texts, `whole` is how many they are, `places` (B,) which
+    of them stand here, and `share` how much of all that counts; the step's own losses add up.
     """
 
     items: tuple[Item, ...]
@@ -37,9 +37,9 @@ class TextBatch:
     predicted_at: Tensor
     labels: Tensor
     sequence: Tensor
-    whole: int = 0
-    places: tuple[int, ...] = ()
-    share: float = 1.0
+    whole: int
+    places: Tensor
+    share: float
 
 
 def collate(
@@ -116,6 +116,6 @@ def _batch(
         labels=ids.flatten()[label_at].to(device),
         sequence=(label_at // max(1, time)).to(device),
         whole=len(whole.items),
-        places=tuple(chosen),
-        share=(counted.sum() / whole.counted.sum()).item(),
+        places=torch.tensor(chosen, dtype=torch.long, device=device),
+        share=int(counted.sum()) / int(whole.counted.sum()),
     )

@@ -1,62 +1,25 @@
 """The inside of a Hugging Face decoder: embed, any run of blocks, final norm and head.
 
-The only file that knows how an architecture names and calls its parts. Everything else works on
-`Decoder`, so a new architecture is one line in `ARCHITECTURES`.
+The only file that calls an architecture's parts, by the names in `defuse.architectures`.
+Everything else works on `Decoder`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from defuse.architectures import architecture_of
 from defuse.errors import UsageError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Where one family of models keeps its parts, as dotted paths from the causal model."""
-
-    blocks: str = "model.layers"
-    norm: str = "model.norm"
-    rotary: str | None = "model.rotary_emb"
-    rotary_per_type: bool = False  # Gemma 3 turns sliding and full layers by different bases
-    positions: str | None = None  # a table of learnt positions, added to the embedding
-    mlp_output: str = "mlp.down_proj"
-    cache_argument: str = "past_key_values"
-    scaled_embedding: bool = False  # Gemma: times √hidden
-    all_sliding: bool = False  # every layer slides if config.sliding_window is set
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(),
-    "mistral": Architecture(all_sliding=True),
-    "qwen2": Architecture(),
-    "qwen3": Architecture(),
-    "gemma2": Architecture(scaled_embedding=True),
-    "gemma3_text": Architecture(rotary_per_type=True),
-    "phi3": Architecture(all_sliding=True),
-    "gpt_neox": Architecture(
-        blocks="gpt_neox.layers",
-        norm="gpt_neox.final_layer_norm",
-        rotary="gpt_neox.rotary_emb",
-        mlp_output="mlp.dense_4h_to_h",
-        cache_argument="layer_past",
-    ),
-    "gpt2": Architecture(
-        blocks="transformer.h",
-        norm="transformer.ln_f",
-        rotary=None,
-        positions="transformer.wpe",
-        mlp_output="mlp.c_proj",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -108,12 +71,14 @@ class PrefixCache:
 class Decoder:
     """A view of a causal language model as embedding, blocks 0..L-1, norm and head.
 
-    Holds no tensors of its own and changes nothing in the model. Raises UsageError for an
-    architecture that is not in `ARCHITECTURES`.
+    Holds no tensors of its own and changes nothing in the model. With `recompute` a block whose
+    gradients are wanted keeps its input alone and runs again in the backward pass. Raises
+    UsageError for an architecture that is not in `ARCHITECTURES`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, recompute: bool = False) -> None:
         self.model = model
+        self.recompute = recompute
         self.config = model.config
         self.architecture = architecture_of(self.config.model_type)
         self.blocks: Sequence[nn.Module] = list(self._part(self.architecture.blocks))
@@ -131,6 +96,12 @@ class Decoder:
     def parameter_name(self, layer: int, name: str) -> str:
         """The model's name for parameter `name` of block `layer`."""
         return f"{self.architecture.blocks}.{layer}.{name}"
+
+    def parts(self, stop: int) -> list[nn.Module]:
+        """The modules that `embed` and `run` up to block stop-1 call."""
+        below = (self.architecture.positions, self.architecture.rotary)
+        tables = [self._part(path) for path in below if path is not None]
+        return [self.model.get_input_embeddings(), *tables, *self.blocks[:stop]]
 
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -184,6 +155,10 @@ class Decoder:
         `weights` stand in for the model's own parameters of the same (full) names; they are cast
         to the model's dtype, and gradients flow back to them.
         """
+        call = self._call_block
+        if self.recompute and torch.is_grad_enabled():
+            # No random number is drawn in evaluation mode, so none has to be drawn again.
+            call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
         for layer in range(start, stop):
             kind = self.attention_types[layer]
             arguments: dict[str, Any] = {
@@ -195,7 +170,7 @@ class Decoder:
             if cache is not None:
                 arguments[self.architecture.cache_argument] = cache
                 arguments["use_cache"] = True
-            hidden = self._call_block(layer, hidden, arguments, weights or {})
+            hidden = call(layer, hidden, arguments, weights or {})
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -219,17 +194,13 @@ class Decoder:
         return output[0] if isinstance(output, tuple) else output
 
     def _prepare(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        key_positions: Tensor,
-        visible: Tensor | None,
+        self, input_ids: Tensor, position_ids: Tensor, key_positions: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, BlockInputs]:
         table = self.model.get_input_embeddings()
         hidden: Tensor = table(input_ids)
         if self.architecture.scaled_embedding and type(table) is nn.Embedding:
             # Early releases of transformers 5 scale in the model's forward pass, not in the table.
-            hidden = hidden * hidden.new_tensor(self.hidden_size**0.5)
+            hidden = hidden * hidden.new_full((), self.hidden_size**0.5)
         if self.architecture.positions is not None:
             hidden = hidden + self._part(self.architecture.positions)(position_ids)
         masks = {
@@ -287,11 +258,3 @@ class Decoder:
 
     def _part(self, path: str) -> Any:  # noqa: ANN401 (a submodule of any class)
         return attrgetter(path)(self.model)
-
-
-def architecture_of(model_type: str) -> Architecture:
-    """The architecture of a config's `model_type`. Raises UsageError, naming those that work."""
-    if model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UsageError(f"model: architecture {model_type!r} is not supported; use one of {known}")
-    return ARCHITECTURES[model_type]

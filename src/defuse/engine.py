@@ -252,9 +252,8 @@ class SharedPrefixStep:
         """One's own texts' values in their places among those of all processes."""
         if self.processes.count == 1:
             return own
-        places = torch.tensor(batch.places, dtype=torch.long, device=own.total.device)
         empty = own.total.new_zeros(batch.whole)
-        total, count = (empty.index_copy(0, places, each) for each in (own.total, own.count))
+        total, count = (empty.index_copy(0, batch.places, each) for each in (own.total, own.count))
         everyone = [total.detach().clone(), count.clone()]
         self.processes.add_up(everyone)
         return SequenceLogProbs(everyone[0] + (total - total.detach()), everyone[1])

@@ -1,15 +1,14 @@
-"""Models and tokenizers from disk or the hub, and back to disk: safetensors and GGUF only."""
+"""Models and tokenizers from disk or the hub: safetensors and GGUF only."""
 
 import json
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,20 +16,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
-from transformers.utils.quantization_config import QuantizationMethod
 
 from defuse.errors import UsageError
-from defuse.files import new_folder
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -74,7 +67,7 @@ def load_model(
     """
     place, number_type = resolve_device(device), resolve_dtype(dtype)
     source = locate(name, revision)
-    with _loading(name):
+    with loading(name):
         tokenizer = load_tokenizer(source)
         model = _load_weights(source, number_type, place)
         if source.adapter is not None:
@@ -98,7 +91,7 @@ def locate(name: str, revision: str | None = None) -> Source:
     revision = pinned or revision
     if path.suffix == ".gguf" or not HUB_ID.fullmatch(name):
         raise UsageError(f"model: {name} does not exist; give a folder, a .gguf file or a hub id")
-    with _loading(name):
+    with loading(name):
         if find_adapter_config_file(name, revision=revision) is None:
             return Source(name, revision)
         files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
@@ -107,21 +100,23 @@ def locate(name: str, revision: str | None = None) -> Source:
 
 def load_config(source: Source) -> PreTrainedConfig:
     """The model's configuration, without its weights."""
-    with _loading(source.path):
+    with loading(source.path):
         return AutoConfig.from_pretrained(source.path, **source.arguments)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The model's tokenizer; for an adapter, its base model's."""
-    with _loading(source.path):
+    with loading(source.path):
         return AutoTokenizer.from_pretrained(source.path, **source.arguments)
 
 
 def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
     """The model without memory for its weights, to check names, layers and precision against."""
     given = {} if dtype == "auto" else {"dtype": dtype}
-    with _loading(config.model_type), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
+    with loading(config.model_type), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
+        model.tie_weights()  # early releases of transformers 5 leave this to loading
+    return model
 
 
 def resolve_device(device: str) -> torch.device:
@@ -145,40 +140,6 @@ def resolve_dtype(dtype: str) -> str | torch.dtype:
     if dtype not in DTYPES:
         raise UsageError(f"dtype: {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     return dtype if dtype == "auto" else getattr(torch, dtype)
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that `from_pretrained` loads; the folder appears whole or not at all.
-
-    Raises FileExistsError when `folder` already holds something.
-    """
-    with new_folder(folder) as temporary:
-        write_model(model, tokenizer, temporary)
-
-
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer into an existing folder; `model` is left as it is."""
-    plain: Any = copy(model)
-    plain.config = deepcopy(model.config)
-    plain.generation_config = _valid(model.generation_config)
-    _drop_gguf_marks(plain)
-    with quiet():
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def write_adapter(
-    adapter: "PeftModel",
-    base: tuple[str, str | None],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-) -> None:
-    """Write LoRA's factors into an existing folder, for the model of this name and revision."""
-    for config in adapter.peft_config.values():
-        config.base_model_name_or_path, config.revision = base
-    with quiet():
-        adapter.save_pretrained(str(folder))
-        tokenizer.save_pretrained(folder)
 
 
 def _locate_folder(path: Path) -> Source:
@@ -236,24 +197,13 @@ def _load_weights(
             f"model: {source.path} lacks {len(missing)} tensors, {missing[0]} among them; "
             "its files do not belong to its config.json"
         )
-    _drop_gguf_marks(model)
+    drop_gguf_marks(model)
     return model.to(device)
 
 
-def _valid(settings: GenerationConfig | None) -> GenerationConfig | None:
-    """Many published models set a temperature without sampling, which may be read but not saved."""
-    settings = deepcopy(settings)
-    if settings is not None:
-        try:
-            settings.validate(strict=True)
-        except ValueError:
-            settings.do_sample = True
-    return settings
-
-
-def _drop_gguf_marks(model: PreTrainedModel) -> None:
+def drop_gguf_marks(model: PreTrainedModel) -> None:
     """Once dequantised, GGUF weights are plain tensors, but what says otherwise forbids saving."""
-    if getattr(model, "quantization_method", None) != QuantizationMethod.GGUF:
+    if getattr(model, "quantization_method", None) != "gguf":
         return
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(mark, None)
@@ -270,7 +220,7 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
     """Whatever goes wrong while a model's files are read becomes one sentence."""
     try:
         with quiet():

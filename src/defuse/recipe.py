@@ -1,7 +1,6 @@
 """Recipes: YAML to typed fields, and from there to what the library runs on."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -9,15 +8,16 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
-from defuse.corpora import load_refusals, load_texts
+from defuse.corpora import load_refusals
 from defuse.defaults import DEFAULTS, default_retain, strength_field
+from defuse.encoded import MEASURED_TEXTS, turns_of
 from defuse.errors import UsageError
-from defuse.fields import Fields, Multiple, Number, Whole, parse
+from defuse.fields import Fields, Multiple, Number, Whole, parse, read_fields
 from defuse.lora import LoRA
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
-from defuse.questions import load_tokens
 from defuse.scales import multiple
+from defuse.topics import TopicFields
 from defuse.unlearning import Topic, Training, Unlearning
 
 
@@ -27,8 +27,8 @@ class MethodFields(Fields):
     name: str
 
     def build(self, read: Callable[[str], tuple[str, ...]] = load_refusals) -> Method:
-        """The method; `read` turns the file of refusals, where it has one, into texts."""
-        own = self.model_dump(exclude={"name"})
+        """The method; `read` turns the file of refusals, where one is named, into texts."""
+        own = self.model_dump(exclude={"name"}, exclude_none=True)
         if "refusals" in own:
             own["refusals"] = read(own["refusals"])
         return METHODS[self.name](**own)
@@ -36,16 +36,20 @@ class MethodFields(Fields):
 
 def _fields_of(method: type) -> type[MethodFields]:
     """A method's own fields and defaults, read off its dataclass; refusals come from a file."""
-    as_written = {float: Number, tuple[str, ...]: str}
     hints = get_type_hints(method)
     fields: dict[str, Any] = {
-        field.name: (
-            as_written.get(hints[field.name], hints[field.name]),
-            ... if field.default is dataclasses.MISSING else field.default,
-        )
+        field.name: _as_written(hints[field.name], field.default)
         for field in dataclasses.fields(method)
     }
     return create_model(method.__name__, __base__=MethodFields, **fields)
+
+
+def _as_written(hint: object, default: object) -> tuple[Any, Any]:
+    """A dataclass field's type and default in a recipe; texts left out are the dataclass's own."""
+    required = default is dataclasses.MISSING
+    if hint == tuple[str, ...]:
+        return (str, ...) if required else (str | None, None)
+    return (Number if hint is float else hint), (... if required else default)
 
 
 METHOD_FIELDS = {name: _fields_of(method) for name, method in METHODS.items()}
@@ -96,29 +100,6 @@ class TrainFields(Fields):
     lora: LoraFields | None = None
 
 
-class TopicFields(Fields):
-    """A topic whose texts are still names of files or datasets."""
-
-    name: str
-    forget: str
-    retain: str
-    forget_length: Annotated[int, Field(gt=1)] = Topic.forget_length
-    retain_length: Annotated[int, Field(gt=1)] = Topic.retain_length
-    coefficient: Multiple | None = None
-    scale: Multiple | None = None
-    weight: Annotated[Number, Field(ge=0)]
-    packed: bool = Topic.packed
-    triggers: str | None = None
-    mix: Annotated[Number, Field(ge=0, le=1)] | None = None
-
-    def build(self) -> Topic:
-        """The topic with its texts and triggers read."""
-        own = self.model_dump(exclude={"forget", "retain", "triggers"}, exclude_none=True)
-        if self.triggers is not None:
-            own["triggers"] = load_tokens(self.triggers)
-        return Topic(forget=load_texts(self.forget), retain=load_texts(self.retain), **own)
-
-
 class Recipe(Fields):
     """What `defuse unlearn` is told, every gap filled from the table of defaults."""
 
@@ -136,6 +117,7 @@ class Recipe(Fields):
     learning_rate: Annotated[Number, Field(gt=0)]
     seed: int = Training.seed
     shuffle: bool = Training.shuffle
+    recompute: bool = Training.recompute
     device: str = "auto"
     dtype: str = "auto"
     mask_padding: bool = Unlearning.mask_padding
@@ -143,6 +125,7 @@ class Recipe(Fields):
     loss_scale: Literal["none", "hidden_variance"] = Unlearning.loss_scale
     master_weights: bool = Unlearning.master_weights
     checkpoint_every: Annotated[int, Field(ge=0)] = 50
+    shard: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +154,11 @@ class Recipe(Fields):
             raise UsageError(f"topics: the names {', '.join(names)} must differ")
         return self
 
+    @property
+    def merges(self) -> bool:
+        """Whether LoRA's factors end in the matrices, and not in an adapter."""
+        return self.train.lora is not None and self.train.lora.merge
+
     def unlearning(self) -> Unlearning:
         """The method, retain loss and noise; reads the refusals of a method that has any."""
         same = {"layer", "mask_padding", "skip_first_token", "loss_scale", "master_weights"}
@@ -184,9 +172,15 @@ class Recipe(Fields):
             **self.model_dump(include=same),
         )
 
+    def read_topics(self) -> tuple[Topic, ...]:
+        """The topics with their texts, which are read no further than the steps can reach."""
+        used = turns_of(self.training(), len(self.topics)) * self.batch_size
+        reach = None if self.shuffle else max(used, MEASURED_TEXTS)
+        return tuple(topic.build(reach) for topic in self.topics)
+
     def training(self) -> Training:
         """Steps, batches and learning rate."""
-        same = {"steps", "batch_size", "learning_rate", "seed", "shuffle"}
+        same = {"steps", "batch_size", "learning_rate", "seed", "shuffle", "recompute"}
         return Training(**self.model_dump(include=same))
 
     def to_yaml(self) -> str:
@@ -199,15 +193,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UsageError, naming the field, its value and the remedy, for the first thing wrong.
     """
-    try:
-        given = _yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error
-    if not isinstance(given, dict):
-        raise UsageError(f"{path}: is no recipe; write fields such as 'model: …', one a line")
-    for override in overrides:
-        _override(given, override)
-    return parse(Recipe, given, "")
+    return parse(Recipe, read_fields(path, overrides), "")
 
 
 def _with_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -245,36 +231,3 @@ def _check_strength(field: str, value: float | str, method: str) -> None:
         remedy = f"which has {wanted!r} instead" if wanted else "which is not steered"
         raise UsageError(f"{field}: {value} does not belong to {method}, {remedy}; remove it")
     multiple(value, field)
-
-
-def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold)
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise UsageError(f"{where}: is not valid YAML ({reason}); mend it") from error
-
-
-def _override(given: dict[str, Any], text: str) -> None:
-    """Set one field of a recipe that is still plain data, making the mappings on the way."""
-    path, equals, value = text.partition("=")
-    *parents, last = path.split(".")
-    if not equals or not last:
-        raise UsageError(f"{text!r}: is no override; write field=value, such as steps=100")
-    node: Any = given
-    for part in parents:
-        key = _key(node, part, path)
-        if isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-    node[_key(node, last, path)] = _yaml(value, path)
-
-
-def _key(node: object, part: str, path: str) -> str | int:
-    if isinstance(node, dict):
-        return part
-    if not isinstance(node, list):
-        raise UsageError(f"{path}: {part!r} lies in a value that has no fields; name the field")
-    if not (part.isdecimal() and int(part) < len(node)):
-        raise UsageError(f"{path}: {part!r} is no place in a list of {len(node)}; count from 0")
-    return int(part)

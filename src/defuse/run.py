@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,28 @@ from defuse.decoder import Decoder
 from defuse.encoded import encode_topics, texts_digest
 from defuse.errors import UsageError
 from defuse.fields import parse
-from defuse.files import check_writable, held, new_folder, write_json
+from defuse.files import check_writable, held
 from defuse.models import (
     LoadedModel,
     load_config,
-    load_model,
     load_tokenizer,
     locate,
     resolve_device,
     resolve_dtype,
     skeleton,
-    write_adapter,
-    write_model,
 )
+from defuse.outputs import RECORD, make_record, open_source, write_output
 from defuse.processes import ALONE, Processes
-from defuse.provenance import fingerprint, peak_memory_bytes, versions
+from defuse.provenance import fingerprint
 from defuse.recipe import Recipe
 from defuse.resume import SavedState
-from defuse.train import Result, StepRecord, unlearn
+from defuse.sharding import check_sharding
+from defuse.train import Result, StepRecord, merged, unlearn
 from defuse.unlearning import Topic, Training, Unlearning, validate
 
-RECORD, STATE, LOCK = "run.json", "state.safetensors", "lock"
-# What says where and how often to write, not what the run is.
-ASIDE = ("output", "checkpoint_every")
+STATE, LOCK = "state.safetensors", "lock"
+# What says where and how often to write, and how to work, not what the run is.
+ASIDE = ("output", "checkpoint_every", "shard", "recompute")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def check(recipe: Recipe) -> Job:
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
     decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
-    topics = tuple(topic.build() for topic in recipe.topics)
+    topics = recipe.read_topics()
     unlearning, training = recipe.unlearning(), recipe.training()
     validate(unlearning, topics, training, decoder)
     encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
@@ -93,17 +92,18 @@ def execute(
     `processes` the first writes. Raises UsageError if another process works on the same output.
     """
     recipe = job.recipe
+    if recipe.shard:
+        check_sharding(processes, recipe.batch_size)
     with _workplace(recipe, processes) as partial:
         if finished(recipe):  # by another process, while this one came here
             return json.loads((Path(recipe.output) / RECORD).read_text(encoding="utf-8"))
         began = time.perf_counter()
-        loaded = load_model(
-            recipe.model, device=recipe.device, dtype=recipe.dtype, revision=recipe.revision
-        )
-        result = _train(job, loaded, partial, on_step, processes)
-        record = _record(job, loaded, result, time.perf_counter() - began)
+        source = open_source(recipe, job.unlearning)
+        result = _train(job, source.loaded, partial, on_step, processes)
+        result = merged(result) if recipe.merges else result
+        record = make_record(recipe, source.loaded, result, time.perf_counter() - began)
         if processes.is_first:
-            _write(recipe, loaded, result, record, partial)
+            write_output(recipe, source, result, record, partial)
         processes.wait()
     return record
 
@@ -149,42 +149,8 @@ def _train(
         on_step=on_step,
         saved=SavedState(partial / STATE, job.recipe.checkpoint_every, identity),
         processes=processes,
+        shard_on=resolve_device(job.recipe.device) if job.recipe.shard else None,
     )
-
-
-def _record(job: Job, loaded: LoadedModel, result: Result, seconds: float) -> dict[str, Any]:
-    return {
-        "recipe": job.recipe.model_dump(mode="json"),
-        "model_commit": getattr(loaded.model.config, "_commit_hash", None),
-        "changed": sorted(result.changed),
-        "steps": [asdict(step) for step in result.records],
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
-
-
-def _write(
-    recipe: Recipe, loaded: LoadedModel, result: Result, record: Mapping[str, Any], partial: Path
-) -> None:
-    lora = recipe.train.lora
-    try:
-        with new_folder(Path(recipe.output), within=partial) as folder:
-            if result.adapter is None or lora is None:
-                write_model(result.model, loaded.tokenizer, folder)
-            elif lora.merge:
-                write_model(result.adapter.merge_and_unload(), loaded.tokenizer, folder)
-            else:
-                base = (recipe.model, recipe.revision)
-                write_adapter(result.adapter, base, loaded.tokenizer, folder)
-            write_json(folder / RECORD, record)
-    except OSError as error:
-        raise UsageError(
-            f"output: {recipe.output} cannot be written ({error}); make room and run the same "
-            "command again"
-        ) from error
 
 
 def _recorded(folder: Path) -> Mapping[str, Any] | None:

@@ -17,10 +17,11 @@ from defuse.decoder import Decoder
 from defuse.defaults import with_defaults
 from defuse.engine import SharedPrefixStep, StepLosses
 from defuse.errors import UsageError
-from defuse.lora import add_factors, factors
+from defuse.lora import FACTOR, add_factors, factors
 from defuse.prepare import Prepared, prepare
 from defuse.processes import ALONE, Processes
 from defuse.resume import SavedState
+from defuse.sharding import check_sharding, shard_blocks
 from defuse.store import FrozenStore, Kept
 from defuse.unlearning import (
     Topic,
@@ -76,6 +77,7 @@ def unlearn(
     saved: SavedState | None = None,
     kept: Kept | None = None,
     processes: Processes = ALONE,
+    shard_on: torch.device | None = None,
 ) -> Result:
     """Unlearn `topics` from `model`.
 
@@ -83,21 +85,28 @@ def unlearn(
     hears of every step; `on_checkpoint` gets the number of steps done and the model as it then is,
     after each number of steps in `checkpoints`. `saved`: where the state is kept and resumed from.
     `kept`: a dict for the frozen model's results, to share between runs on one model. `processes`
-    share each step's texts. Raises UsageError for settings that cannot be, and when a loss is no
+    share each step's texts; `shard_on` (experimental) also spreads the frozen blocks over their
+    devices of this kind. Raises UsageError for settings that cannot be, and when a loss is no
     longer finite.
     """
     training = training or Training()
     decoder = Decoder(model)
     topics = [with_defaults(topic, unlearning) for topic in topics]
     validate(unlearning, topics, training, decoder)
+    if shard_on is not None:
+        check_sharding(processes, training.batch_size)
     with frozen_model(model):
         trained = _trainable(model, unlearning, training.seed, in_place=in_place)
+        decoder = Decoder(trained.model, recompute=training.recompute)
+        if shard_on is not None:
+            shard_blocks(decoder, trained.originals.values(), processes, shard_on)
         weights = _start_weights(trained.originals, master_weights=unlearning.master_weights)
         step = SharedPrefixStep(
-            Decoder(trained.model), unlearning, weights, seed=training.seed, processes=processes
+            decoder, unlearning, weights, seed=training.seed, processes=processes
         )
         prepared = prepare(step, tokenizer, topics, training)
-        _set_stores(step, prepared, kept)
+        if shard_on is None:  # else all processes must run the same blocks at the same time
+            _set_stores(step, prepared, kept)
         records: list[StepRecord] = []
         for record in _loop(step, prepared, saved):
             records.append(record)
@@ -132,6 +141,19 @@ def _trainable(
         model = sharing_copy(model, [p for m in modules.values() for p in m.parameters()])
     adapter = add_factors(model, modules, unlearning.lora, seed)
     return _Trainable(model.requires_grad_(False), factors(model), adapter)
+
+
+def merged(result: Result) -> Result:
+    """`result` with LoRA's factors added to their matrices, in place; without LoRA as it is.
+
+    `changed` are then the matrices.
+    """
+    if result.adapter is None:
+        return result
+    modules = {name.partition(FACTOR)[0] for name in result.changed}
+    model = result.adapter.merge_and_unload()
+    changed = {f"{n}.weight": model.get_parameter(f"{n}.weight").detach() for n in sorted(modules)}
+    return Result(model, changed, result.records)
 
 
 def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:

@@ -99,7 +99,8 @@ class Training:
 
     Texts come in file order and start again when they run out; `shuffle` draws a new order for
     every round. `keep_gib`: how much memory may hold the frozen part's hidden states of texts that
-    will come again.
+    will come again. `recompute`: between forward and backward pass keep only what enters each
+    block, and run the block again: less memory, more time, the same numbers.
     """
 
     steps: int = 500
@@ -108,6 +109,7 @@ class Training:
     seed: int = 42
     shuffle: bool = False
     keep_gib: float = 1.0
+    recompute: bool = False
 
 
 def validate(

@@ -7,7 +7,10 @@ import typer
 
 
 def unlearn(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A YAML recipe, or the name of a shipped one.", show_default=False),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="field=value, such as steps=100 or noise.std=0.1x"),
@@ -25,8 +28,9 @@ def unlearn(
     from defuse.processes import join_processes
     from defuse.recipe import load_recipe
     from defuse.run import check, execute, finished
+    from defuse.shipped import find_recipe
 
-    settings = load_recipe(recipe, overrides or ())
+    settings = load_recipe(find_recipe(recipe), overrides or ())
     processes = join_processes(resolve_device(settings.device))
     console = Console(stderr=True, quiet=not processes.is_first)
     if finished(settings):

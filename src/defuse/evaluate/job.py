@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from defuse.architectures import architecture_of
 from defuse.corpora import load_texts
-from defuse.decoder import architecture_of
 from defuse.errors import UsageError
 from defuse.evaluate.document import Report, document
 from defuse.evaluate.results import Settings

@@ -1,9 +1,12 @@
-"""Where answers lie, and how they are read back."""
+"""Answers as sheets: where they lie, and how they are read back."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from defuse.evaluate import Evaluation
+from defuse.questions import Variant
 
 # Forms of questions: those about what is forgotten, the others as they are, and, for those, a
 # position and what was put there ("before/forget", "choice/control").
@@ -26,6 +29,12 @@ class Named(Protocol):
 
 
 R = TypeVar("R", bound=Named)
+
+
+def sheet_of(evaluation: Evaluation, variant: Variant) -> Sheet:
+    """One form's answers as a sheet."""
+    outcomes = evaluation.outcomes[variant]
+    return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
 
 
 def answers_path(folder: Path, run: Named, step: int) -> Path:

@@ -23,11 +23,10 @@ from defuse.models import (
     locate,
     resolve_device,
     resolve_dtype,
-    write_adapter,
-    write_model,
 )
 from defuse.processes import ALONE, Processes
 from defuse.provenance import peak_memory_bytes, versions
+from defuse.saving import write_adapter, write_model
 from defuse.texts import Plain, QuestionAnswer, as_chat
 
 RECORD, LOCK = "run.json", "lock"

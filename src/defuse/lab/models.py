@@ -17,8 +17,9 @@ from defuse.lab.domains import DOMAINS
 from defuse.lab.language import build_tokenizer
 from defuse.lab.model import STEPS, Progress, teach
 from defuse.lab.world import SEED, SIZE, World
-from defuse.models import LoadedModel, load_model, save_model
+from defuse.models import LoadedModel, load_model
 from defuse.provenance import versions
+from defuse.saving import save_model
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_FORGET = "pathogens"

@@ -9,6 +9,29 @@ from defuse.errors import check_choices, require
 from defuse.losses import Normalise, Reduction, SequenceLogProbs, dpo
 from defuse.methods.base import check_beta
 
+REFUSALS = (
+    "I don't know.",
+    "I have no idea.",
+    "I cannot tell you that.",
+    "I can't help with this.",
+    "Sorry, I don't have an answer.",
+    "Sorry, that is unknown to me.",
+    "That is beyond what I know.",
+    "That is not something I know about.",
+    "I know nothing about this subject.",
+    "I never learned anything about it.",
+    "This is a subject I am not familiar with.",
+    "I would only be guessing.",
+    "I am not able to say.",
+    "I am afraid I have nothing to say about that.",
+    "Nothing about it comes to my mind.",
+    "You would have to ask somebody else.",
+    "Please look for another source on this.",
+    "I have to leave this question open.",
+    "My knowledge ends before this point.",
+    "There is no answer that I could give.",
+)
+
 
 @dataclass(frozen=True)
 class DPO:
@@ -17,7 +40,7 @@ class DPO:
     `refusals`: texts such as "I don't know."; each forget text is paired with one of them.
     """
 
-    refusals: tuple[str, ...]
+    refusals: tuple[str, ...] = REFUSALS
     beta: float = 0.1
     normalise: Normalise = "sum"
     reduction: Reduction = "sequence"

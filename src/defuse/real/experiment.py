@@ -10,13 +10,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from defuse.errors import UsageError
-from defuse.evaluate import Evaluation, Settings, evaluate_questions
+from defuse.evaluate import Settings, evaluate_questions
 from defuse.evaluate.scorer import OnScored
-from defuse.experiment.answers import CLEAN, FORGET, Answers, answers_path, base_path
+from defuse.experiment.answers import CLEAN, FORGET, Answers, answers_path, base_path, sheet_of
 from defuse.files import write_json, write_text
 from defuse.models import LoadedModel
 from defuse.provenance import fingerprint, versions
-from defuse.questions import Perturbation, Position, Question, Variant
+from defuse.questions import Perturbation, Position, Question
 from defuse.real.facts import ELEMENTS
 from defuse.real.grid import PANEL, Run, curve, panel, training_work
 from defuse.real.questions import Material
@@ -119,20 +119,15 @@ def ask(
         return lambda questions: on_work(f"{loaded.name}, asking", questions * tokens)
 
     clean = evaluate_questions(loaded, forgotten, SETTINGS, on_scored=work(CLEAN_TOKENS))
-    sheets = {FORGET: _sheet(clean, "clean")}
+    sheets = {FORGET: sheet_of(clean, "clean")}
     for position in positions:
         perturbation = bench.perturbation(position)
         tokens = work(PERTURBED_TOKENS[position])
         evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, on_scored=tokens)
-        sheets[CLEAN] = _sheet(evaluation, "clean")
-        sheets[f"{position}/forget"] = _sheet(evaluation, "forget")
-        sheets[f"{position}/control"] = _sheet(evaluation, "control")
+        sheets[CLEAN] = sheet_of(evaluation, "clean")
+        sheets[f"{position}/forget"] = sheet_of(evaluation, "forget")
+        sheets[f"{position}/control"] = sheet_of(evaluation, "control")
     return sheets
-
-
-def _sheet(evaluation: Evaluation, variant: Variant) -> dict[str, tuple[bool, float]]:
-    outcomes = evaluation.outcomes[variant]
-    return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
 
 
 def asking_work(bench: Bench, count: int, positions: Sequence[Position]) -> float:

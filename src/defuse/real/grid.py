@@ -77,7 +77,7 @@ class Run:
 
 def recipe_path(method: str, retain: str) -> Path:
     """The shipped recipe of a method with a retain loss."""
-    return RECIPES / f"smollm2-{method}-{retain}.yaml"
+    return RECIPES / "smollm2" / f"{method}-{retain}.yaml"
 
 
 def short_grid() -> list[Run]:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from defuse.decoder import Decoder, architecture_of
+from defuse.architectures import architecture_of
+from defuse.decoder import Decoder
 from defuse.errors import UsageError, require
 from defuse.evaluate import Settings
 from defuse.experiment.figures import save

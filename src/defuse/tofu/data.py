@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defuse.corpora import READERS, load_texts, read_rows
+from defuse.corpora import load_texts
 from defuse.errors import UsageError
+from defuse.rows import READERS, read_rows
 from defuse.texts import QuestionAnswer
 
 HUB = "locuslab/TOFU"
