@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def tofu(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe; smollm2 ships.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="field=value, such as seeds=[1,2] or unlearn.steps=20"),
