@@ -35,8 +35,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
+from benchmarks.machine import resident
 from benchmarks.plain import PlainStep
-from benchmarks.unlearning_step import adamw, objective_for, resident
+from benchmarks.sides import adamw, objective_for
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder
 from defuse.engine import StepBatch

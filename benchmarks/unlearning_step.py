@@ -9,8 +9,8 @@ The model is a random Llama of a shape in `benchmarks.shapes`; `down_proj` of bl
 trained, everything else frozen in both. Both sides run AdamW, on float32 masters. Times alternate
 within one process; on one thread of the CPU they are processor times, which other work does not
 touch. `first` is Defuse's first step by the clock on the wall, `again` a step whose texts the
-frozen blocks have seen before. Each peak of memory comes from a process of its own. The work of either
-side is counted by `benchmarks.cost`.
+frozen blocks have seen before. Each peak of memory comes from a process of its own. The work of
+either side is counted by `benchmarks.cost`.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from tests.conftest import build_llama
 from tests.tofu_on_the_spot import write_tofu
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "src/defuse/tofu/smollm2.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,12 @@ def test_what_is_asked_is_about_the_authors_taught(place: Path, tmp_path: Path) 
 def test_the_shipped_recipe_is_sound_and_goes_by_its_name() -> None:
     recipe = load_whole_way(Path("smollm2"), ["seeds=[1,2,3]"])
     assert (recipe.forget, recipe.seeds) == ("forget01", [1, 2, 3])
+
+
+def test_the_page_shows_the_shipped_recipe() -> None:
+    assert f"```yaml\n{SHIPPED.read_text('utf-8')}```\n" in (ROOT / "docs/tofu.md").read_text(
+        "utf-8"
+    )
 
 
 def test_the_suite_asks_any_models(place: Path, tmp_path: Path) -> None:
