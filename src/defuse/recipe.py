@@ -1,7 +1,6 @@
 """Recipes: YAML to typed fields, and from there to what the library runs on."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -13,7 +12,7 @@ from defuse.corpora import load_refusals
 from defuse.defaults import DEFAULTS, default_retain, strength_field
 from defuse.encoded import MEASURED_TEXTS, turns_of
 from defuse.errors import UsageError
-from defuse.fields import Fields, Multiple, Number, Whole, parse
+from defuse.fields import Fields, Multiple, Number, Whole, parse, read_fields
 from defuse.lora import LoRA
 from defuse.methods import METHODS, RETAIN_LOSSES, Method
 from defuse.noise import GaussianNoise
@@ -194,15 +193,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UsageError, naming the field, its value and the remedy, for the first thing wrong.
     """
-    try:
-        given = _yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error
-    if not isinstance(given, dict):
-        raise UsageError(f"{path}: is no recipe; write fields such as 'model: …', one a line")
-    for override in overrides:
-        _override(given, override)
-    return parse(Recipe, given, "")
+    return parse(Recipe, read_fields(path, overrides), "")
 
 
 def _with_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -240,36 +231,3 @@ def _check_strength(field: str, value: float | str, method: str) -> None:
         remedy = f"which has {wanted!r} instead" if wanted else "which is not steered"
         raise UsageError(f"{field}: {value} does not belong to {method}, {remedy}; remove it")
     multiple(value, field)
-
-
-def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold)
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise UsageError(f"{where}: is not valid YAML ({reason}); mend it") from error
-
-
-def _override(given: dict[str, Any], text: str) -> None:
-    """Set one field of a recipe that is still plain data, making the mappings on the way."""
-    path, equals, value = text.partition("=")
-    *parents, last = path.split(".")
-    if not equals or not last:
-        raise UsageError(f"{text!r}: is no override; write field=value, such as steps=100")
-    node: Any = given
-    for part in parents:
-        key = _key(node, part, path)
-        if isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-    node[_key(node, last, path)] = _yaml(value, path)
-
-
-def _key(node: object, part: str, path: str) -> str | int:
-    if isinstance(node, dict):
-        return part
-    if not isinstance(node, list):
-        raise UsageError(f"{path}: {part!r} lies in a value that has no fields; name the field")
-    if not (part.isdecimal() and int(part) < len(node)):
-        raise UsageError(f"{path}: {part!r} is no place in a list of {len(node)}; count from 0")
-    return int(part)

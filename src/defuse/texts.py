@@ -10,17 +10,21 @@ from defuse.errors import UsageError
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """A question and its answer; preference losses count the answer's tokens only."""
+    """A question and its answer; preference losses count the answer's tokens only.
+
+    `asked`: what is written before the answer instead of "Question: …\\nAnswer: ".
+    """
 
     question: str
     answer: str
+    asked: str | None = None
 
     @property
     def prompt(self) -> str:
-        return f"Question: {self.question}\nAnswer:"
+        return f"Question: {self.question}\nAnswer:" if self.asked is None else self.asked
 
     def __str__(self) -> str:
-        return f"{self.prompt} {self.answer}"
+        return f"{self.prompt} {self.answer}" if self.asked is None else self.asked + self.answer
 
 
 # Texts given to the tokenizer at a time, since it holds far more of each than its ids.
@@ -85,6 +89,18 @@ def encode(
             )
         encoded.append(Encoded(tuple(ids[:length]), start, frozenset(range(lead))))
     return encoded
+
+
+def as_chat(pair: QuestionAnswer, tokenizer: PreTrainedTokenizerBase) -> QuestionAnswer:
+    """`pair` asked by the tokenizer's own chat template. Raises UsageError where it has none."""
+    if not tokenizer.chat_template:
+        raise UsageError(f"chat: {tokenizer.name_or_path} has no chat template; leave chat out")
+    message = [{"role": "user", "content": pair.question}]
+    asked = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    bos = tokenizer.bos_token
+    if isinstance(bos, str) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:  # type: ignore[index]
+        asked = str(asked).removeprefix(bos)  # the tokenizer sets it itself
+    return QuestionAnswer(pair.question, pair.answer, str(asked))
 
 
 def _lead(text: Text) -> str:

@@ -5,11 +5,13 @@ import sys
 import typer
 
 from defuse.cli.evaluate import evaluate
+from defuse.cli.finetune import finetune
 from defuse.cli.lab import lab
 from defuse.cli.real import real
 from defuse.cli.recipes import recipes
 from defuse.cli.sweep import sweep
 from defuse.cli.theory import theory
+from defuse.cli.tofu import tofu
 from defuse.cli.unlearn import unlearn
 from defuse.errors import UsageError
 
@@ -22,8 +24,10 @@ app = typer.Typer(
 app.command()(unlearn)
 app.command()(evaluate)
 app.command()(sweep)
+app.command()(finetune)
 app.command()(real)
 app.command()(theory)
+app.command()(tofu)
 app.add_typer(lab, name="lab")
 app.add_typer(recipes, name="recipes")
 

@@ -35,3 +35,23 @@ def steps_shown(steps: int, console: Console) -> Iterator[Callable[[StepRecord],
             progress.update(task, advance=1, description=record.topic, losses=losses)
 
         yield on_step
+
+
+@contextmanager
+def losses_shown(steps: int, console: Console) -> Iterator[Callable[[int, float], None]]:
+    """A bar over `steps`, moved to a step with its loss by the function it gives."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("fine-tuning", total=steps, loss="")
+
+        def on_step(step: int, loss: float) -> None:
+            progress.update(task, completed=step, loss=f"loss {loss:.4g}")
+
+        yield on_step

@@ -11,13 +11,14 @@ from transformers import GenerationConfig
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate.encode import encode_text, prefix_token
-from defuse.evaluate.scorer import max_length, score
+from defuse.evaluate.scorer import OnScored, max_length, score
 from defuse.evaluate.trees import Request
 from defuse.files import read_utf8
 from defuse.models import LoadedModel
 
 LONGEST_WINDOW = 2048  # so that a model made for book-length texts still fits on a laptop
 NEW_TOKENS = 48
+WRITTEN_TOGETHER = 32  # prompts
 
 
 @dataclass(frozen=True)
@@ -66,28 +67,51 @@ def perplexity(loaded: LoadedModel, text: str) -> Perplexity:
 
 
 def generate(
-    loaded: LoadedModel, prompts: Sequence[str], new_tokens: int = NEW_TOKENS
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    new_tokens: int = NEW_TOKENS,
+    *,
+    batch_size: int = WRITTEN_TOGETHER,
+    on_scored: OnScored = lambda _: None,
 ) -> list[str]:
     """The most likely continuation of each prompt, at most `new_tokens` tokens, greedily.
 
-    A prompt too long for the model is cut on the left.
+    Prompts of like length go together, padded on the left. A prompt too long for the model is cut
+    on the left. `on_scored` is told how many prompts each batch has finished.
     """
+    room = max(1, max_length(loaded.model, loaded.tokenizer) - new_tokens)
+    encoded = [encode_text(prompt, loaded.tokenizer)[-room:] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        written = _write([encoded[index] for index in batch], loaded, new_tokens)
+        for index, text in zip(batch, written, strict=True):
+            texts[index] = text
+        on_scored(len(batch))
+    return texts
+
+
+def _write(prompts: Sequence[Sequence[int]], loaded: LoadedModel, new_tokens: int) -> list[str]:
+    """Continue one batch; what follows a text's end is padding, which decodes to nothing."""
     model, tokenizer = loaded.model, loaded.tokenizer
+    pad = prefix_token(tokenizer)
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=prefix_token(tokenizer),
+        pad_token_id=pad,
     )
-    room = max(1, max_length(model, tokenizer) - new_tokens)
-    texts = []
-    for prompt in prompts:
-        kept = encode_text(prompt, tokenizer)[-room:]
-        ids = torch.tensor([kept], device=model.device)
-        mask = torch.ones_like(ids)
-        output = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
-        texts.append(str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
-    return texts
+    time = max(map(len, prompts))
+    ids = torch.full((len(prompts), time), pad or 0)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, time - len(prompt) :] = torch.tensor(prompt)
+        mask[row, time - len(prompt) :] = 1
+    output = model.generate(  # type: ignore[operator]
+        ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+    )
+    return [str(tokenizer.decode(row[time:], skip_special_tokens=True)) for row in output]
 
 
 def _windows(loaded: LoadedModel, text: str, window: int) -> list[Request]:

@@ -1,0 +1,234 @@
+"""Fine-tuning through transformers' Trainer, whole or by LoRA, resumable.
+
+The Trainer gets ready batches: each is cut into as many parts as there are processes and steps of
+accumulation, and the loss is a mean over the whole batch's tokens, so that the number of processes
+changes no result.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+
+from defuse.borrowed import cache_setting_kept, generators_kept
+from defuse.decoder import Decoder
+from defuse.errors import UsageError, require
+from defuse.finetune.examples import Example, collate, epoch_batches, make_examples
+from defuse.lora import LoRA, adapted_modules, add_factors, factors
+from defuse.models import LoadedModel, quiet
+from defuse.processes import ALONE, Processes
+from defuse.texts import Plain
+
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """AdamW, its rate rising over the first epoch and falling to 0 over the others, as for TOFU.
+
+    `batch_size`: texts of a step over all processes; `accumulate` computes a step in so many parts,
+    for memory. Texts are cut after `length` tokens. `lora`: rank of LoRA's factors beside all
+    linear layers of the blocks (α = 2 · rank); None trains every weight. `checkpoint_every`: steps
+    between checkpoints; None = an epoch, 0 = none. The defaults are TOFU's (2401.06121) for
+    Llama-2-7B.
+    """
+
+    epochs: int = 5
+    learning_rate: float = 1e-5
+    batch_size: int = 32
+    length: int = 512
+    lora: int | None = None
+    weight_decay: float = 0.01
+    accumulate: int = 1
+    checkpoint_every: int | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_size", "accumulate"):
+            value = getattr(self, field)
+            require(value > 0, field, value, "must be at least 1")
+        require(self.length > 1, "length", self.length, "is below 2")
+        require(self.lora is None or self.lora > 0, "lora", self.lora, "must be at least 1")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "learning_rate", rate, "must be a finite number above 0")
+        decay = self.weight_decay
+        require(0 <= decay < math.inf, "weight_decay", decay, "must be a finite number, 0 or above")
+        every = self.checkpoint_every
+        require(every is None or every >= 0, "checkpoint_every", every, "must not be negative")
+
+    def steps(self, texts: int) -> int:
+        """Steps over all epochs."""
+        return self.epochs * -(-texts // self.batch_size)
+
+
+def fine_tune(
+    loaded: LoadedModel,
+    texts: Sequence[Plain],
+    settings: FineTuning,
+    folder: Path,
+    *,
+    processes: Processes = ALONE,
+    on_step: OnStep = lambda _, __: None,
+) -> tuple[Any, list[float]]:
+    """Teach `loaded`'s model `texts`; returns it, or its LoRA adapter over it, and all losses.
+
+    The model is changed in place; of a bfloat16 model, what is trained is float32 meanwhile, and
+    only the passes are in bfloat16. `folder` holds checkpoints, which the same call goes on from.
+    `on_step` hears of every step's number and loss (nats per counted token). Raises UsageError
+    for float16, for more parts than a batch has texts, and for a loss that is not finite.
+    """
+    precision = loaded.model.dtype
+    remedy = "lets small gradients vanish in training: use bfloat16 or float32"
+    require(precision != torch.float16, "dtype", "float16", remedy)
+    examples = make_examples(texts, loaded.tokenizer, settings.length)
+    batches = _all_batches(examples, settings, processes.count * settings.accumulate)
+    arguments = _arguments(settings, len(texts), loaded.model, folder)
+    with quiet(), generators_kept(), cache_setting_kept(loaded.model):
+        model = _trainable(loaded.model, settings)
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=batches,
+            data_collator=_Collator(_pad_token(loaded)),
+            callbacks=[_Report(on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return (model if settings.lora else model.to(precision)).eval(), losses
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest whole checkpoint in `folder`: the Trainer writes its state last of all."""
+    states = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
+    return max(
+        (str(state.parent) for state in states),
+        key=lambda path: int(path.rpartition("-")[2]),
+        default=None,
+    )
+
+
+class _Batches(Dataset[list[Example]]):
+    """Parts of batches as the Trainer's items."""
+
+    def __init__(self, parts: Sequence[list[Example]]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> list[Example]:
+        return self.parts[index]
+
+
+def _all_batches(examples: Sequence[Example], settings: FineTuning, parts: int) -> _Batches:
+    lengths = [len(example.ids) for example in examples]
+    batches = [
+        [examples[place] for place in batch]
+        for epoch in range(settings.epochs)
+        for batch in epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+    ]
+    smallest = min(map(len, batches))
+    if smallest < parts:
+        raise UsageError(
+            f"batch_size: {settings.batch_size} makes batches of {smallest} texts for {parts} "
+            "processes and steps of accumulation; raise it, or lower accumulate"
+        )
+    return _Batches([batch[part::parts] for batch in batches for part in range(parts)])
+
+
+def _arguments(
+    settings: FineTuning, texts: int, model: PreTrainedModel, folder: Path
+) -> TrainingArguments:
+    per_epoch = settings.steps(texts) // settings.epochs
+    every = per_epoch if settings.checkpoint_every is None else settings.checkpoint_every
+    on_cpu = model.device.type == "cpu"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,  # a part of a batch
+        gradient_accumulation_steps=settings.accumulate,
+        num_train_epochs=1,  # of the list of all epochs' batches
+        train_sampling_strategy="sequential",
+        learning_rate=settings.learning_rate,
+        warmup_steps=per_epoch if settings.epochs > 1 else 0,
+        weight_decay=settings.weight_decay,
+        bf16=model.dtype == torch.bfloat16,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        save_strategy="steps" if every else "no",
+        save_steps=max(1, every),
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        seed=settings.seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    # One process takes one device; several are a launcher's to start.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _trainable(model: PreTrainedModel, settings: FineTuning) -> Any:  # noqa: ANN401 (peft's or ours)
+    """What is trained is float32 at least."""
+    halved = model.dtype == torch.bfloat16
+    if settings.lora is None:
+        return (model.float() if halved else model).requires_grad_(True)
+    decoder = Decoder(model)
+    modules = adapted_modules(decoder, range(decoder.num_layers), None)
+    adapter = add_factors(model, modules, LoRA(settings.lora, 2 * settings.lora), settings.seed)
+    for factor in factors(model).values():
+        factor.data = factor.data.float() if halved else factor.data
+    return adapter
+
+
+def _pad_token(loaded: LoadedModel) -> int:
+    pad = loaded.tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else 0  # masked, whichever it is
+
+
+@dataclass(frozen=True)
+class _Collator:
+    pad_token_id: int
+
+    def __call__(self, parts: Sequence[Sequence[Example]]) -> dict[str, torch.Tensor]:
+        return collate([example for part in parts for example in part], self.pad_token_id)
+
+
+class _Report(TrainerCallback):
+    """Tells `on_step` of every step, and stops at a loss that is not finite."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self.on_step = on_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,  # noqa: ANN401 (whatever else the Trainer tells)
+    ) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"learning_rate: at step {state.global_step} the loss became {loss}; lower it"
+            )
+        self.on_step(state.global_step, loss)
