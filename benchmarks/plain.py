@@ -76,11 +76,11 @@ class PlainStep:
     def retain_loss(self, objective: Objective, batch: TextBatch, step: int) -> Tensor:
         hidden, logits = self._forward(self.updated, batch)
         std = objective.noise_std if self.unlearning.noise is not None else 0.0
-        with torch.no_grad(), self._noise_at_layer(batch, std, step):
-            fixed, fixed_logits = self._forward(self.reference, batch)
+        with torch.no_grad(), self._noise_at_layer(batch, std, step) as noised:
+            _, fixed_logits = self._forward(self.reference, batch)
         mask = batch.counted
         if isinstance(self.unlearning.retain, HiddenMSE):
-            return (hidden - fixed)[mask].pow(2).mean() / objective.hidden_scale
+            return (hidden - noised[0])[mask].pow(2).mean() / objective.hidden_scale
         log_p, log_p0 = logits.log_softmax(-1)[mask], fixed_logits.log_softmax(-1)[mask]
         if isinstance(self.unlearning.retain, LogitKL):
             return (log_p0.exp() * (log_p0 - log_p)).sum(-1).mean()
@@ -116,7 +116,7 @@ class PlainStep:
         return total / count if method.normalise == "mean" else total
 
     def _forward(self, model: PreTrainedModel, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states at layer l by a hook, and logits."""
+        """Hidden states at layer l by a hook, and logits: at least in float32, as losses are."""
         seen: list[Tensor] = []
         block = Decoder(model).blocks[self.unlearning.layer]
         handle = block.register_forward_hook(lambda *call: seen.append(_hidden(call[-1])))
@@ -133,23 +133,33 @@ class PlainStep:
             ).logits
         finally:
             handle.remove()
-        return seen[0], logits
+        return _exact(seen[0]), _exact(logits)
 
     @contextmanager
-    def _noise_at_layer(self, batch: TextBatch, std: float, step: int) -> Iterator[None]:
-        """The same draws as the engine's, joined to the reference's residual stream by a hook."""
+    def _noise_at_layer(self, batch: TextBatch, std: float, step: int) -> Iterator[list[Tensor]]:
+        """The same draws as the engine's, joined to the reference's residual stream by a hook.
+
+        Yields a list for the noised states, which in half precision are float32 there.
+        """
+        noised: list[Tensor] = []
 
         def hook(_module: object, _inputs: object, output: Any) -> Tensor:  # noqa: ANN401
             masked = self.unlearning.mask_padding
             spans = batch.spans if masked else [slice(None)] * len(batch.items)
-            return add_noise(_hidden(output), std, spans, self.seed, step, batch.items)
+            hidden = _hidden(output)
+            noised.append(add_noise(hidden, std, spans, self.seed, step, batch.items))
+            return noised[0].to(hidden.dtype)
 
         block = Decoder(self.reference).blocks[self.unlearning.layer]
         handle = block.register_forward_hook(hook)
         try:
-            yield
+            yield noised
         finally:
             handle.remove()
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _square(mask: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Shape:
 
 
 SHAPES = {
+    "short": Shape(8, 256, 768, 4, 4, 16384, texts=4, tokens=256),
     "narrow": Shape(32, 384, 1024, 6, 6, 4096, texts=4, tokens=256),
     "zephyr-7b": Shape(32, 4096, 14336, 32, 8, 32000, texts=4, tokens=512),
     # Zephyr's with all widths an eighth, for a CPU.

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from defuse.cli import app
 from defuse.recipe import Recipe
+from tests.benchmark_files import write_mmlu_csv, write_wmdp_json
 from tests.conftest import build_llama
 from tests.datasets_on_the_spot import write_corpora
 
@@ -56,6 +57,10 @@ def workplace(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     names = ("questions.jsonl", "dev.jsonl", "forget-questions.jsonl", "retain-questions.jsonl")
     for name in names:
         (hub / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    write_mmlu_csv(hub / "data/mmlu", count=1)
+    write_wmdp_json(hub / "data/wmdp", count=1)
+    pair = {"question": "What does the cat see?", "answer": "A bird."}
+    (hub / "pairs.jsonl").write_text(json.dumps(pair))
     (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
     (hub / "recipe.yaml").write_text(localise(recipe).replace("steps: 80", "steps: 2"))
     return hub
@@ -66,6 +71,8 @@ def localise(text: str) -> str:
         text.replace(MODEL, "model")
         .replace("cais/mmlu:college_biology:test", "questions.jsonl")
         .replace("cais/mmlu:college_biology:dev", "dev.jsonl")
+        .replace("locuslab/TOFU:full", "pairs.jsonl")
+        .replace("locuslab/TOFU:retain99", "pairs.jsonl")
     )
 
 
@@ -77,8 +84,8 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
             ["defuse", "unlearn", "recipe.yaml", f"output=runs/{n}"] for n in ("first", "second")
         ] + found
     for command in found:
-        if command[1] in ("real", "lab"):
-            continue  # test_real_run.py, test_lab_run.py
+        if command[1] in ("real", "lab", "tofu"):
+            continue  # test_real_run.py, test_lab_run.py, test_tofu_run.py
         if any("$SMOL" in word for word in command):
             continue  # goes on from make real, with its model
         if command[1] == "sweep":

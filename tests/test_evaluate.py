@@ -22,7 +22,7 @@ from defuse.evaluate import (
     summarise,
     vulnerability,
 )
-from defuse.evaluate.job import TokenFiles, build_perturbation, few_shot_examples
+from defuse.evaluate.material import TokenFiles, build_perturbation, few_shot_examples
 from defuse.evaluate.text import generate
 from defuse.files import check_writable
 from defuse.models import LoadedModel, load_model
@@ -153,7 +153,7 @@ def test_no_questions_and_figures_that_are_not_finite_are_refused(loaded) -> Non
         evaluate_questions(loaded, [])
     broken = build_llama()
     broken.get_output_embeddings().weight.data.fill_(math.nan)  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match=r"model: tiny .*not finite"):
+    with pytest.raises(UsageError, match=r"model: llama .*not finite"):
         evaluate_questions(replace(loaded, model=broken), QUESTIONS)
 
 
@@ -252,6 +252,19 @@ def test_several_models_get_a_file_each_and_a_table_of_pairs(run: Run) -> None:
     assert "models compared" in said
 
 
+def test_two_models_may_have_names_that_look_alike(run: Run) -> None:
+    """Their work is kept apart; the file's name is the model's own."""
+    Path("up").mkdir()
+    build_llama(seed=1).save_pretrained("up/model")
+    build_tokenizer().save_pretrained("up/model")
+    Path("up-model").symlink_to("model")
+    assert run(*WITH_CONTROL, "--base", "up/model")[0] == 0
+    assert run("up-model", *WITH_CONTROL, "--base", "up/model", "--out", "folder")[0] == 0
+    first, second = (read(f"folder/{name}.json") for name in ("model", "up-model"))
+    assert first["questions"] == second["questions"] != first["base"]["questions"]
+    assert not Path("folder.partial").exists()
+
+
 WITH_CONTROL = ["--perturb", "forget.txt", "--control", "control.txt"]
 REFUSED = {
     "missing questions": (["--questions", "none.jsonl"], "none.jsonl"),
@@ -297,7 +310,7 @@ def test_a_file_of_the_same_name_is_replaced_only_when_the_new_one_is_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("defuse.evaluate.job.evaluate_questions", stop)
+        patched.setattr("defuse.evaluate.job.evaluate_parts", stop)
         assert run()[0] == 130
     assert Path("out.json").read_text() == "old"
     assert run("--limit", "2")[0] == 0

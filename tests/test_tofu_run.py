@@ -1,6 +1,7 @@
 """The whole way, as a user runs it: `defuse tofu RECIPE`, stopped and started; and the suite."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from defuse.tofu.recipe import load_whole_way
 from tests.conftest import build_llama
 from tests.tofu_on_the_spot import write_tofu
 
-RECIPES = Path(__file__).parents[1] / "src/defuse/recipes"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +170,9 @@ def test_what_is_asked_is_about_the_authors_taught(place: Path, tmp_path: Path) 
         )
 
 
-def test_the_shipped_recipes_are_sound() -> None:
-    for path in RECIPES.glob("tofu-*.yaml"):
-        load_whole_way(path)
+def test_the_shipped_recipe_is_sound_and_goes_by_its_name() -> None:
+    recipe = load_whole_way(Path("smollm2"), ["seeds=[1,2,3]"])
+    assert (recipe.forget, recipe.seeds) == ("forget01", [1, 2, 3])
 
 
 def test_the_suite_asks_any_models(place: Path, tmp_path: Path) -> None:
@@ -191,3 +192,46 @@ def test_the_suite_asks_any_models(place: Path, tmp_path: Path) -> None:
         list(run_suite([model], tmp_path / "third", smaller, gold=str(file)))
     with pytest.raises(UsageError, match="forget20"):
         list(run_suite([model], tmp_path / "third", Suite(forget="forget20")))
+
+
+def test_evaluate_asks_the_suite(place: Path, tmp_path: Path) -> None:
+    """As `defuse evaluate --suite tofu`, the gold standard being the model itself."""
+    model, data = str(place / "model"), str(place / "tofu")
+    command = ["evaluate", model, "--suite", "tofu", "--data", data, "--subjects", "forget01"]
+    command += ["--limit", "3", "--gold", model, "--out", str(tmp_path / "answers")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "answers").glob("*.json")
+    (expected,) = run_suite([model], tmp_path / "again", Suite(data, "forget01", 3), gold=model)
+    summary = json.loads(path.read_text())["summary"]
+    assert summary["utility"]["value"] == expected[1].utility.value  # type: ignore[union-attr]
+    assert summary["quality"][0]["p_value"] == 1  # against itself
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--suite", "tofu", "--few-shot", "5"], "few-shot: 5 does not go with --suite tofu"),
+        (["--suite", "tofu", "--subjects", "forget02"], "forget: 'forget02' is no part of TOFU"),
+        (["--suite", "mmlu", "--gold", "model"], "gold: model goes with --suite tofu"),
+    ],
+)
+def test_what_does_not_go_with_the_suite_is_refused(
+    place: Path, tmp_path: Path, option: list[str], sentence: str
+) -> None:
+    command = ["evaluate", str(place / "model"), "--out", str(tmp_path / "answers"), *option]
+    with pytest.raises(UsageError, match=sentence):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_the_page_s_python_example_runs(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/tofu.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    places = {"locuslab/TOFU": "tofu", "runs/unlearned": "model", "runs/gold": "model"}
+    for name, local in places.items():
+        code = code.replace(name, str(place / local)).replace("size=100", "size=2")
+    exec(compile(code, "tofu.md", "exec"), {})  # noqa: S102 (our own page)
+    assert list((tmp_path / "runs/tofu").glob("*.json"))

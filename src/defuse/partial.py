@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from defuse.decoder import Decoder
 from defuse.errors import require
@@ -56,10 +56,9 @@ def find_checkpoint(source: Source, dtype: str | torch.dtype = "auto") -> Checkp
     downloaded. Raises UsageError for files that are missing or broken or contradict each other.
     """
     with loading(source.path):
-        config = load_config(source)
-        if not _is_plain(source, config):
+        model = _plain_skeleton(source, dtype)
+        if model is None:
             return None
-        model = skeleton(config, dtype)
         checkpoint = open_checkpoint(source.path, source.revision)
     decoder, entries = Decoder(model), checkpoint.entries
     matched = _match(_tensors(model, decoder.parts(decoder.num_layers)), checkpoint)
@@ -70,21 +69,23 @@ def find_checkpoint(source: Source, dtype: str | torch.dtype = "auto") -> Checkp
     return replace(checkpoint, entries={**entries, **by_all_names})
 
 
-def _is_plain(source: Source, config: PreTrainedConfig) -> bool:
-    """Whether the weights are safetensors by their usual file names, in a type that is said."""
+def _plain_skeleton(source: Source, dtype: str | torch.dtype) -> PreTrainedModel | None:
+    """None unless weights are plain safetensors by the usual file names, in a type that is said."""
+    config = load_config(source)
     special = ("quantization_config", "transformers_weights")
-    named = any(getattr(config, field, None) is not None for field in special)
-    return source.gguf is None and source.adapter is None and not named and config.dtype is not None
+    plain = not any(getattr(config, field, None) for field in special)
+    if source.gguf or source.adapter or not plain or config.dtype is None:
+        return None
+    return skeleton(config, dtype)
 
 
 def _load_lower(
     source: Source, stop: int, device: torch.device, dtype: str | torch.dtype
 ) -> PreTrainedModel | None:
     """The model up to block `stop` - 1; None if it has to be loaded whole."""
-    config = load_config(source)
-    if not _is_plain(source, config):
+    model = _plain_skeleton(source, dtype)
+    if model is None:
         return None
-    model = skeleton(config, dtype)
     decoder = Decoder(model)
     remedy = f"is not a number of this model's blocks: use 1 to {decoder.num_layers}"
     require(1 <= stop <= decoder.num_layers, "stop", stop, remedy)

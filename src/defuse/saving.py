@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 FICLONE = 0x40049409  # Linux's request that one file share another's blocks
-LEFTOVERS = ("trainer_state.json",)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -93,14 +92,15 @@ def write_changed(checkpoint: Checkpoint, changed: Mapping[str, Tensor], folder:
     for path in _around(checkpoint):
         (folder / path).parent.mkdir(exist_ok=True)
         shutil.copyfile(checkpoint.folder / path, folder / path)
+    places = [(checkpoint.entries[name], tensor) for name, tensor in changed.items()]
     for file in checkpoint.files:
-        places = {name: checkpoint.entries[name] for name in changed}
-        inside = [(place, changed[name]) for name, place in places.items() if place.file == file]
+        old, new = checkpoint.folder / file, folder / file
+        inside = [(entry, tensor) for entry, tensor in places if entry.file == file]
         if inside:
-            _copy(checkpoint.folder / file, folder / file)
-            _overwrite(folder / file, inside)
+            _copy(old, new)
+            _overwrite(new, inside)
         else:
-            _reuse(checkpoint.folder / file, folder / file)
+            _reuse(old, new)
 
 
 def _check_fits(name: str, tensor: Tensor, checkpoint: Checkpoint) -> None:
@@ -115,12 +115,11 @@ def _check_fits(name: str, tensor: Tensor, checkpoint: Checkpoint) -> None:
 
 def _around(checkpoint: Checkpoint) -> Iterator[Path]:
     """Configuration, tokenizer, licence: what belongs to a model beside its weights."""
-    folder = checkpoint.folder
-    own = None if SINGLE in checkpoint.files else INDEX
+    folder, single = checkpoint.folder, SINGLE in checkpoint.files
     for path in sorted(path for pattern in AROUND for path in folder.glob(pattern)):
-        is_other_index = path.name.endswith(".index.json") and path.name != own
-        hidden = path.name.startswith(".")
-        if path.is_file() and not hidden and not is_other_index and path.name not in LEFTOVERS:
+        stale = path.name.endswith(".index.json") and (single or path.name != INDEX)
+        unwanted = path.name.startswith((".", "trainer_state"))
+        if path.is_file() and not stale and not unwanted:
             yield path.relative_to(folder)
 
 

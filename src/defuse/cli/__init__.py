@@ -7,8 +7,10 @@ import typer
 from defuse.cli.evaluate import evaluate
 from defuse.cli.finetune import finetune
 from defuse.cli.lab import lab
+from defuse.cli.lm_eval_tasks import lm_eval_tasks
 from defuse.cli.real import real
 from defuse.cli.recipes import recipes
+from defuse.cli.reproduce import reproduce
 from defuse.cli.sweep import sweep
 from defuse.cli.theory import theory
 from defuse.cli.tofu import tofu
@@ -25,6 +27,8 @@ app.command()(unlearn)
 app.command()(evaluate)
 app.command()(sweep)
 app.command()(finetune)
+app.command()(reproduce)
+app.command()(lm_eval_tasks)
 app.command()(real)
 app.command()(theory)
 app.command()(tofu)

@@ -1,4 +1,4 @@
-"""Losses and time left on the screen."""
+"""Losses, answers and time left on the screen."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from defuse.evaluate.job import OnModel
+from defuse.evaluate.scorer import OnScored
+from defuse.processes import Processes
 from defuse.train import StepRecord
 
 
@@ -55,3 +58,16 @@ def losses_shown(steps: int, console: Console) -> Iterator[Callable[[int, float]
             progress.update(task, completed=step, loss=f"loss {loss:.4g}")
 
         yield on_step
+
+
+@contextmanager
+def answers_shown(processes: Processes) -> Iterator[OnModel]:
+    """A bar for every model that is asked, on the first process."""
+    console = Console(stderr=True, quiet=not processes.is_first)
+    with Progress(console=console) as progress:
+
+        def on_model(name: str, count: int) -> OnScored:
+            task = progress.add_task(name, total=count)
+            return lambda finished: progress.update(task, advance=finished)
+
+        yield on_model

@@ -68,7 +68,7 @@ def sweep(
     from rich.console import Console
 
     from defuse.errors import UsageError
-    from defuse.evaluate.job import TokenFiles
+    from defuse.evaluate.material import TokenFiles
     from defuse.shipped import find_recipe
     from defuse.sweep.cluster import Resources
     from defuse.sweep.exam import Sources

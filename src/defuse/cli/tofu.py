@@ -1,13 +1,19 @@
 """`defuse tofu`: teach invented authors, unlearn some, and compare with who never knew them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from defuse.tofu.job import Suite
+
 
 def tofu(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe; smollm2 ships.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="field=value, such as seeds=[1,2] or unlearn.steps=20"),
@@ -31,3 +37,40 @@ def tofu(
             return lambda done: progress.update(task, completed=done)
 
         carry_out(settings, on_stage, Console())
+
+
+def ask_tofu(
+    models: Sequence[str],
+    out: Path,
+    suite: "Suite",
+    gold: str | None,
+    useless: Mapping[str, object],
+    place: tuple[str, str],
+) -> None:
+    """`defuse evaluate --suite tofu`. `place`: device, dtype; `useless`: other suites' options."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from defuse.errors import UsageError
+    from defuse.tofu.job import run_suite
+    from defuse.tofu.table import figures_table
+
+    for name, value in useless.items():
+        if value is not None:
+            raise UsageError(f"{name}: {value} does not go with --suite tofu; leave it out")
+    device, dtype = place
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("questions", total=None)
+        found = dict(
+            run_suite(
+                models,
+                out,
+                suite,
+                gold=gold,
+                device=device,
+                dtype=dtype,
+                on_asked=lambda _, count: progress.advance(task, count),
+            )
+        )
+    Console().print(figures_table(found))
+    Console().print(f"written: {out}", highlight=False)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from defuse.evaluate.groups import Groups, group_figures, subjects_of
 from defuse.evaluate.results import Evaluation, Outcome
 from defuse.evaluate.summary import contrasts, summarise, vulnerability
 from defuse.evaluate.text import Perplexity
@@ -14,27 +15,32 @@ from defuse.provenance import versions
 class Report:
     """All that was found about one model.
 
-    `precision`, `device` and `commit` (of a hub model): as it was loaded. `generations` maps
-    prompts to what it wrote.
+    `precision`, `device`, `fingerprint` (of its weights) and `commit` (of a hub model): as it was
+    loaded. `generations` maps prompts to what it wrote.
     """
 
     evaluation: Evaluation
     precision: str
     device: str
+    fingerprint: str
     commit: str | None = None
     perplexity: Perplexity | None = None
     generations: Mapping[str, str] | None = None
 
 
 def document(
-    report: Report, base: Report | None = None, sources: Mapping[str, Any] | None = None
+    report: Report,
+    base: Report | None = None,
+    sources: Mapping[str, Any] | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
     """`report` as JSON values; `base`'s findings and the vulnerability go with it.
 
-    `sources`: where questions and tokens came from, kept beside the settings.
+    `sources`: where questions and tokens came from, kept beside the settings. `groups`: subjects
+    whose accuracy is given together, beside each subject's.
     """
     evaluation = report.evaluation
-    summary = _summary(evaluation)
+    summary = _summary(evaluation, groups)
     if base is not None and "control" in evaluation.outcomes:
         summary["vulnerability"] = asdict(vulnerability(evaluation, base.evaluation))
     return {
@@ -43,7 +49,7 @@ def document(
         **(
             {}
             if base is None
-            else {"base": {**_findings(base), "summary": _summary(base.evaluation)}}
+            else {"base": {**_findings(base), "summary": _summary(base.evaluation, groups)}}
         ),
         "settings": {**_settings(evaluation), "sources": dict(sources or {})},
         "seed": evaluation.settings.seed,
@@ -57,6 +63,7 @@ def _findings(report: Report) -> dict[str, Any]:
     findings: dict[str, Any] = {
         "model": report.evaluation.model,
         "model_commit": report.commit,
+        "model_fingerprint": report.fingerprint,
         "dtype": report.precision,
         "device": report.device,
         "questions": _questions(report.evaluation),
@@ -101,10 +108,26 @@ def _outcome(outcome: Outcome, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _summary(evaluation: Evaluation) -> dict[str, Any]:
+def _summary(evaluation: Evaluation, groups: Groups | None) -> dict[str, Any]:
     variants = {name: asdict(summary) for name, summary in summarise(evaluation).items()}
     paired = {name: asdict(each) for name, each in contrasts(evaluation).items()}
-    return {**variants.pop("clean"), **variants, **({"paired": paired} if paired else {})}
+    return {
+        **variants.pop("clean"),
+        **variants,
+        **({"paired": paired} if paired else {}),
+        **(_grouped(evaluation, groups) if groups else {}),
+    }
+
+
+def _grouped(evaluation: Evaluation, groups: Groups) -> dict[str, Any]:
+    def figures(groups: Groups) -> dict[str, Any]:
+        found = group_figures(evaluation, groups)
+        return {
+            name: {variant: asdict(figure) for variant, figure in variants.items()}
+            for name, variants in found.items()
+        }
+
+    return {"groups": figures(groups), "subjects": figures(subjects_of(evaluation))}
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:

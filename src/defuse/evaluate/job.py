@@ -1,54 +1,45 @@
 """One call of `defuse evaluate`: everything checked, then a model at a time."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from defuse.architectures import architecture_of
-from defuse.corpora import load_texts
 from defuse.errors import UsageError
 from defuse.evaluate.document import Report, document
-from defuse.evaluate.results import Settings
-from defuse.evaluate.robustness import evaluate_questions
+from defuse.evaluate.groups import Groups
+from defuse.evaluate.journal import Journal, held_together
+from defuse.evaluate.results import Part
+from defuse.evaluate.robustness import evaluate_parts
 from defuse.evaluate.scorer import OnScored
 from defuse.evaluate.text import generate, perplexity
 from defuse.files import check_name, check_writable, write_json
-from defuse.models import (
-    load_config,
-    load_model,
-    load_tokenizer,
-    locate,
-    resolve_device,
-    resolve_dtype,
-)
-from defuse.questions import (
-    SENTENCE,
-    Perturbation,
-    Position,
-    Question,
-    draw_controls,
-    load_questions,
-    load_tokens,
-)
+from defuse.models import load_config, load_model, locate, resolve_device, resolve_dtype
+from defuse.processes import ALONE, Processes
+from defuse.provenance import fingerprint
+from defuse.questions import Perturbation
 
-OnModel = Callable[[str], OnScored]
+OnModel = Callable[[str, int], OnScored]  # a model's name and its number of questions
 
 
 @dataclass(frozen=True)
 class Job:
     """What is asked of which models; `out` is a file for one model, a folder for several.
 
-    `sources`: where questions and tokens came from, for the record.
+    `groups`: subjects whose accuracy is given together, by the group's name. `sources`: where
+    questions and tokens came from, for the record.
     """
 
     models: tuple[str, ...]
     out: Path
-    questions: tuple[Question, ...]
-    settings: Settings
+    parts: tuple[Part, ...]
     perturbation: Perturbation | None = None
     base: str | None = None
+    groups: Groups = field(default_factory=dict)
     text: str | None = None
     prompts: tuple[str, ...] | None = None
     device: str = "auto"
@@ -56,22 +47,8 @@ class Job:
     sources: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class TokenFiles:
-    """Where perturbing tokens come from: files of tokens, or a corpus to draw controls from."""
-
-    forget: str
-    control: str | None = None
-    control_corpus: str | None = None
-
-
 def check(job: Job) -> None:
     """Raise UsageError for what cannot be run or written, before any weights are read."""
-    if job.base is not None and (job.perturbation is None or not job.perturbation.controls):
-        raise UsageError(
-            "base: vulnerability needs perturbed questions and controls; give --perturb, and "
-            "--control or --control-corpus"
-        )
     _check_out(job)
     resolve_device(job.device)
     resolve_dtype(job.dtype)
@@ -79,72 +56,76 @@ def check(job: Job) -> None:
         architecture_of(load_config(locate(name)).model_type)
 
 
-def run(job: Job, on_model: OnModel) -> Iterator[tuple[Report, bool]]:
+def run(job: Job, on_model: OnModel, processes: Processes = ALONE) -> Iterator[tuple[Report, bool]]:
     """Every model's report as it comes, and whether it is the base's, which comes first.
 
     A model's file is written, whole, as soon as its report is there; a file of that name is
-    replaced. `on_model` is told each model's name and gives what is told of its progress.
+    replaced. Until all files are written, finished batches are kept in a folder "OUT.partial", and
+    the same job goes on from there after a kill. `processes` share each model's batches; the first
+    writes. `on_model` gives what is told of a model's progress.
+    Raises UsageError if another job is under way for `out`, or left unfinished there.
     """
     base = None
-    if job.base is not None:
-        base = _report(job, job.base, on_model)
-        yield base, True
-    for name in job.models:
-        report = base if base and name == job.base else _report(job, name, on_model)
-        write_json(_file_of(job, name), document(report, base, job.sources))
-        yield report, False
+    with _reserved(job, processes):
+        if job.base is not None:
+            base = _report(job, job.base, on_model, processes)
+            yield base, True
+        for name in job.models:
+            report = base if base and name == job.base else _report(job, name, on_model, processes)
+            if processes.is_first:
+                write_json(_file_of(job, name), document(report, base, job.sources, job.groups))
+            yield report, False
 
 
-def few_shot_examples(dev: str | None, count: int, subject: str | None) -> tuple[Question, ...]:
-    """The first `count` questions of `dev`. Raises UsageError where there are not as many."""
-    if count < 0:
-        raise UsageError(f"few-shot: is {count}; give 0 or more")
-    if count == 0:
-        if dev is not None:
-            raise UsageError(f"dev: {dev} is not used without --few-shot; say how many to take")
-        return ()
-    if dev is None:
-        raise UsageError(f"dev: missing; give --dev FILE for --few-shot {count}")
-    examples = load_questions(dev, subject=subject, limit=count, split="dev")
-    if len(examples) < count:
-        raise UsageError(f"few-shot: is {count}, but {dev} has {len(examples)}; give fewer")
-    return examples
-
-
-def build_perturbation(
-    files: TokenFiles, position: Position, sentence: str | None, model: str, seed: int
-) -> Perturbation:
-    """Forget-tokens with controls, read, or drawn to match by `model`'s tokenizer."""
-    if (files.control is None) == (files.control_corpus is None):
-        raise UsageError(
-            "control: every perturbation runs with its controls; give one of --control FILE and "
-            "--control-corpus FILE to draw them from"
-        )
-    if sentence is not None and position != "before":
-        raise UsageError(f"sentence: goes with --position before, not {position}; leave it out")
-    tokens = load_tokens(files.forget)
-    if files.control is not None:
-        controls = load_tokens(files.control)
-    else:
-        texts = map(str, load_texts(files.control_corpus or ""))
-        controls = draw_controls(tokens, texts, load_tokenizer(locate(model)), seed)
-    return Perturbation(tokens, position, controls, sentence or SENTENCE)
-
-
-def _report(job: Job, name: str, on_model: OnModel) -> Report:
-    on_scored = on_model(name)
+def _report(job: Job, name: str, on_model: OnModel, processes: Processes) -> Report:
+    on_scored = on_model(name, sum(len(part.questions) for part in job.parts))
     loaded = load_model(name, device=job.device, dtype=job.dtype)
+    precision = str(loaded.model.dtype).removeprefix("torch.")
+    weights = fingerprint(loaded.model)
+    made_on = {"weights": weights, "precision": precision, "device": loaded.model.device.type}
+    ledger = _journal(job, name).open({"questions": _digest(job), **made_on}, processes)
     prompts = job.prompts
     return Report(
-        evaluate_questions(
-            loaded, job.questions, job.settings, job.perturbation, on_scored=on_scored
-        ),
-        str(loaded.model.dtype).removeprefix("torch."),
+        evaluate_parts(loaded, job.parts, job.perturbation, on_scored=on_scored, ledger=ledger),
+        precision,
         str(loaded.model.device),
+        weights,
         getattr(loaded.model.config, "_commit_hash", None),
-        None if job.text is None else perplexity(loaded, job.text),
+        None if job.text is None else perplexity(loaded, job.text, ledger),
         None if prompts is None else dict(zip(prompts, generate(loaded, prompts), strict=True)),
     )
+
+
+@contextmanager
+def _reserved(job: Job, processes: Processes) -> Iterator[None]:
+    """Keep other jobs from `out`, and tidy up what was kept for resuming once all is written."""
+    journals = [_journal(job, name) for name in _all_models(job)]
+
+    def check_journals() -> None:
+        for journal in journals:
+            journal.check({"questions": _digest(job)})
+
+    with held_together(partial(job.out), str(job.out), check_journals, processes):
+        yield
+        processes.wait()
+        if processes.is_first:
+            for journal in journals:
+                journal.remove()
+
+
+def partial(out: Path) -> Path:
+    """The folder beside `out` for what is under way."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def _digest(job: Job) -> str:
+    """What is asked, and how."""
+    return _hash(repr((job.parts, job.perturbation)))
+
+
+def _journal(job: Job, model: str) -> Journal:
+    # "a/b" and "../a/b" are two models of one safe name.
+    return Journal(partial(job.out) / f"{_safe(model)}-{_hash(model)[:8]}")
 
 
 def _all_models(job: Job) -> Sequence[str]:
@@ -168,4 +149,12 @@ def _check_out(job: Job) -> None:
 def _file_of(job: Job, name: str) -> Path:
     if len(job.models) == 1:
         return job.out
-    return job.out / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + ".json")
+    return job.out / f"{_safe(name)}.json"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")

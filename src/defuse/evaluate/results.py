@@ -28,6 +28,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Questions asked alike: a subject of a suite, with its description line and its examples."""
+
+    questions: tuple[Question, ...]
+    settings: Settings
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a model answered one question in one form.
 
@@ -71,7 +79,8 @@ class Evaluation:
     """One model's answers to one list of questions.
 
     `outcomes` holds "clean" and, with a perturbation, "forget" and "control", each in the
-    questions' order. `prompt_hash` (sha256) is equal for equal prompts, whatever the model.
+    questions' order. `prompt_hash` (sha256) is equal for equal prompts, whatever the model. Of
+    several parts, `settings` name no subject and hold the examples of all.
     """
 
     model: str

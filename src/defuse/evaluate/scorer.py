@@ -4,7 +4,7 @@ Equal to `HFLM.loglikelihood` of lm-evaluation-harness 0.4.13 in encoding, in tr
 left and in the numbers, which come from one forward pass per batch of token trees.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -15,6 +15,7 @@ from defuse.borrowed import evaluation_mode
 from defuse.chunks import chunks
 from defuse.decoder import Decoder, PrefixCache
 from defuse.errors import UsageError
+from defuse.evaluate.ledger import Ledger, Scores
 from defuse.evaluate.trees import Request, TokenTree, collate, common_length, grow, visibility
 
 # Tokens of a batch: enough to keep the processor busy, few enough to stay in its cache.
@@ -35,7 +36,6 @@ def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
     return LM_EVAL_MAX_LENGTH if length > 10**9 else int(length)
 
 
-@torch.no_grad()
 def score(
     decoder: Decoder,
     groups: Sequence[Sequence[Request]],
@@ -43,45 +43,84 @@ def score(
     max_length: int,
     token_budget: int | None = None,
     on_scored: OnScored = lambda _: None,
+    ledger: Ledger | None = None,
+    name: str = "groups",
 ) -> list[list[float]]:
     """Summed log-probability (nats) of each request's continuation, grouped as `groups` are.
 
     A group makes one row, so requests that begin alike belong in one. What all groups begin with
-    is computed once. `on_scored` is told how many groups each batch has finished. Raises UsageError
-    for a continuation longer than `max_length` tokens.
+    is computed once. `on_scored` is told how many groups each batch has finished. With a `ledger`,
+    what it has under `name` is not scored again, and processes share the rest. Raises UsageError
+    for a continuation longer than `max_length` tokens and for figures that are not finite.
+    """
+    ledger = ledger or Ledger()
+    score_share(
+        decoder,
+        groups,
+        ledger,
+        name,
+        max_length=max_length,
+        token_budget=token_budget,
+        on_scored=on_scored,
+    )
+    ledger.exchange()
+    return ledger.scores(name)
+
+
+@torch.no_grad()
+def score_share(
+    decoder: Decoder,
+    groups: Sequence[Sequence[Request]],
+    ledger: Ledger,
+    name: str,
+    *,
+    max_length: int,
+    token_budget: int | None = None,
+    on_scored: OnScored = lambda _: None,
+) -> None:
+    """As `score`, but only what `ledger` has not yet under `name` and deals to this process.
+
+    Batches depend on the groups alone: who scores them, and when, changes no digit. What is known
+    or another process's share counts for `on_scored`, too.
     """
     _refuse_long(groups, max_length)
     # Groups cut on the left begin elsewhere: they must not keep the others from their prefix.
     cut = [any(request.is_cut(max_length) for request in group) for group in groups]
-    scores: list[list[float]] = [[] for _ in groups]
+    budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     with evaluation_mode(decoder.model):
         for kind in (False, True):
-            indices = [i for i, is_cut in enumerate(cut) if is_cut == kind]
-            runs = _score_alike(decoder, [groups[i] for i in indices], max_length, token_budget)
-            for finished in runs:
-                for index, values in finished:
-                    scores[indices[index]] = values
-                on_scored(len(finished))
-    return scores
+            alike = {i: groups[i] for i, is_cut in enumerate(cut) if is_cut == kind}
+            told = 0
+            for scores, finished in _score_alike(decoder, alike, ledger, name, max_length, budget):
+                ledger.add(name, scores)
+                on_scored(finished - told)
+                told = finished
+            if told < len(alike):
+                on_scored(len(alike) - told)
 
 
 def _score_alike(
     decoder: Decoder,
-    groups: Sequence[Sequence[Request]],
+    groups: Mapping[int, Sequence[Request]],
+    ledger: Ledger,
+    name: str,
     max_length: int,
-    token_budget: int | None,
-) -> Iterator[list[tuple[int, list[float]]]]:
+    budget: int,
+) -> Iterator[tuple[Scores, int]]:
+    """This process's batches of `groups`, each with how many groups are finished by then."""
     if not groups:
         return
-    shared = _shared_prefix(groups, max_length) if len(groups) > 1 else ()
+    shared = _shared_prefix(list(groups.values()), max_length) if len(groups) > 1 else ()
+    trees = {i: grow(group, len(shared), max_length) for i, group in groups.items()}
+    batches = list(_batches({i: len(tree.tokens) for i, tree in trees.items()}, budget))
+    undone = ledger.undone(name, batches)
+    known = len(groups) - sum(map(len, undone))
     prefix = None
-    if shared:
-        prefix = PrefixCache.of(decoder, torch.tensor([shared], device=decoder.device))
-    trees = [grow(group, len(shared), max_length) for group in groups]
-    budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
-    for indices in _batches([len(tree.tokens) for tree in trees], budget):
-        values = iter(_score_batch(decoder, [trees[i] for i in indices], prefix))
-        yield [(i, [next(values) for _ in trees[i].targets]) for i in indices]
+    for batch, finished in ledger.turns(undone):
+        if shared and prefix is None:
+            prefix = PrefixCache.of(decoder, torch.tensor([shared], device=decoder.device))
+        values = iter(_score_batch(decoder, [trees[i] for i in batch], prefix))
+        yield {i: [next(values) for _ in trees[i].targets] for i in batch}, known + finished
 
 
 def _shared_prefix(groups: Sequence[Sequence[Request]], max_length: int) -> tuple[int, ...]:
@@ -96,10 +135,10 @@ def _shared_prefix(groups: Sequence[Sequence[Request]], max_length: int) -> tupl
     return inputs[0][: min(shared, predicting)]
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def _batches(lengths: Mapping[int, int], budget: int) -> Iterator[list[int]]:
     """Indices by falling length, in batches of at most `budget` tokens with padding (or one)."""
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in sorted(lengths, key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
             yield batch
             batch = []
@@ -117,6 +156,7 @@ def _score_batch(
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, cache=prefix)
     nodes, pair_nodes = batch.nodes.unique(return_inverse=True)
     values = _logprobs(decoder, hidden.flatten(0, 1)[nodes], pair_nodes, batch.targets).cpu()
+    _refuse_not_finite(decoder, values)
     sums = torch.zeros(int(batch.owners[-1]) + 1, dtype=torch.float64)
     return sums.index_add(0, batch.owners.cpu(), values.double()).tolist()
 
@@ -139,4 +179,13 @@ def _refuse_long(groups: Sequence[Sequence[Request]], max_length: int) -> None:
         raise UsageError(
             f"questions: an answer is {longest} tokens long and the model reads {max_length}; "
             "shorten it or leave the question out"
+        )
+
+
+def _refuse_not_finite(decoder: Decoder, values: Tensor) -> None:
+    if not values.isfinite().all():
+        config = decoder.model.config
+        raise UsageError(
+            f"model: {config.name_or_path or config.model_type} gives log-probabilities that are "
+            "not finite; try --dtype float32, or check its weights"
         )

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from rich.console import Console
 from rich.table import Table
 
+from defuse.evaluate.groups import Groups, group_figures, subjects_of
 from defuse.evaluate.results import Evaluation
 from defuse.evaluate.statistics import Interval, Paired
 from defuse.evaluate.summary import Vulnerability, contrast, contrasts, summarise, vulnerability
@@ -15,11 +16,19 @@ from defuse.evaluate.summary import Vulnerability, contrast, contrasts, summaris
 TITLE_STYLE = "bold"
 
 
-def show(evaluations: Sequence[Evaluation], base: Evaluation | None, console: Console) -> None:
+def show(
+    evaluations: Sequence[Evaluation],
+    base: Evaluation | None,
+    console: Console,
+    groups: Groups | None = None,
+) -> None:
     """Print the tables that `evaluations`, of the same questions, have something for."""
     known = {evaluation.model for evaluation in evaluations}
     others = [base] if base is not None and base.model not in known else []
     everyone = _shortly_named([*others, *evaluations])
+    if groups:
+        for evaluation in everyone:
+            console.print(group_table(evaluation, groups))
     console.print(accuracy_table(everyone))
     if len(everyone[0].outcomes) > 1:
         console.print(contrast_table(everyone))
@@ -45,6 +54,18 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
                 _nats(summary.logprob),
                 str(summary.truncated),
             )
+    return table
+
+
+def group_table(evaluation: Evaluation, groups: Groups) -> Table:
+    """A model's accuracy by subject, and over each group of them."""
+    forms = [str(variant) for variant in evaluation.outcomes]
+    table = _table(f"accuracy of {evaluation.model}", "", "n", *forms)
+    for section in (subjects_of(evaluation), groups):
+        for name, figures in group_figures(evaluation, section).items():
+            each = list(figures.values())
+            table.add_row(name, str(each[0].n), *(_percent(figure.accuracy) for figure in each))
+        table.add_section()
     return table
 
 

@@ -1,5 +1,6 @@
 """Beside questions: how well a model predicts a text, and what it writes, for the eye."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from transformers import GenerationConfig
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate.encode import encode_text, prefix_token
+from defuse.evaluate.ledger import Ledger
 from defuse.evaluate.scorer import OnScored, max_length, score
 from defuse.evaluate.trees import Request
 from defuse.files import read_utf8
@@ -43,19 +45,19 @@ def read_passage(source: str) -> str:
     return text
 
 
-def perplexity(loaded: LoadedModel, text: str) -> Perplexity:
+def perplexity(loaded: LoadedModel, text: str, ledger: Ledger | None = None) -> Perplexity:
     """Every token predicted once, in windows as `HFLM.loglikelihood_rolling` of lm-eval cuts them.
 
-    Unlike there, a BOS that the tokenizer itself puts in front is read, not predicted.
-    Raises UsageError for a text of less than two tokens and for figures that are not finite.
+    Unlike there, a BOS that the tokenizer itself puts in front is read, not predicted. `ledger` is
+    as for `score`. Raises UsageError for a text of less than two tokens and for figures that are
+    not finite.
     """
     window = min(LONGEST_WINDOW, max_length(loaded.model, loaded.tokenizer))
     requests = _windows(loaded, text, window)
     groups = [[request] for request in requests]
-    scores = score(Decoder(loaded.model), groups, max_length=window)
+    name = hashlib.sha256(text.encode()).hexdigest()
+    scores = score(Decoder(loaded.model), groups, max_length=window, ledger=ledger, name=name)
     log_likelihood = math.fsum(value for (value,) in scores)
-    if not math.isfinite(log_likelihood):
-        raise UsageError(f"model: {loaded.name} gives no finite figures for the text; try float32")
     tokens, size = sum(len(r.continuation) for r in requests), len(text.encode())
     return Perplexity(
         tokens=tokens,

@@ -3,12 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
-from defuse.errors import UsageError
 from defuse.evaluate import Settings, evaluate_questions
-from defuse.evaluate.job import TokenFiles, build_perturbation, few_shot_examples
+from defuse.evaluate.material import Asking, TokenFiles, build_perturbation, load_part
 from defuse.experiment.answers import CLEAN, FORGET, Answers, sheet_of
 from defuse.models import LoadedModel
-from defuse.questions import Perturbation, Position, Question, Score, load_questions
+from defuse.questions import Perturbation, Position, Question, Score
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,17 @@ class Exam:
 
 def build_exam(sources: Sources, model: str) -> Exam:
     """Read everything; `model`'s tokenizer matches controls. Raises UsageError as evaluate does."""
-    if sources.limit is not None and sources.limit < 1:
-        raise UsageError(f"limit: is {sources.limit}; give 1 or more")
-    settings = {
-        subject: Settings(
-            sources.score, subject, few_shot_examples(sources.dev, sources.few_shot, subject)
-        )
-        for subject in (sources.forget_subject, sources.retain_subject)
-    }
-    forget, retain = settings[sources.forget_subject], settings[sources.retain_subject]
+    asking = Asking(sources.few_shot, sources.limit, sources.score)
+    forget = load_part(sources.forget, sources.forget_subject, sources.dev, asking)
+    retain = load_part(sources.retain, sources.retain_subject, sources.dev, asking)
     perturbation = None
     if sources.tokens is not None:
-        how = (sources.tokens, sources.position, sources.sentence, model, retain.seed)
+        how = (sources.tokens, sources.position, sources.sentence, model, asking.seed)
         perturbation = build_perturbation(*how)
     return Exam(
-        load_questions(sources.forget, subject=sources.forget_subject, limit=sources.limit),
-        load_questions(sources.retain, subject=sources.retain_subject, limit=sources.limit),
-        forget,
-        retain,
+        tuple(forget.questions),
+        tuple(retain.questions),
+        forget.settings,
+        retain.settings,
         perturbation,
     )

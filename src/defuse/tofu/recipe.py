@@ -13,6 +13,7 @@ from defuse.recipe import Recipe
 from defuse.tofu.ask import NEW_TOKENS
 from defuse.tofu.data import HUB
 
+SHIPPED = Path(__file__).parent
 # The models of each seed beside the arms, and the one that all start from.
 BASE, FULL, GOLD = "base", "full", "gold"
 # Fields that decide no answer, or only those of some models.
@@ -111,7 +112,12 @@ class WholeWay(Fields):
 
 
 def load_whole_way(path: Path, overrides: Sequence[str] = ()) -> WholeWay:
-    """A recipe file with `field=value` overrides. Raises UsageError for the first thing wrong."""
+    """A recipe file, or one that ships ("smollm2"), with `field=value` overrides.
+
+    Raises UsageError for the first thing wrong.
+    """
+    shipped = SHIPPED / f"{path.name}.yaml"
+    path = shipped if not path.exists() and shipped.exists() else path
     return parse(WholeWay, read_fields(path, overrides), "")
 
 

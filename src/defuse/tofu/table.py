@@ -79,22 +79,32 @@ def screen_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def figures_table(found: Mapping[str, Figures]) -> Table:
+    """Models asked by themselves, for a terminal."""
+    names = ("model", *COLUMNS[2:10])
+    table = Table(*names, box=SIMPLE_HEAD)
+    for name, figures in found.items():
+        table.add_row(name, *_figure_cells(figures, stacked))
+    return table
+
+
 def as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The same as JSON values."""
     return [asdict(row) for row in rows]
 
 
 def _cells(row: Row, say: Any) -> list[str]:  # noqa: ANN401 (a way to say an interval)
-    forget, retain = row.figures.sets[FORGET], row.figures.sets[RETAIN]
+    figures = _figure_cells(row.figures, say)
+    return [row.label, str(row.figures.runs), *figures, say(row.harm), say(row.added)]
+
+
+def _figure_cells(figures: Figures, say: Any) -> list[str]:  # noqa: ANN401
+    forget, retain = figures.sets[FORGET], figures.sets[RETAIN]
     return [
-        row.label,
-        str(row.figures.runs),
         *map(say, (forget.probability, forget.rouge, forget.truth)),
-        _quality(row.figures.quality),
+        _quality(figures.quality),
         *map(say, (retain.probability, retain.rouge, retain.truth)),
-        say(row.figures.utility),
-        say(row.harm),
-        say(row.added),
+        say(figures.utility),
     ]
 
 

@@ -1,0 +1,62 @@
+"""Accuracy by subject, and over groups of subjects as lm-evaluation-harness weighs them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from defuse.evaluate.results import Evaluation, Outcome
+from defuse.evaluate.statistics import Interval, wilson
+from defuse.questions import Variant
+
+Groups = Mapping[str, Sequence[str]]  # a group's name to its subjects
+
+
+@dataclass(frozen=True)
+class GroupFigure:
+    """Accuracy over the `n` questions of a group, each counting once (`weight_by_size`).
+
+    `accuracy` with Wilson's interval over all `n`, which leaves subjects aside and is a little too
+    wide for that. `stderr` is lm-eval's, pooled within subjects; None where each has one question.
+    """
+
+    n: int
+    accuracy: Interval
+    stderr: float | None
+
+
+def group_figures(evaluation: Evaluation, groups: Groups) -> dict[str, dict[Variant, GroupFigure]]:
+    """Each group's figures, for every form of the questions."""
+    return {
+        name: {
+            variant: _figure(_by_subject(outcomes, subjects))
+            for variant, outcomes in evaluation.outcomes.items()
+        }
+        for name, subjects in groups.items()
+    }
+
+
+def subjects_of(evaluation: Evaluation) -> Groups:
+    """Each subject as a group of its own, in the questions' order."""
+    found = dict.fromkeys(outcome.question.subject for outcome in evaluation.outcomes["clean"])
+    return {subject: [subject] for subject in found if subject is not None}
+
+
+def _by_subject(outcomes: Sequence[Outcome], subjects: Sequence[str]) -> list[list[bool]]:
+    rights: dict[str | None, list[bool]] = {subject: [] for subject in subjects}
+    for outcome in outcomes:
+        if outcome.question.subject in rights:
+            rights[outcome.question.subject].append(outcome.is_correct)
+    return [each for each in rights.values() if each]
+
+
+def _figure(rights: Sequence[Sequence[bool]]) -> GroupFigure:
+    """`pooled_sample_stderr` of lm_eval/api/metrics.py, with each subject's standard error in it:
+    √(Σ_s n_s p_s (1 − p_s) / (n − number of subjects) / n)."""
+    n = sum(map(len, rights))
+    within = sum(sum(each) * (1 - sum(each) / len(each)) for each in rights)
+    spare = n - len(rights)
+    return GroupFigure(
+        n=n,
+        accuracy=wilson(sum(map(sum, rights)), n),
+        stderr=math.sqrt(within / spare / n) if spare else None,
+    )
