@@ -30,6 +30,7 @@ from defuse.sweep.table import Table
 from defuse.train import unlearn
 from tests.conftest import build_llama
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray session, one sweep, not one a process
 GRID = ("noise.std=none,0.3x,1e30", "seed=0..1")
 QUESTIONS = ("--forget-questions", "forget.jsonl", "--retain-questions", "retain.jsonl")
 TOKENS = ("--perturb", "gold.txt", "--control", "moon.txt", "--position", "before")

@@ -10,7 +10,10 @@ Option = typer.Option
 
 
 def sweep(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A YAML recipe, or the name of a shipped one.", show_default=False),
+    ],
     forget_questions: Annotated[
         str, Option(help="Questions about what is forgotten, as for evaluate.")
     ],
@@ -66,6 +69,7 @@ def sweep(
 
     from defuse.errors import UsageError
     from defuse.evaluate.material import TokenFiles
+    from defuse.shipped import find_recipe
     from defuse.sweep.cluster import Resources
     from defuse.sweep.exam import Sources
     from defuse.sweep.job import Order, carry_out
@@ -86,7 +90,7 @@ def sweep(
         sentence=sentence,
     )
     order = Order(
-        recipe=recipe,
+        recipe=find_recipe(recipe),
         grid=tuple(grid or ()),
         sources=sources,
         out=out,
