@@ -49,6 +49,20 @@ def write_parquet(folder: Path, configs: dict[str, str], split: str, count: int)
             parquet.write_table(part, folder / config / f"{split}-{number:05}-of-00002.parquet")
 
 
+def write_hub_dataset(folder: Path, configs: dict[str, str], splits: Sequence[str]) -> None:
+    """With the card that lets `datasets` load each configuration and split."""
+    for split in splits:
+        write_parquet(folder, configs, split, 3)
+    card = [
+        {
+            "config_name": config,
+            "data_files": [{"split": split, "path": f"{config}/{split}-*"} for split in splits],
+        }
+        for config in configs
+    ]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': card})}\n---\n")
+
+
 def write_wmdp_json(folder: Path, names: Sequence[str] = WMDP, count: int = 4) -> None:
     """As the authors' archive."""
     folder.mkdir(parents=True, exist_ok=True)

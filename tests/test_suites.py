@@ -1,7 +1,6 @@
 """Suites: subjects, descriptions and weights are lm-eval's; files are found as they come."""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,22 +8,24 @@ from typing import Any
 
 import lm_eval.tasks
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from defuse import cli
 from defuse.errors import UsageError
-from defuse.evaluate import Evaluation, Outcome, Settings, evaluate_questions, wilson
-from defuse.evaluate.groups import group_figures, subjects_of
+from defuse.evaluate import evaluate_questions
 from defuse.evaluate.material import Asking
 from defuse.models import load_model
-from defuse.questions import Question
 from defuse.questions.prompts import description
 from defuse.suites import SUITES, choose_suite, load_parts
 from defuse.suites.load import load_subject
-from tests.benchmark_files import MMLU, write_mmlu_csv, write_parquet, write_wmdp_json
+from tests.benchmark_files import (
+    MMLU,
+    WMDP,
+    write_hub_dataset,
+    write_mmlu_csv,
+    write_parquet,
+    write_wmdp_json,
+)
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 
@@ -65,45 +66,6 @@ def test_wmdp_s_subjects_descriptions_and_groups_are_lm_evals() -> None:
     assert group["aggregate_metric_list"][0]["weight_by_size"] is True
 
 
-rights = st.lists(st.lists(st.booleans(), min_size=2, max_size=9), min_size=1, max_size=5)
-
-
-@given(rights)
-def test_groups_are_weighed_as_lm_eval_weighs_them(rights: list[list[bool]]) -> None:
-    found = evaluation({f"s{i}": each for i, each in enumerate(rights)})
-    (figure,) = group_figures(found, {"all": list(subjects_of(found))})["all"].values()
-    sizes = [len(each) for each in rights]
-    means = [sum(each) / len(each) for each in rights]
-    stderrs = [mean_stderr(each) for each in rights]
-    assert figure.n == sum(sizes)
-    assert figure.accuracy.value == pytest.approx(aggregate_subtask_metrics(means, sizes, True))
-    assert figure.stderr == pytest.approx(float(pooled_sample_stderr(stderrs, sizes)), abs=1e-12)
-
-
-def evaluation(subjects: Mapping[str, list[bool]]) -> Evaluation:
-    outcomes = [
-        Outcome(
-            Question(f"{name}/{i}", "?", ("a", "b", "c", "d"), 0, subject=name),
-            (-1.0, -2.0 if right else -0.5, -3.0, -3.0),
-            truncated=False,
-        )
-        for name, each in subjects.items()
-        for i, right in enumerate(each)
-    ]
-    return Evaluation("m", Settings(), None, {"clean": outcomes}, "", 0.0)
-
-
-def test_a_group_by_hand() -> None:
-    """3 of 4 and 0 of 2: 3/6; Σ n p (1 − p) = 4 · 3/16 = 3/4, over 6 − 2 and 6: √(1/32)."""
-    found = evaluation({"one": [True, True, True, False], "two": [False, False], "other": [True]})
-    figures = group_figures(found, {"both": ["one", "two"], **subjects_of(found)})
-    both = figures["both"]["clean"]
-    assert both.n == 6
-    assert both.accuracy == wilson(3, 6)
-    assert both.stderr == pytest.approx(math.sqrt(1 / 32))
-    assert figures["other"]["clean"].stderr is None
-
-
 def test_a_subject_reads_the_same_from_every_layout(tmp_path: Path) -> None:
     write_mmlu_csv(tmp_path / "csv", ["virology"], count=4)
     write_mmlu_csv(tmp_path / "home/mmlu", ["virology"], count=4)
@@ -119,12 +81,24 @@ def test_a_subject_reads_the_same_from_every_layout(tmp_path: Path) -> None:
 def test_wmdp_reads_the_same_from_every_layout(tmp_path: Path) -> None:
     write_wmdp_json(tmp_path / "json")
     write_wmdp_json(tmp_path / "home/wmdp")
-    configs = {f"wmdp-{name}": name for name in ("bio", "chem", "cyber")}
+    configs = {f"wmdp-{name}": name for name in WMDP}
     write_parquet(tmp_path / "hub", configs, "test", 4)
     parts = [load_parts(SUITES["wmdp"], str(tmp_path / n)) for n in ("json", "home", "hub")]
     assert parts[0] == parts[1] == parts[2]
     assert [part.settings.subject for part in parts[0]] == ["biology", "chemistry", "cybersecurity"]
     assert {q.subject for part in parts[0] for q in part.questions} == {"bio", "chem", "cyber"}
+
+
+def test_the_hub_s_datasets_are_found_by_configuration_and_split(hub: Path) -> None:
+    write_hub_dataset(hub / "cais/wmdp", {f"wmdp-{name}": name for name in WMDP}, ["test"])
+    write_hub_dataset(hub / "cais/mmlu", {"virology": "virology"}, ["test", "dev"])
+    wmdp = load_parts(SUITES["wmdp"])
+    assert [q.id for part in wmdp for q in part.questions][2:4] == ["wmdp-bio/2", "wmdp-chem/0"]
+    (part,) = load_parts(choose_suite("mmlu-virology"), None, Asking(few_shot=2, limit=1))
+    assert (len(part.questions), len(part.settings.few_shot)) == (1, 2)
+    write_mmlu_csv(hub / "data", ["virology"], count=1)
+    (local,) = load_parts(choose_suite("mmlu-virology"), "data")
+    assert local.questions == part.questions
 
 
 def test_wmdp_retain_asks_mmlu_s_questions_under_wmdp_s_lines(tmp_path: Path) -> None:
