@@ -85,7 +85,7 @@ def test_reading_and_rewriting_in_part_gives_what_the_whole_model_gives(
 ):
     choice = [f"model={sharded_model_folder}", f"method.name={method}", "learning_rate=1e-2"]
     assert run("unlearn", "recipe.yaml", *choice)[0] == 0
-    monkeypatch.setattr("defuse.run.find_checkpoint", lambda *_: None)
+    monkeypatch.setattr("defuse.outputs.find_checkpoint", lambda *_: None)
     assert run("unlearn", "recipe.yaml", *choice, "output=whole")[0] == 0
     parts = sorted(path.name for path in sharded_model_folder.glob("*.safetensors"))
     assert sorted(path.name for path in Path("out").glob("*.safetensors")) == parts
@@ -129,7 +129,7 @@ def test_two_runs_of_one_recipe_are_equal(run):
 def test_a_finished_run_is_not_done_again_and_never_overwritten(run, monkeypatch):
     run("unlearn", "recipe.yaml")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    monkeypatch.setattr("defuse.run.load_part", None)
+    monkeypatch.setattr("defuse.outputs.load_part", None)
     code, said = run("unlearn", "recipe.yaml")
     assert (code, "finished" in said) == (0, True)
     code, said = run("unlearn", "recipe.yaml", "seed=1")
@@ -181,7 +181,7 @@ def test_bad_input_is_one_line_and_code_2_before_any_weights(
         Path(name, "config.json").write_text(json.dumps(config | {"model_type": kind}))
         Path(name, weights).touch()
     before = contents(work)
-    monkeypatch.setattr("defuse.run.load_model", None)  # calling it would be a TypeError
+    monkeypatch.setattr("defuse.outputs.load_model", None)  # calling it would be a TypeError
     code, said = run("unlearn", "recipe.yaml", override)
     assert code == 2
     assert sentence in said
@@ -232,7 +232,7 @@ def test_ctrl_c_while_writing_leaves_nothing_behind(run, work, monkeypatch):
         (arguments[-1] / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("defuse.run.write_changed", interrupted)
+    monkeypatch.setattr("defuse.outputs.write_changed", interrupted)
     code, _ = run("unlearn", "recipe.yaml")
     assert code == 130
     assert contents(work) == before
@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing_behind(run, work,
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("defuse.run.write_changed", full)
+    monkeypatch.setattr("defuse.outputs.write_changed", full)
     code, said = run("unlearn", "recipe.yaml")
     assert code == 2
     assert "output: out cannot be written" in said
@@ -347,7 +347,7 @@ def test_a_broken_config_and_a_machine_out_of_memory_are_one_sentence(
     def out_of_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("defuse.run.load_part", out_of_memory)
+    monkeypatch.setattr("defuse.outputs.load_part", out_of_memory)
     code, said = run("unlearn", "recipe.yaml")
     assert (code, Path("out").exists()) == (2, False)
     assert said.endswith(
