@@ -121,6 +121,12 @@ def test_the_readme_s_python_example_runs(workplace: Path) -> None:
     assert (workplace / "runs/readme/model.safetensors").is_file()
 
 
+def test_the_example_for_large_models_runs(workplace: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "large-models.md", "python")
+    exec(compile(localise(code), "large-models.md", "exec"), {})  # noqa: S102 (our own page)
+    assert (workplace / "runs/large/model.safetensors").is_file()
+
+
 def test_the_guide_s_new_method_runs(workplace: Path) -> None:
     whole, line = blocks(ROOT / "docs" / "adding-a-method.md", "python")
     (readme,) = blocks(ROOT / "README.md", "python")
