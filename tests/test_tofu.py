@@ -5,8 +5,10 @@ import math
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from transformers import PreTrainedTokenizerBase
 
 from defuse.errors import UsageError
@@ -219,6 +221,42 @@ def test_figures_of_hand_made_answers() -> None:
     assert [quality.p_value for quality in figures.quality] == [1.0]
     assert summarise([sets]).quality == []
     assert summarise([{"forget": forget}]).utility is None
+
+
+def test_figures_equal_a_plain_reference_on_random_losses() -> None:
+    """The formulas of TOFU's utils.py, in NumPy, on losses per token as its files hold them."""
+    rng = np.random.default_rng(0)
+    losses = {name: rng.exponential(1.5, (2, 30, 7)) for name in SETS}
+    rouge = {name: rng.random((2, 30)) for name in SETS}
+    model, gold = (
+        {
+            name: [
+                Answered("", "", -each[0], -each[1], tuple(-each[2:]), "", score)
+                for each, score in zip(losses[name][run], rouge[name][run], strict=True)
+            ]
+            for name in SETS
+        }
+        for run in (0, 1)
+    )
+    figures, nine = summarise([model], [gold]), []
+    for name in SETS:
+        right, other, wrong = (np.exp(-losses[name][0][:, part]) for part in (0, 1, slice(2, 7)))
+        if name in ("real_authors", "world_facts"):
+            right = right / (right + wrong.sum(axis=1))
+        ratio = wrong.mean(axis=1) / other
+        truth = np.minimum(ratio, 1 / ratio) if name == "forget" else np.maximum(0, 1 - ratio)
+        expected = [right.mean(), rouge[name][0].mean(), truth.mean()]
+        found = figures.sets[name]
+        assert [found.probability.value, found.rouge.value, found.truth.value] == pytest.approx(
+            expected
+        )
+        nine += expected if name != "forget" else []
+    assert figures.utility is not None
+    assert figures.utility.value == pytest.approx(9 / sum(1 / value for value in nine))
+    one, two = (np.exp(each[:, 2:].mean(axis=1) - each[:, 1]) for each in losses["forget"])
+    test = ks_2samp(one, two)
+    assert figures.quality[0].p_value == pytest.approx(test.pvalue)  # type: ignore[attr-defined]
+    assert figures.quality[0].statistic == pytest.approx(test.statistic)  # type: ignore[attr-defined]
 
 
 def test_utility_s_interval_holds_every_resampled_utility() -> None:
