@@ -97,7 +97,9 @@ def assert_killed_runs_end_alike(kills: int, method: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(("method", "kills"), [("npo", 2), ("rmu", 1)])
+@pytest.mark.parametrize(
+    ("method", "kills"), [("npo", 2), pytest.param("rmu", 5, marks=pytest.mark.slow)]
+)
 def test_killed_runs_end_bit_for_bit_as_undisturbed(work: Path, method: str, kills: int) -> None:
     assert work == Path.cwd()
     assert_killed_runs_end_alike(kills, method)
