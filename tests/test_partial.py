@@ -202,10 +202,11 @@ def test_unlearning_is_the_same_to_the_last_bit(
     assert torch.equal(again, left[0]) is not in_place  # files keep what training changed in memory
 
 
-def test_an_objective_that_needs_what_was_not_read_fails(sharded_model_folder):
-    part = load_part(str(sharded_model_folder), 2, device="cpu").model
-    with pytest.raises(RuntimeError, match="meta"):
-        hidden_states(part, 4)
+def test_an_objective_that_needs_what_was_not_read_is_refused(sharded_model_folder):
+    part = load_part(str(sharded_model_folder), 2, device="cpu")
+    topic = Topic("t", ["The virus is bad."], ["A cat sleeps."], coefficient=3.0, weight=1.0)
+    with pytest.raises(UsageError, match="is loaded in part, but these losses run blocks up to 2"):
+        defuse.unlearn(part.model, part.tokenizer, [topic], Unlearning(RMU(), layer=2))
 
 
 def test_the_fingerprint_is_of_what_was_read(sharded_model_folder):

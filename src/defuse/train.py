@@ -93,6 +93,7 @@ def unlearn(
     decoder = Decoder(model)
     topics = [with_defaults(topic, unlearning) for topic in topics]
     validate(unlearning, topics, training, decoder)
+    _check_loaded(decoder, unlearning)
     if shard_on is not None:
         check_sharding(processes, training.batch_size)
     with frozen_model(model):
@@ -118,6 +119,16 @@ def unlearn(
     updated = _with_weights(trained, weights, in_place=own)
     changed = {name: updated.get_parameter(name).detach() for name in weights}
     return Result(updated, changed, tuple(records), trained.adapter)
+
+
+def _check_loaded(decoder: Decoder, unlearning: Unlearning) -> None:
+    """Raise UsageError for a model loaded in part (`load_part`) that these losses reach beyond."""
+    stop = unlearning.layer + 1 if unlearning.ends_at_layer else decoder.num_layers
+    parts = decoder.parts(stop)
+    if any(tensor.is_meta for part in parts for tensor in part.parameters()):
+        raise UsageError(
+            f"model: is loaded in part, but these losses run blocks up to {stop - 1}; load it whole"
+        )
 
 
 @dataclass(frozen=True)
