@@ -92,13 +92,9 @@ def test_the_whole_way_is_one_recipe(place: Path, tmp_path: Path) -> None:
     assert models == ["full", "gold"]  # the unlearned ones have been asked
 
 
-def test_what_is_finished_is_not_done_again(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "out"
-    recipe = write_recipe(place, output, arms={"none": {}})
-    run(recipe)
-    (output / "answers/seed1/gold.json").unlink()
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which models were asked, as it goes."""
     stages: list[str] = []
     original = experiment._ask
     monkeypatch.setattr(
@@ -106,23 +102,33 @@ def test_what_is_finished_is_not_done_again(
         "_ask",
         lambda way, model, what: stages.append(what) or original(way, model, what),
     )
+    return stages
+
+
+def test_what_is_finished_is_not_done_again(place: Path, tmp_path: Path, asked: list[str]) -> None:
+    output = tmp_path / "out"
+    recipe = write_recipe(place, output, arms={"none": {}})
+    run(recipe)
+    (output / "answers/seed1/gold.json").unlink()
+    asked.clear()
     before = (output / "results.md").read_text()
     run(recipe)
-    assert stages == ["seed 1: asking gold"]
+    assert asked == ["seed 1: asking gold"]
     assert (output / "results.md").read_text() == before
     run(recipe, "arms.late={method: {name: rsv}, topic: {coefficient: 2x}}", "keep_models=true")
-    assert stages[1:] == ["seed 1: asking late"]
+    assert asked[1:] == ["seed 1: asking late"]
     assert (output / "models/seed1/late/run.json").is_file()
     with pytest.raises(UsageError, match="holds answers with other asked"):
         run(recipe, "asked=3")
 
 
-def test_two_seeds_teach_and_unlearn_anew(place: Path, tmp_path: Path) -> None:
+def test_two_seeds_teach_and_unlearn_anew(place: Path, tmp_path: Path, asked: list[str]) -> None:
     output = tmp_path / "out"
     run(write_recipe(place, output, seeds=[1, 2], arms={"none": {}}, asked=2))
     rows = json.loads((output / "results.json").read_text())["rows"]
     assert [row["figures"]["runs"] for row in rows] == [2] * 4
     assert len(rows[2]["figures"]["quality"]) == 2
+    assert sum("asking base" in each for each in asked) == 1
     one, other = (json.loads((output / f"answers/seed{s}/full.json").read_text()) for s in (1, 2))
     assert one["sets"]["forget"][0]["logprob"] != other["sets"]["forget"][0]["logprob"]
 

@@ -103,14 +103,16 @@ def go(way: Way) -> Sheets:
     names = (BASE, FULL, GOLD, *way.recipe.arms)
     wanted = [(name, seed) for seed in way.recipe.seeds for name in names]
     with held(way.folder / "lock", "output", way.recipe.output):
-        known = {
-            each: known_sheet(way.answers(*each), way.recipe.essence(*each)) for each in wanted
-        }
         _write_texts(way)
         for each in wanted:
-            if known[each] is None:
+            if _known(way, *each) is None:
                 _check(way, *each)
-        return {each: sheet or _sheet(way, *each) for each, sheet in known.items()}
+        return {each: _known(way, *each) or _sheet(way, *each) for each in wanted}
+
+
+def _known(way: Way, name: str, seed: int) -> Sheet | None:
+    """The answers that are there already."""
+    return known_sheet(way.answers(name, seed), way.recipe.essence(name, seed))
 
 
 def _check(way: Way, name: str, seed: int) -> None:
