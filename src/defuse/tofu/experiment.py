@@ -103,10 +103,10 @@ def go(way: Way) -> Sheets:
     names = (BASE, FULL, GOLD, *way.recipe.arms)
     wanted = [(name, seed) for seed in way.recipe.seeds for name in names]
     with held(way.folder / "lock", "output", way.recipe.output):
+        missing = [each for each in wanted if _known(way, *each) is None]
         _write_texts(way)
-        for each in wanted:
-            if _known(way, *each) is None:
-                _check(way, *each)
+        for each in missing:
+            _check(way, *each)
         return {each: _known(way, *each) or _sheet(way, *each) for each in wanted}
 
 
