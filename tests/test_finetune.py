@@ -252,7 +252,7 @@ def test_the_command_writes_a_checkpoint_and_knows_it_again(
     assert len(record["losses"]) == 4
     assert load_model(str(tmp_path / "taught")).model.config.use_cache
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "taught"]
-    again = runner.invoke(app, command, catch_exceptions=False)
+    again = runner.invoke(app, [*command, "--checkpoint-every", "1"], catch_exceptions=False)
     assert "nothing to do" in again.output
     with pytest.raises(UsageError, match="holds another run"):
         runner.invoke(app, [*command, "--seed", "1"], catch_exceptions=False)

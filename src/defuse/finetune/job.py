@@ -172,8 +172,9 @@ def _base(name: str) -> tuple[str, str | None]:
 
 
 def _record(order: Order, texts: Sequence[Plain]) -> Mapping[str, Any]:
-    """What makes a run the same one, wherever its output is put, as JSON gives it back."""
-    own = {key: value for key, value in asdict(order).items() if key != "out"}
+    """What makes a run the same one, wherever and however often it writes, as JSON gives it."""
+    own = asdict(order)
+    del own["out"], own["settings"]["checkpoint_every"]
     digest = hashlib.sha256(repr(list(texts)).encode()).hexdigest()
     return json.loads(json.dumps({**own, "texts": digest}))
 
