@@ -18,7 +18,7 @@ from defuse.models import load_model, locate
 from defuse.partial import find_checkpoint
 from defuse.provenance import fingerprint
 from defuse.saving import save_model
-from defuse.shards import INDEX, SINGLE
+from defuse.shards import INDEX, SINGLE, open_checkpoint
 from tests.architectures import CONFIGS, tiny_model
 from tests.test_models import write_gguf
 
@@ -80,6 +80,9 @@ def test_a_model_in_a_hub_s_cache_is_read_in_part(hub_model, sharded_model_folde
     assert real(part.model) == real(folder.model)
     assert torch.equal(hidden_states(part.model, 2), hidden_states(folder.model, 2))
     assert part.name == hub_model
+    commit = open_checkpoint(hub_model).folder.name
+    assert part.commit == load_model(hub_model, device="cpu").commit == commit
+    assert folder.commit is None
     assert part.tokenizer("a cat")["input_ids"] == folder.tokenizer("a cat")["input_ids"]
     assert find_checkpoint(locate(hub_model)) is not None
 

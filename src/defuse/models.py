@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,11 +32,15 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer and the name it was asked for by."""
+    """A model in evaluation mode, its tokenizer and the name it was asked for by.
+
+    `commit`: which state of a hub repository its files are of; None for local files.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def load_model(
         model = _load_weights(source, number_type, place)
         if source.adapter is not None:
             model = _merged(model, source.adapter)
-    return LoadedModel(model.eval(), tokenizer, name)
+    return LoadedModel(model.eval(), tokenizer, name, hub_commit(source))
 
 
 def locate(name: str, revision: str | None = None) -> Source:
@@ -96,6 +100,14 @@ def locate(name: str, revision: str | None = None) -> Source:
             return Source(name, revision)
         files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
         return _adapter(Path(snapshot_download(name, revision=revision, allow_patterns=files)))
+
+
+def hub_commit(source: Source) -> str | None:
+    """The commit that a hub repository's downloaded files are of; None for local files."""
+    if Path(source.path).is_dir():
+        return None
+    config = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 def load_config(source: Source) -> PreTrainedConfig:

@@ -57,7 +57,7 @@ def make_record(
     """What `run.json` says: all that is needed to trust the run."""
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "model_commit": getattr(loaded.model.config, "_commit_hash", None),
+        "model_commit": loaded.commit,
         "changed": sorted(result.changed),
         "steps": [asdict(step) for step in result.records],
         "seconds": seconds,

@@ -12,6 +12,7 @@ from defuse.errors import require
 from defuse.models import (
     LoadedModel,
     Source,
+    hub_commit,
     load_config,
     load_model,
     load_tokenizer,
@@ -44,7 +45,7 @@ def load_part(
     with loading(name):
         model = _load_lower(source, stop, place, number_type)
         if model is not None:
-            return LoadedModel(model.eval(), load_tokenizer(source), name)
+            return LoadedModel(model.eval(), load_tokenizer(source), name, hub_commit(source))
     return load_model(name, device=device, dtype=dtype, revision=revision)
 
 

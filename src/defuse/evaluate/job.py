@@ -90,7 +90,7 @@ def _report(job: Job, name: str, on_model: OnModel, processes: Processes) -> Rep
         precision,
         str(loaded.model.device),
         weights,
-        getattr(loaded.model.config, "_commit_hash", None),
+        loaded.commit,
         None if job.text is None else perplexity(loaded, job.text, ledger),
         None if prompts is None else dict(zip(prompts, generate(loaded, prompts), strict=True)),
     )

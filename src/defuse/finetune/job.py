@@ -122,7 +122,7 @@ def execute(
         )
         record = {
             "run": job.record,
-            "model_commit": getattr(loaded.model.config, "_commit_hash", None),
+            "model_commit": loaded.commit,
             "losses": losses,
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
