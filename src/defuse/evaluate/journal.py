@@ -4,18 +4,16 @@ Each process appends to a file of its own: a header that says what the scores be
 JSON line for every batch, on disk before the next batch begins.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from defuse.errors import UsageError
 from defuse.evaluate.ledger import Ledger, Scores
 from defuse.files import held
+from defuse.jsonl import append_line, drop_torn_line, read_lines
 from defuse.processes import ALONE, Processes
 
 LOCK = "lock"
@@ -31,7 +29,7 @@ class Journal:
     def check(self, expected: Identity) -> None:
         """Raise UsageError if scores are kept here that belong to something else."""
         for path in self._files():
-            header = next(_lines(path), {})
+            header = next(read_lines(path), {})
             other = [what for what, value in expected.items() if header.get(what, value) != value]
             if other:
                 raise UsageError(
@@ -47,14 +45,14 @@ class Journal:
         self.check(identity)
         known: dict[str, Scores] = {}
         for path in self._files():
-            for line in list(_lines(path))[1:]:
+            for line in list(read_lines(path))[1:]:
                 known.setdefault(line["of"], {}).update(dict(line["scores"]))
         processes.wait()  # nobody writes before all have read
         own = self.folder / f"{processes.rank}.jsonl"
-        _drop_torn_line(own)
+        drop_torn_line(own)
 
         def keep(name: str, scores: Scores) -> None:
-            _append(own, identity, {"of": name, "scores": list(scores.items())})
+            append_line(own, identity, {"of": name, "scores": list(scores.items())})
 
         return Ledger(known, keep, processes)
 
@@ -94,29 +92,3 @@ def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         if [path.name for path in folder.iterdir()] == [LOCK]:
             shutil.rmtree(folder)
-
-
-def _append(path: Path, identity: Identity, line: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        lines = [line] if file.tell() else [identity, line]
-        file.write("".join(f"{json.dumps(each)}\n" for each in lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    *whole, _ = path.read_bytes().split(b"\n")  # a kill may have torn the last line
-    for number, line in enumerate(whole, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise UsageError(
-                f"{path}, line {number}: is not valid JSON; delete the file"
-            ) from error
-
-
-def _drop_torn_line(path: Path) -> None:
-    if path.exists():
-        whole, newline, _ = path.read_bytes().rpartition(b"\n")
-        os.truncate(path, len(whole + newline))

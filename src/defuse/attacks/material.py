@@ -1,0 +1,86 @@
+"""What an attacked model is asked, before and after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.attacks.notes import Notes
+from defuse.errors import UsageError
+from defuse.evaluate import Outcome, Settings, evaluate_questions
+from defuse.models import LoadedModel
+from defuse.questions import Question, ask, continuations
+
+FORGET, RETAIN = "forget", "retain"
+Answers = Mapping[str, Sequence[Outcome]]  # of each set, in the questions' order
+
+
+@dataclass(frozen=True)
+class Material:
+    """Questions about what was to be forgotten and what was to be kept, and texts about either.
+
+    `settings`: how questions are asked. The texts are for attacks that train, measure or compare
+    on running text; where none are given, those that only measure take the questions with their
+    right answers (`texts_of`). Raises UsageError where a set of questions is empty.
+    """
+
+    forget: Sequence[Question]
+    retain: Sequence[Question]
+    settings: Settings = field(default_factory=Settings)
+    forget_texts: Sequence[str] = ()
+    retain_texts: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, questions in self.sets.items():
+            if not questions:
+                raise UsageError(f"{name}: there are no questions; give at least one")
+
+    @property
+    def sets(self) -> Mapping[str, Sequence[Question]]:
+        """Both sets of questions by name."""
+        return {FORGET: self.forget, RETAIN: self.retain}
+
+    def texts_of(self, name: str) -> Sequence[str]:
+        """The texts of a set, else its questions, each with its right answer."""
+        given = {FORGET: self.forget_texts, RETAIN: self.retain_texts}[name]
+        return given or [answered(question, self.settings) for question in self.sets[name]]
+
+
+def answered(question: Question, settings: Settings) -> str:
+    """The question as it is asked, and its right answer."""
+    return ask(question, settings.score) + continuations(question, settings.score)[question.answer]
+
+
+def ask_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: Settings,
+    notes: Notes,
+    name: str,
+) -> list[Outcome]:
+    """How `model` answers, asked once and noted as `name`."""
+
+    def find() -> list[tuple[tuple[float, ...], bool]]:
+        loaded = LoadedModel(model, tokenizer, name)
+        outcomes = evaluate_questions(loaded, questions, settings).outcomes["clean"]
+        return [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
+
+    return [
+        Outcome(question, tuple(logprobs), truncated)
+        for question, (logprobs, truncated) in zip(questions, notes.once(name, find), strict=True)
+    ]
+
+
+def ask_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+    notes: Notes,
+    name: str,
+) -> Answers:
+    """How `model` answers both sets, noted as "`name`/forget" and "`name`/retain"."""
+    return {
+        each: ask_questions(model, tokenizer, questions, material.settings, notes, f"{name}/{each}")
+        for each, questions in material.sets.items()
+    }
