@@ -1,12 +1,22 @@
 """Typed fields read from YAML, strict, with one sentence for whatever is wrong."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from defuse.errors import UsageError
 
@@ -52,6 +62,24 @@ def parse(kind: type[F], given: object, where: str) -> F:
         raise UsageError(_sentence(error, where)) from error
 
 
+D = TypeVar("D")
+
+
+def build(kind: type[D], given: object, where: str) -> D:
+    """`given` as the dataclass `kind`, as strict as YAML allows: lists are tuples."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{where}: {given!r} is no mapping of fields; it takes {', '.join(known)}")
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{where}: has no field {name!r}; it takes {', '.join(known)}")
+    plain = {name: _number(value) for name, value in given.items()}
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise UsageError(_sentence(error, where)) from error
+
+
 def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
@@ -82,9 +110,17 @@ def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error
     if not isinstance(given, dict):
         raise UsageError(f"{path}: is no recipe; write fields such as 'model: …', one a line")
+    set_fields(given, overrides)
+    return given
+
+
+def set_fields(given: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set the fields that `field=value` overrides name, making the mappings on the way.
+
+    Raises UsageError for an override that names no place.
+    """
     for override in overrides:
         _override(given, override)
-    return given
 
 
 def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold)

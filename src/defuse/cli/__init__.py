@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from defuse.cli.attack import attack
 from defuse.cli.evaluate import evaluate
 from defuse.cli.finetune import finetune
 from defuse.cli.lab import lab
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(unlearn)
 app.command()(evaluate)
+app.command()(attack)
 app.command()(sweep)
 app.command()(finetune)
 app.command()(reproduce)

@@ -38,6 +38,14 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class Quote:
+    """A text as a model saw it, and what is to be said of it."""
+
+    text: str
+    remark: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands below it, in this order, as far as it is given.
 
@@ -50,6 +58,7 @@ class Section:
     figure_text: str = ""
     tables: Sequence[TableData] = ()
     flips: Sequence[Flip] = ()
+    quotes: Sequence[Quote] = ()
     listing: str | None = None
 
 

@@ -1,0 +1,172 @@
+"""One call of `defuse attack`: everything checked, then a kind at a time, each kept when done."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from defuse.architectures import architecture_of
+from defuse.attacks.kinds import GOLD, KINDS, REFERENCE, Target
+from defuse.attacks.material import Material
+from defuse.attacks.notes import open_notes
+from defuse.attacks.results import Result
+from defuse.errors import UsageError
+from defuse.files import check_writable, held, write_json
+from defuse.models import (
+    load_config,
+    load_model,
+    locate,
+    resolve_device,
+    resolve_dtype,
+)
+from defuse.provenance import fingerprint, versions
+
+NOTES = "notes"
+OnFound = Callable[[str, str], None]  # a kind, and what it has found
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is attacked, how and with what; `out` is a folder.
+
+    `configs`: the settings of each kind (`defuse.attacks.kinds.configs`). `reference`: the model
+    before unlearning. `gold`: a model that never knew the forget set. `sources`: where questions
+    and texts came from, for the record.
+    """
+
+    model: str
+    out: Path
+    configs: Mapping[str, Any]
+    material: Material
+    reference: str | None = None
+    gold: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    sources: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The other models that any of the attacks looks at, by their part."""
+        named = {REFERENCE: self.reference, GOLD: self.gold}
+        wanted = {part for kind in self.configs for part in KINDS[kind].others}
+        return {part: name for part, name in named.items() if name is not None and part in wanted}
+
+
+def check(order: Order) -> None:
+    """Raise UsageError for what cannot be run or written, before any weights are read."""
+    check_writable(order.out, "out")
+    resolve_device(order.device)
+    resolve_dtype(order.dtype)
+    for name, kind in ((name, KINDS[name]) for name in order.configs):
+        for part in kind.needs:
+            if part not in order.others:
+                raise UsageError(f"{part}: missing; the attack {name} needs --{part} MODEL")
+        if kind.trains_on_texts and not order.material.forget_texts:
+            raise UsageError(
+                f"forget-texts: missing; the attack {name} needs --forget-texts FILE, since "
+                "training on the questions themselves would give their answers away"
+            )
+        _known(order.out, name, _identity(order, name))
+    for name in (order.model, *order.others.values()):
+        architecture_of(load_config(locate(name)).model_type)
+
+
+def run(order: Order, on_found: OnFound = lambda *_: None) -> Iterator[Result]:
+    """Every kind's result, in order; what is finished in `out` is read from there.
+
+    A kind's result is written, whole, as soon as it is there. Until then its notes are kept below
+    `out`, and the same order goes on from them after a kill. Raises UsageError if another process
+    works in `out`, or if a result or notes there belong to another model or other settings.
+    """
+    with held(order.out / NOTES / "lock", "out", str(order.out)):
+        loaded = load_model(order.model, device=order.device, dtype=order.dtype)
+        others = {
+            part: load_model(name, device=order.device, dtype=order.dtype).model
+            for part, name in order.others.items()
+        }
+        target = Target(loaded.model, loaded.tokenizer, order.material, **others)
+        identities = {
+            kind: {**_identity(order, kind), **_weights(kind, target)} for kind in order.configs
+        }
+        known = {kind: _known(order.out, kind, each) for kind, each in identities.items()}
+        for kind, identity in identities.items():
+            yield known[kind] or _attack(order, target, kind, identity, on_found)
+
+
+def _attack(
+    order: Order, target: Target, kind: str, identity: Mapping[str, Any], on_found: OnFound
+) -> Result:
+    notes = open_notes(
+        order.out / NOTES / f"{kind}.jsonl", identity, lambda found: on_found(kind, found)
+    )
+    result = KINDS[kind].run(target, order.configs[kind], notes)
+    record = {
+        "model": order.model,
+        **order.others,
+        "sources": dict(order.sources),
+        "device": str(target.model.device),
+        "versions": versions(),
+    }
+    write_json(_file(order.out, kind), {"about": identity, **record, "result": result.as_json()})
+    return result
+
+
+def read_results(out: Path) -> dict[str, Result]:
+    """All finished results in a folder, in the order of `KINDS`."""
+    found = {kind: _file(out, kind) for kind in KINDS}
+    return {kind: _read(path)[1] for kind, path in found.items() if path.is_file()}
+
+
+def read_result(path: Path) -> Result:
+    """The result in a file that `run` wrote. Raises UsageError for any other."""
+    return _read(path)[1]
+
+
+def _known(out: Path, kind: str, identity: Mapping[str, Any]) -> Result | None:
+    """A result that is there already. Raises UsageError if it is about something else."""
+    path = _file(out, kind)
+    if not path.is_file():
+        return None
+    about, result = _read(path)
+    wanted = json.loads(json.dumps(identity))
+    if other := [name for name, value in wanted.items() if about.get(name) != value]:
+        raise UsageError(
+            f"out: {path} is of an attack with other {' and '.join(other)}; delete it, or name "
+            "another folder"
+        )
+    return result
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], Result]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document["about"], TypeAdapter(Result).validate_python(document["result"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UsageError(f"{path}: is no result of an attack; delete it") from error
+
+
+def _identity(order: Order, kind: str) -> dict[str, Any]:
+    """What a kind's findings depend on, as far as it is known without weights."""
+    material = order.material
+    plain = replace(material, forget=tuple(material.forget), retain=tuple(material.retain))
+    digest = hashlib.sha256(repr(plain).encode()).hexdigest()
+    return {"questions or texts": digest, "settings": asdict(order.configs[kind])}
+
+
+def _weights(kind: str, target: Target) -> dict[str, Any]:
+    """The rest: the models that the kind looks at."""
+    models = {REFERENCE: target.reference, GOLD: target.gold}
+    others = {part: models[part] for part in sorted(KINDS[kind].others)}
+    return {
+        "weights": fingerprint(target.model),
+        "precision": str(target.model.dtype).removeprefix("torch."),
+        **{part: None if each is None else fingerprint(each) for part, each in others.items()},
+    }
+
+
+def _file(out: Path, kind: str) -> Path:
+    return out / f"{kind}.json"

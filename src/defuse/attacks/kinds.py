@@ -1,0 +1,86 @@
+"""All kinds of attack by name; a new one is one module, and one entry here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.attacks import quantise
+from defuse.attacks.material import Material
+from defuse.attacks.notes import Notes
+from defuse.attacks.results import Result
+from defuse.errors import UsageError
+from defuse.fields import build, set_fields
+
+REFERENCE, GOLD = "reference", "gold"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The attacked model and what goes with it.
+
+    `reference`: the model before unlearning. `gold`: one that never knew the forget set.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    material: Material
+    reference: PreTrainedModel | None = None
+    gold: PreTrainedModel | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An attack: its settings (a frozen dataclass) and how it is run.
+
+    `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do without, or compares with.
+    `trains_on_texts`: whether forget texts must be given, other than questions.
+    """
+
+    config: type
+    run: Callable[[Target, Any, Notes], Result]
+    needs: Sequence[str] = ()
+    uses: Sequence[str] = ()
+    trains_on_texts: bool = False
+
+    @property
+    def others(self) -> set[str]:
+        """The other models that are loaded if they are given."""
+        return {*self.needs, *self.uses}
+
+
+KINDS: Mapping[str, Kind] = {
+    quantise.KIND: Kind(
+        quantise.Quantisation,
+        lambda t, config, notes: quantise.run(
+            t.model, t.tokenizer, t.material, config, notes=notes
+        ),
+    ),
+}
+
+
+def configs(
+    kinds: Sequence[str], overrides: Sequence[str] = (), seed: int | None = None
+) -> dict[str, Any]:
+    """The settings of each kind, with overrides such as "quantise.bits=[4]".
+
+    Raises UsageError for a kind that does not exist, and for the first override that is wrong.
+    """
+    for name in kinds:
+        if name not in KINDS:
+            raise UsageError(f"kind: {name!r} is unknown; use one of {', '.join(KINDS)}")
+    given: dict[str, Any] = {}
+    set_fields(given, overrides)
+    if other := given.keys() - set(kinds):
+        raise UsageError(
+            f"set: {min(other)!r} is none of the attacks to run; write KIND.FIELD=VALUE with one "
+            f"of {', '.join(kinds)}"
+        )
+    built = {name: build(KINDS[name].config, given.get(name, {}), name) for name in kinds}
+    if seed is None:
+        return built
+    return {
+        name: config if "seed" in given.get(name, {}) else replace(config, seed=seed)
+        for name, config in built.items()
+    }

@@ -1,0 +1,117 @@
+"""`defuse attack`: what brings unlearned knowledge back, and what breaks the model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from defuse.attacks.material import Material
+
+Text = str | None
+Score = Literal["letters", "cloze"]
+ASKED, TEXTS, MODELS, RUN = "Questions", "Texts", "Other models", "Running"
+
+
+def _option(text: str, panel: str | None = None) -> Any:  # noqa: ANN401 (as typer.Option)
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+def attack(
+    model: Annotated[str, typer.Argument(help="Hub id, checkpoint or adapter folder, .gguf file.")],
+    out: Annotated[Path, _option("FOLDER for results, tables and page.")],
+    forget: Annotated[str, _option("Questions about what was to be forgotten.", ASKED)],
+    retain: Annotated[str, _option("Questions about what was to be kept.", ASKED)],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="An attack; repeat for more. Default: all that have what they need."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KIND.FIELD=VALUE, such as quantise.bits=[4]; repeat."),
+    ] = None,
+    reference: Annotated[Text, _option("The model before unlearning.", MODELS)] = None,
+    gold: Annotated[Text, _option("A model that never knew the forget set.", MODELS)] = None,
+    forget_texts: Annotated[
+        Text, _option("File or hub dataset; relearning needs it.", TEXTS)
+    ] = None,
+    retain_texts: Annotated[Text, _option("File or hub dataset.", TEXTS)] = None,
+    text_limit: Annotated[int, _option("The first so many texts of either.", TEXTS)] = 1000,
+    subject: Annotated[Text, _option("Of the description line, and filter.", ASKED)] = None,
+    limit: Annotated[int | None, _option("Only the first N questions of either.", ASKED)] = None,
+    few_shot: Annotated[int, _option("Answered examples in front.", ASKED)] = 0,
+    dev: Annotated[Text, _option("Question file of the examples.", ASKED)] = None,
+    score: Annotated[Score, _option("Rank A-D, or the choices' own texts.", ASKED)] = "letters",
+    device: Annotated[str, _option("auto, cpu, cuda or mps.", RUN)] = "auto",
+    dtype: Annotated[str, _option("auto, float32, bfloat16, float16, float64.", RUN)] = "auto",
+    seed: Annotated[int, _option("Of all that is drawn.", RUN)] = 42,
+) -> None:
+    """Attack MODEL, your own unlearned one, to see whether its forgetting holds.
+
+    What is finished is kept in OUT; the same command goes on from there.
+    """
+    from rich.console import Console
+
+    from defuse.attacks.job import Order, check, read_results, run
+    from defuse.attacks.kinds import configs
+    from defuse.attacks.page import make_page
+    from defuse.attacks.tables import markdown, screen_table
+    from defuse.evaluate.material import Asking
+    from defuse.files import write_text
+    from defuse.report import render
+
+    files = (forget, retain, forget_texts, retain_texts)
+    asking = Asking(few_shot, limit, score, seed)
+    material = _material(files, text_limit, subject, dev, asking)
+    kinds = kind or _possible(reference, gold, forget_texts)
+    order = Order(
+        model=model,
+        out=out,
+        configs=configs(list(dict.fromkeys(kinds)), settings or (), seed),
+        material=material,
+        reference=reference,
+        gold=gold,
+        device=device,
+        dtype=dtype,
+        sources=dict(zip(("forget", "retain", "forget_texts", "retain_texts"), files, strict=True)),
+    )
+    check(order)
+    console, progress = Console(), Console(stderr=True)
+    with progress.status("loading") as status:
+        for result in run(order, lambda name, found: status.update(f"{name}: {found}")):
+            console.print(screen_table(result))
+    results = read_results(out)
+    write_text(out / "attacks.md", markdown(results))
+    write_text(out / "report.html", render(make_page(model, results)))
+    console.print(f"written: {out / 'report.html'}, attacks.md, {', '.join(results)} (.json)")
+
+
+def _material(
+    files: tuple[str, str, Text, Text],
+    text_limit: int,
+    subject: Text,
+    dev: Text,
+    asking: Any,  # noqa: ANN401 (Asking, which is imported late)
+) -> "Material":
+    from defuse.attacks.material import Material
+    from defuse.corpora import load_texts
+    from defuse.evaluate.material import load_part
+
+    asked = [load_part(file, subject, dev, asking) for file in files[:2] if file]
+    texts = [
+        () if source is None else tuple(map(str, load_texts(source, limit=text_limit)))
+        for source in files[2:]
+    ]
+    return Material(asked[0].questions, asked[1].questions, asked[0].settings, *texts)
+
+
+def _possible(reference: Text, gold: Text, forget_texts: Text) -> list[str]:
+    """All kinds that lack nothing."""
+    from defuse.attacks.kinds import GOLD, KINDS, REFERENCE
+
+    given = {REFERENCE: reference, GOLD: gold}
+    return [
+        name
+        for name, kind in KINDS.items()
+        if all(given[part] for part in kind.needs) and (forget_texts or not kind.trains_on_texts)
+    ]
