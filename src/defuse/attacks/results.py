@@ -14,12 +14,15 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Figures:
-    """Answers to n questions: the share that is right (Wilson's interval), and the right answer's
-    mean log-probability among the four (nats, bootstrapped)."""
+    """Answers to n questions: `right`, question by question, and the share (Wilson's interval).
+
+    `logprob`: the right answer's mean log-probability among the four (nats, bootstrapped).
+    """
 
     n: int
     accuracy: Interval
     logprob: Interval
+    right: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     """Accuracy and log-probability of one list of answers."""
     right = [outcome.is_correct for outcome in outcomes]
     logprobs = [outcome.answer_logprob for outcome in outcomes]
-    return Figures(len(right), wilson(sum(right), len(right)), bootstrap_mean(logprobs, seed))
+    share = wilson(sum(right), len(right))
+    return Figures(len(right), share, bootstrap_mean(logprobs, seed), right)
 
 
 def effect(before: Sequence[Outcome], after: Sequence[Outcome], seed: int) -> Effect:

@@ -25,6 +25,9 @@ def run(
     tune: Annotated[
         bool, typer.Option("--tune", help="Try settings on questions that no report uses.")
     ] = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Attack models instead of asking them.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would run, and for how long.")
     ] = False,
@@ -54,6 +57,7 @@ def run(
     order = Order(
         full=full,
         tune=tune,
+        attacks=attacks,
         plan=plan,
         report=report,
         only=tuple(only or ()),

@@ -14,6 +14,8 @@ from defuse.experiment.clock import Clock, step_work, tokens_per_second
 from defuse.experiment.compare import RIGHT
 from defuse.experiment.figures import save
 from defuse.files import write_json, write_text
+from defuse.lab.attacks import attack_grid
+from defuse.lab.attacks import carry_out as carry_out_attacks
 from defuse.lab.compare import make_defences, make_groups
 from defuse.lab.domains import choose_domains
 from defuse.lab.exam import Part
@@ -49,13 +51,15 @@ KNOWN, REFUSED = 0.97, 0.9
 class Order:
     """What `defuse lab` was asked for.
 
-    `plan`: only say what would run. `report`: only report what has been finished.
+    `attacks`: attack models instead of asking them. `plan`: only say what would run. `report`: only
+    report what has been finished.
     `seed`, `size` and `domains` (names; none is all) make the world. `only`: methods; none is all.
     `jobs`: runs at a time; None is one a core.
     """
 
     full: bool = False
     tune: bool = False
+    attacks: bool = False
     plan: bool = False
     report: bool = False
     only: tuple[str, ...] = ()
@@ -72,6 +76,8 @@ def carry_out(order: Order) -> None:
     console = Console()
     if order.jobs is not None and order.jobs < 1:
         raise UsageError(f"jobs: {order.jobs} processes; give 1 or more")
+    if order.attacks and order.tune:
+        raise UsageError("tune: settings of attacks are not tuned; leave out --tune or --attacks")
     runs = choose_runs(
         short_grid,
         full_grid if order.full else None,
@@ -86,7 +92,19 @@ def carry_out(order: Order) -> None:
         if order.plan:
             return
         teach_pair(world, order.forget, folder)
-    examine(runs, order, world, folder, console)
+    if order.attacks:
+        attack(order, world, folder, console)
+    else:
+        examine(runs, order, world, folder, console)
+
+
+def attack(order: Order, world: World, models: Path, console: Console) -> None:
+    """Attack the pair and what the unlearning runs leave."""
+    place = Place(world, order.forget, "reported", models, answers_folder(order, world))
+    refuse_other_models(place)
+    runs = attack_grid(full=order.full, only=order.only)
+    jobs = 0 if order.report else order.jobs or available_cores()
+    carry_out_attacks(runs, place, jobs, console, plan=order.plan)
 
 
 def answers_folder(order: Order, world: World) -> Path:
