@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from defuse.attacks import Cost, Material, Notes, open_notes
 from defuse.attacks import quantise as quantisation
-from defuse.attacks.campaign import defence, overview, strongest
 from defuse.attacks.job import Order, check, read_results, run
 from defuse.attacks.kinds import KINDS, configs
+from defuse.attacks.overview import defence, overview, strongest
 from defuse.attacks.page import make_page
 from defuse.attacks.results import Condition, Result, condition, effect, examples
 from defuse.cli import app

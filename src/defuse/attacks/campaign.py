@@ -1,29 +1,98 @@
-"""Several models under the same attacks, side by side in processes, and their table."""
+"""Several models under the same attacks: made, attacked in processes, and set side by side."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TypeVar
+from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from defuse.attacks.material import FORGET, RETAIN
-from defuse.attacks.results import Condition, Effect, Result
-from defuse.evaluate import compare
-from defuse.experiment.words import interval
-from defuse.report import TableData
+from defuse.attacks.job import Order, read_results, run
+from defuse.attacks.overview import Results, defence, overview
+from defuse.attacks.page import make_page
+from defuse.experiment.clock import Clock
+from defuse.experiment.words import markdown_table
+from defuse.files import write_json, write_text
+from defuse.provenance import versions
+from defuse.report import Page, Section, render
 
-Task = TypeVar("Task")
-Results = Mapping[str, Mapping[str, Result]]  # of each model, by kind
-NO_ATTACK = "no attack"
+SAYING = (
+    "One's own models under attack: before unlearning, unlearned without and with a defence, and, "
+    "where there is one, the gold standard that never saw the forget set. Each cell is the best "
+    "(forget set) or the worst (retain set) of an attack's settings. The best of many is high by "
+    "chance: compare it with the gold standard's, which had as many."
+)
 
 
-def side_by_side(tasks: Sequence[Task], work: Callable[[Task], None], jobs: int) -> Iterator[Task]:
-    """Do all tasks in processes, `jobs` at a time with a thread each; each as it is finished."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,))
+@dataclass(frozen=True)
+class Subject:
+    """A model to attack. `make` writes it to `order.model` (a folder) unless it is there."""
+
+    name: str
+    order: Order
+    make: Callable[[], None] | None = None
+
+    @property
+    def todo(self) -> list[str]:
+        """The attacks that are not finished."""
+        return [kind for kind in self.order.configs if not self._file(kind).is_file()]
+
+    def _file(self, kind: str) -> Path:
+        return self.order.out / f"{kind}.json"
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Models by name, which of them are a plain and a defended one, and where the tables go.
+
+    `work`: of making and attacking one model, in tokens pushed once through it, about.
+    """
+
+    subjects: Sequence[Subject]
+    pairs: Sequence[tuple[str, str]]
+    folder: Path
+    work: float
+
+    @property
+    def todo(self) -> list[Subject]:
+        """The models that some attack is still to be run on."""
+        return [subject for subject in self.subjects if subject.todo]
+
+    def work_left(self, subject: Subject) -> float:
+        """What is still to be done on one model."""
+        return self.work * len(subject.todo) / len(subject.order.configs)
+
+
+def announce(campaign: Campaign, pace: float, console: Console) -> Clock:
+    """Say how long it will take at `pace` tokens a second."""
+    clock = Clock(sum(map(campaign.work_left, campaign.todo)), pace)
+    there = len(campaign.subjects)
+    console.print(f"{len(campaign.todo)} of {there} models to attack: {clock.left()} here.")
+    return clock
+
+
+def carry_out(campaign: Campaign, clock: Clock, jobs: int) -> None:
+    """Attack what is to be attacked in `jobs` processes, with a thread each."""
+    work = {subject.name: campaign.work_left(subject) for subject in campaign.todo}
+    for subject in _side_by_side(campaign.todo, jobs):
+        clock.tick(f"{subject.name} attacked", work[subject.name])
+
+
+def attack(subject: Subject) -> None:
+    """Make the model if need be, and attack it; what is finished is not done again."""
+    if subject.make is not None and not (Path(subject.order.model) / "config.json").is_file():
+        subject.make()
+    for _ in run(subject.order):
+        pass
+
+
+def _side_by_side(subjects: Sequence[Subject], jobs: int) -> Iterator[Subject]:
+    workers = max(1, min(jobs, len(subjects)))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
     try:
-        waiting = {pool.submit(work, task): task for task in tasks}
+        waiting = {pool.submit(attack, subject): subject for subject in subjects}
         for future in as_completed(waiting):
             future.result()
             yield waiting[future]
@@ -32,80 +101,23 @@ def side_by_side(tasks: Sequence[Task], work: Callable[[Task], None], jobs: int)
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class Strongest:
-    """What an attack could do to a set of questions at best, out of so many conditions."""
-
-    condition: str
-    effect: Effect
-    tried: int
-
-
-def strongest(conditions: Sequence[Condition], questions: str) -> Strongest | None:
-    """The condition that recovers most of the forget set, or breaks most of the retain set.
-
-    The best of many is high by chance alone, so the same is taken of the models it is compared
-    with. None if no condition asked this set.
-    """
-    asked = [each for each in conditions if questions in each.effects]
-    if not asked:
-        return None
-    sign = 1 if questions == FORGET else -1
-    best = max(asked, key=lambda each: sign * each.effects[questions].after.accuracy.value)
-    return Strongest(best.name, best.effects[questions], len(asked))
-
-
-def overview(results: Results) -> list[TableData]:
-    """Accuracies of all models without an attack and under the strongest of each kind."""
-    captions = {
-        FORGET: "What comes back: accuracy on the forget set, under each attack's best setting",
-        RETAIN: "What breaks: accuracy on the retain set, under each attack's worst setting",
+def report(campaign: Campaign, console: Console) -> None:
+    """A page for each model, and tables, page and data of all of them."""
+    results: Results = {each.name: read_results(each.order.out) for each in campaign.subjects}
+    for each in campaign.subjects:
+        page = make_page(each.name, results[each.name])
+        write_text(each.order.out / "report.html", render(page))
+    tables = [*overview(results), defence(results, campaign.pairs)]
+    folder = campaign.folder
+    write_text(
+        folder / "report.html", render(Page("Attacks", [SAYING], [Section("All", tables=tables)]))
+    )
+    text = "\n".join(f"{t.caption}:\n\n{markdown_table(t.head, t.rows)}" for t in tables)
+    write_text(folder / "attacks.md", text)
+    data = {
+        name: {kind: each.as_json() for kind, each in own.items()} for name, own in results.items()
     }
-    return [_overview(results, name, caption) for name, caption in captions.items()]
-
-
-def _overview(results: Results, questions: str, caption: str) -> TableData:
-    kinds = list(dict.fromkeys(kind for own in results.values() for kind in own))
-    found = {
-        (name, kind): strongest(own[kind].conditions, questions)
-        for name, own in results.items()
-        for kind in own
-    }
-    rows = [[NO_ATTACK, "", *(_before(own, questions) for own in results.values())]]
-    for kind in kinds:
-        cells = [found.get((name, kind)) for name in results]
-        if any(cells):
-            tried = max(each.tried for each in cells if each)
-            after = [interval(each.effect.after.accuracy) if each else "" for each in cells]
-            rows.append([kind, str(tried), *after])
-    return TableData(caption, ["", "settings", *results], rows)
-
-
-def _before(own: Mapping[str, Result], questions: str) -> str:
-    for result in own.values():
-        for condition in result.conditions:
-            if questions in condition.effects:
-                return interval(condition.effects[questions].before.accuracy)
-    return ""
-
-
-def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:
-    """Each defended model minus its undefended twin, under each attack, on the same questions.
-
-    `pairs`: (undefended, defended) names of `results`.
-    """
-    rows = []
-    for plain, defended in pairs:
-        for kind in results[plain].keys() & results[defended].keys():
-            for questions in (FORGET, RETAIN):
-                two = [
-                    strongest(results[name][kind].conditions, questions)
-                    for name in (defended, plain)
-                ]
-                if all(two):
-                    rights = [each.effect.after.right for each in two if each]
-                    found = compare(rights[0], rights[1])
-                    change, p = interval(found.difference), f"{found.p_value:.2g}"
-                    rows.append([defended, kind, questions, str(len(rights[0])), change, p])
-    head = ["", "attack", "questions", "n", "minus the undefended", "p"]
-    return TableData("What the defence changes under attack", head, rows)
+    write_json(folder / "results.json", {"models": data, "versions": versions()})
+    pages = f"{campaign.subjects[0].order.out}/report.html"
+    console.print(f"written in {folder}: report.html, attacks.md, results.json", highlight=False)
+    console.print(f"and a page for each model, such as {pages}", highlight=False)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from defuse.attacks.campaign import announce
+from defuse.attacks.campaign import carry_out as carry_out_campaign
+from defuse.attacks.campaign import report as report_campaign
 from defuse.errors import UsageError
 from defuse.experiment.answers import Answers, load_answers, load_sheets
 from defuse.experiment.choice import choose_runs
@@ -14,8 +17,7 @@ from defuse.experiment.clock import Clock, step_work, tokens_per_second
 from defuse.experiment.compare import RIGHT
 from defuse.experiment.figures import save
 from defuse.files import write_json, write_text
-from defuse.lab.attacks import attack_grid
-from defuse.lab.attacks import carry_out as carry_out_attacks
+from defuse.lab.attacks import attack_grid, make_campaign
 from defuse.lab.compare import make_defences, make_groups
 from defuse.lab.domains import choose_domains
 from defuse.lab.exam import Part
@@ -103,8 +105,13 @@ def attack(order: Order, world: World, models: Path, console: Console) -> None:
     place = Place(world, order.forget, "reported", models, answers_folder(order, world))
     refuse_other_models(place)
     runs = attack_grid(full=order.full, only=order.only)
-    jobs = 0 if order.report else order.jobs or available_cores()
-    carry_out_attacks(runs, place, jobs, console, plan=order.plan)
+    campaign, jobs = make_campaign(runs, place), order.jobs or available_cores()
+    clock = announce(campaign, jobs * tokens_per_second(place.bench().base.model), console)
+    if order.plan:
+        return
+    if not order.report:
+        carry_out_campaign(campaign, clock, jobs)
+    report_campaign(campaign, console)
 
 
 def answers_folder(order: Order, world: World) -> Path:
