@@ -60,7 +60,7 @@ def weight_scores(
     scores: Scores = {}
     with frozen_model(model):
         for batch in batches:
-            own = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+            own = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
             loss = _text_losses(decoder, batch, own).sum()
             found = torch.autograd.grad(loss, list(own.values()))
             for (name, weight), gradient in zip(weights.items(), found, strict=True):
