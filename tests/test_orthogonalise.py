@@ -13,7 +13,7 @@ from torch import Tensor
 from defuse.attacks import Material, Result, orthogonalise
 from defuse.attacks.ablation import Removal, means, with_weights, without
 from defuse.attacks.orthogonalise import Directions, Orthogonalisation, find_directions
-from defuse.attacks.passages import passages, texts_of
+from defuse.attacks.passages import passages
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
@@ -182,20 +182,30 @@ def batch_of(texts: list[tuple[int, ...]]) -> TextBatch:
     return collate(encoded, [("x", i) for i in range(len(texts))], pad_token_id=0)
 
 
-def test_texts_are_drawn_once_each_and_questions_stand_in_with_their_answers() -> None:
-    _, tokenizer, material = lab()
+def test_texts_are_drawn_once_each_and_cut() -> None:
+    model, tokenizer, material = lab()
     texts = [f"Sentence number {number}." for number in range(30)]
     given_texts = replace(material, forget_texts=texts)
-    decoder = Decoder(lab()[0])
     batches = passages(
-        decoder, tokenizer, given_texts, "forget", count=10, length=6, batch_size=4, seed=1
+        Decoder(model), tokenizer, given_texts, "forget", count=10, length=6, batch_size=4, seed=1
     )
     rows = [row for batch in batches for _, row in batch.items]
     assert len(set(rows)) == len(rows) == 10
     assert max(batch.input_ids.shape[1] for batch in batches) <= 6
-    (stand_in, *_) = texts_of(material, "retain")
-    question = material.retain[0]
-    assert str(stand_in).endswith(f"Answer: {'ABCD'[question.answer]}")
+
+
+def test_questions_stand_in_with_their_letters_where_they_fit() -> None:
+    model, tokenizer, material = lab()
+    long = replace(material.retain[3], stem="word " * 60)
+    asked = replace(material, retain=[*material.retain[:3], long])
+    how = {"count": 9, "batch_size": 4, "seed": 1}
+    (batch,) = passages(Decoder(model), tokenizer, asked, "retain", length=60, **how)
+    rows = [row for _, row in batch.items]
+    assert sorted(rows) == [0, 1, 2]
+    letters = ["ABCD"[asked.retain[row].answer] for row in rows]
+    assert [str(tokenizer.decode(label)).strip() for label in batch.labels] == letters
+    with pytest.raises(UsageError, match="retain: no question with its answer fits into 4 tokens"):
+        passages(Decoder(model), tokenizer, asked, "retain", length=4, **how)
 
 
 def test_a_killed_attack_goes_on(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from transformers import PreTrainedTokenizerBase
 from defuse.attacks.material import FORGET, Material
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder
+from defuse.errors import UsageError
 from defuse.evaluate.scorer import max_length
 from defuse.questions import ask, continuations
 from defuse.schedule import generator
-from defuse.texts import QuestionAnswer, Text, encode
+from defuse.texts import Encoded, QuestionAnswer, encode
+
+WHOLE = 10**9  # tokens: longer than any text
 
 
 def passages(
@@ -25,20 +28,33 @@ def passages(
     batch_size: int,
     seed: int,
 ) -> list[TextBatch]:
-    """At most `count` texts of the set `name`, each cut after `length` tokens, by falling length.
+    """At most `count` texts of the set `name`, each of at most `length` tokens, longest first.
 
-    Raises UsageError for a text without a token to predict.
+    Texts are cut. Where there are none, questions stand in, of which the right answer alone is
+    predicted; those that do not fit are left out. Raises UsageError for a text without a token to
+    predict, and where no question fits.
     """
-    texts = texts_of(material, name)
-    drawn = torch.randperm(len(texts), generator=generator(seed, "passages", name)).tolist()[:count]
     length = min(length, max_length(decoder.model, tokenizer))
-    encoded = encode([texts[row] for row in drawn], tokenizer, length)
-    order = sorted(range(len(drawn)), key=lambda place: -len(encoded[place].ids))
-    groups = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    given = material.forget_texts if name == FORGET else material.retain_texts
+    order = _order(len(given or material.sets[name]), seed, name)
+    if given:
+        order = order[:count]
+        encoded = _encode([given[row] for row in order], tokenizer, length, name)
+    else:
+        asked = _encode([_answered(material, name, row) for row in order], tokenizer, WHOLE, name)
+        fitting = [place for place, text in enumerate(asked) if len(text.ids) <= length][:count]
+        if not fitting:
+            raise UsageError(
+                f"{name}: no question with its answer fits into {length} tokens; raise the length, "
+                "or give texts"
+            )
+        order, encoded = [order[place] for place in fitting], [asked[place] for place in fitting]
+    by_length = sorted(range(len(order)), key=lambda place: -len(encoded[place].ids))
+    groups = [by_length[at : at + batch_size] for at in range(0, len(order), batch_size)]
     return [
         collate(
             [encoded[place] for place in group],
-            [(name, drawn[place]) for place in group],
+            [(name, order[place]) for place in group],
             pad_token_id=0,  # hidden from all real tokens, and counted nowhere
             device=decoder.device,
         )
@@ -46,11 +62,23 @@ def passages(
     ]
 
 
-def texts_of(material: Material, name: str) -> Sequence[Text]:
-    """The texts of a set, else its questions, of which the right answer alone is predicted."""
-    given = material.forget_texts if name == FORGET else material.retain_texts
-    score = material.settings.score
-    return given or [
-        QuestionAnswer(q.stem, continuations(q, score)[q.answer], asked=ask(q, score))
-        for q in material.sets[name]
-    ]
+def _order(count: int, seed: int, name: str) -> list[int]:
+    return torch.randperm(count, generator=generator(seed, "passages", name)).tolist()
+
+
+def _answered(material: Material, name: str, row: int) -> QuestionAnswer:
+    question, score = material.sets[name][row], material.settings.score
+    answer = continuations(question, score)[question.answer]
+    return QuestionAnswer(question.stem, answer, asked=ask(question, score))
+
+
+def _encode(
+    texts: Sequence[str | QuestionAnswer],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    name: str,
+) -> list[Encoded]:
+    try:
+        return encode(texts, tokenizer, length)
+    except UsageError as error:
+        raise UsageError(f"{name} texts: {error}") from error
