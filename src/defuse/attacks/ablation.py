@@ -33,11 +33,12 @@ def means(model: PreTrainedModel, batches: Sequence[TextBatch]) -> Tensor:
     count = 0
     with evaluation_mode(model):
         for batch in batches:
-            hidden, inputs = decoder.embed(batch.input_ids)
-            count += len(batch.counted_at)
+            hidden, inputs = decoder.embed(batch.input_ids.to(decoder.device))
+            counted_at = batch.counted_at.to(decoder.device)
+            count += len(counted_at)
             for layer in range(decoder.num_layers):
                 hidden = decoder.run(hidden, inputs, layer, layer + 1)
-                counted = upcast(hidden.flatten(0, 1)[batch.counted_at])
+                counted = upcast(hidden.flatten(0, 1)[counted_at])
                 total[layer] += counted.sum(dim=0).cpu().double()
     return total / count
 

@@ -134,10 +134,11 @@ def _choices(
             name: set_difference(values, retain[name], share, config.keep)
             for name, values in forget.items()
         }
-        yield f"{share:.2%}", chosen
+        called = f"{100 * share:g}%"
+        yield called, chosen
         draws = generator(config.seed, "random units", str(share))
         yield (
-            f"{share:.2%}, random",
+            f"{called}, random",
             {
                 name: drawn(~top(retain[name], config.keep), int(mask.sum()), draws)
                 for name, mask in chosen.items()
