@@ -15,24 +15,29 @@ class Architecture:
     rotary: str | None = "model.rotary_emb"
     rotary_per_type: bool = False  # Gemma 3 turns sliding and full layers by different bases
     positions: str | None = None  # a table of learnt positions, added to the embedding
+    attention_output: str = "self_attn.o_proj"
     mlp_output: str = "mlp.down_proj"
+    # Norms that the two outputs above pass on their way into the residual stream.
+    output_norms: tuple[str | None, str | None] = (None, None)
     cache_argument: str = "past_key_values"
     scaled_embedding: bool = False  # Gemma: times √hidden
     all_sliding: bool = False  # every layer slides if config.sliding_window is set
 
 
+GEMMA_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(),
     "mistral": Architecture(all_sliding=True),
     "qwen2": Architecture(),
     "qwen3": Architecture(),
-    "gemma2": Architecture(scaled_embedding=True),
-    "gemma3_text": Architecture(rotary_per_type=True),
+    "gemma2": Architecture(scaled_embedding=True, output_norms=GEMMA_NORMS),
+    "gemma3_text": Architecture(rotary_per_type=True, output_norms=GEMMA_NORMS),
     "phi3": Architecture(all_sliding=True),
     "gpt_neox": Architecture(
         blocks="gpt_neox.layers",
         norm="gpt_neox.final_layer_norm",
         rotary="gpt_neox.rotary_emb",
+        attention_output="attention.dense",
         mlp_output="mlp.dense_4h_to_h",
         cache_argument="layer_past",
     ),
@@ -41,6 +46,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         norm="transformer.ln_f",
         rotary=None,
         positions="transformer.wpe",
+        attention_output="attn.c_proj",
         mlp_output="mlp.c_proj",
     ),
 }

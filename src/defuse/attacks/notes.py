@@ -57,6 +57,10 @@ class Notes:
         self._passes = Cost()
         self._busy = False
 
+    def __deepcopy__(self, _: object) -> "Notes":
+        """Itself: a copy of a watched model brings its hooks along, which count here too."""
+        return self
+
     @property
     def cost(self) -> Cost:
         """Of all that `once` has given, each piece counted once, whether found now or before."""

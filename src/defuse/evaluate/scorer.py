@@ -112,7 +112,7 @@ def _score_alike(
         return
     shared = _shared_prefix(list(groups.values()), max_length) if len(groups) > 1 else ()
     trees = {i: grow(group, len(shared), max_length) for i, group in groups.items()}
-    batches = list(_batches({i: len(tree.tokens) for i, tree in trees.items()}, budget))
+    batches = list(batches_by_length({i: len(tree.tokens) for i, tree in trees.items()}, budget))
     undone = ledger.undone(name, batches)
     known = len(groups) - sum(map(len, undone))
     prefix = None
@@ -135,7 +135,7 @@ def _shared_prefix(groups: Sequence[Sequence[Request]], max_length: int) -> tupl
     return inputs[0][: min(shared, predicting)]
 
 
-def _batches(lengths: Mapping[int, int], budget: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Mapping[int, int], budget: int) -> Iterator[list[int]]:
     """Indices by falling length, in batches of at most `budget` tokens with padding (or one)."""
     batch: list[int] = []
     for index in sorted(lengths, key=lambda i: -lengths[i]):

@@ -1,0 +1,104 @@
+"""Every layer's hidden state where a letter is predicted, and what it says as the last layer's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.borrowed import evaluation_mode
+from defuse.chunks import chunks
+from defuse.decoder import Decoder
+from defuse.errors import UsageError
+from defuse.evaluate import Settings
+from defuse.evaluate.encode import encode_pairs
+from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET, batches_by_length
+from defuse.losses import upcast
+from defuse.questions import Question, ask, continuations, few_shot_part
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question's tokens up to where a letter is predicted, and the four letters' ids."""
+
+    ids: tuple[int, ...]
+    letters: tuple[int, ...]
+    truncated: bool
+
+
+def prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: Settings,
+    length: int,
+) -> list[Prompt]:
+    """The questions as they are asked, cut on the left to `length` tokens."""
+    before = few_shot_part(settings.subject, settings.few_shot, "letters")
+    pairs = [
+        (before + ask(question, "letters"), letter)
+        for question in questions
+        for letter in continuations(question, "letters")
+    ]
+    requests = encode_pairs(pairs, tokenizer)
+    if any(len(request.continuation) != 1 for request in requests):
+        raise UsageError(
+            "tokenizer: a letter behind 'Answer:' takes several tokens, and a lens reads one; "
+            "attack this model by another kind"
+        )
+    fours = [requests[at : at + 4] for at in range(0, len(requests), 4)]
+    return [
+        Prompt(
+            four[0].inputs(length),
+            tuple(request.continuation[0] for request in four),
+            four[0].is_cut(length),
+        )
+        for four in fours
+    ]
+
+
+@torch.no_grad()
+def look(
+    model: PreTrainedModel, prompts: Sequence[Prompt], token_budget: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The letters' log-probabilities (layers + 1, N, 4) and hidden states (layers + 1, N, d).
+
+    Both at each prompt's last token: of the embedding, then behind each block. On the CPU, the
+    states in the model's own dtype.
+    """
+    decoder = Decoder(model)
+    budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
+    lengths = {place: len(prompt.ids) for place, prompt in enumerate(prompts)}
+    values = torch.empty(decoder.num_layers + 1, len(prompts), 4)
+    states = torch.empty(decoder.num_layers + 1, len(prompts), decoder.hidden_size)
+    states = states.to(model.dtype)
+    with evaluation_mode(model):
+        for batch in batches_by_length(lengths, budget):
+            seen = _last_states(decoder, [prompts[place].ids for place in batch])
+            letters = torch.tensor([prompts[place].letters for place in batch])
+            values[:, batch] = _letters(decoder, seen, letters.to(seen.device)).cpu()
+            states[:, batch] = seen.cpu()
+    return values, states
+
+
+def _last_states(decoder: Decoder, rows: Sequence[Sequence[int]]) -> Tensor:
+    """(layers + 1, rows, d) at each row's last token; padding stands on the right of it."""
+    time = max(map(len, rows))
+    padded = [[*row, *[0] * (time - len(row))] for row in rows]
+    hidden, inputs = decoder.embed(torch.tensor(padded, device=decoder.device))
+    at = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
+    seen = [hidden[at]]
+    for layer in range(decoder.num_layers):
+        hidden = decoder.run(hidden, inputs, layer, layer + 1)
+        seen.append(hidden[at])
+    return torch.stack(seen)
+
+
+def _letters(decoder: Decoder, states: Tensor, letters: Tensor) -> Tensor:
+    """log p of `letters` (N, 4) from states (layers, N, d), as if they were the last layer's."""
+    flat, wanted = states.flatten(0, 1), letters.repeat(len(states), 1)
+    values = []
+    for some in chunks(len(flat), decoder.vocab_size):
+        logits = upcast(decoder.logits(flat[some]))
+        values.append(logits.gather(1, wanted[some]) - logits.logsumexp(dim=1, keepdim=True))
+    return torch.cat(values).view(len(states), -1, 4)

@@ -1,0 +1,113 @@
+"""SNIP: how much a loss depends on one neuron or weight being there (Lee et al. 1810.02340).
+
+With a factor c = 1 before each of them, a text's loss L changes by about ∂L/∂c when it is taken
+out. For a weight ∂L/∂c is w · ∂L/∂w, for a neuron the sum of that over its output weights. Scores
+are means over texts, of |∂L/∂c| (Wei et al. 2402.05162, eq. 1) or of ∂L/∂c itself.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from defuse.batches import TextBatch
+from defuse.borrowed import frozen_model, sharing_copy
+from defuse.chunks import tokenwise
+from defuse.decoder import Decoder
+from defuse.lora import adapted_modules
+from defuse.losses import next_token_log_probs
+
+Scores = dict[str, Tensor]  # by the parameter's full name, in float32 on the CPU
+
+
+def neuron_scores(
+    model: PreTrainedModel, batches: Sequence[TextBatch], *, signed: bool = False
+) -> Scores:
+    """Of every MLP neuron, (neurons,), by the name of the block's output matrix."""
+    copy = sharing_copy(model, [])  # hooks on it are none of the model's
+    decoder = Decoder(copy, recompute=True)
+    names = [matrix_name(decoder, layer) for layer in range(decoder.num_layers)]
+    factors: dict[str, Tensor] = {}
+    for name, block in zip(names, decoder.blocks, strict=True):
+        output = block.get_submodule(decoder.architecture.mlp_output)
+        output.register_forward_pre_hook(_times_factor(name, factors))
+    scores: Scores = {}
+    with frozen_model(copy):
+        for batch in batches:
+            factors.clear()
+            loss = _text_losses(decoder, batch, {}).sum()
+            found = torch.autograd.grad(loss, [factors[name] for name in names])
+            for name, gradient in zip(names, found, strict=True):
+                _add(scores, name, gradient[:, 0], signed)
+    return _per_text(scores, batches)
+
+
+def weight_scores(
+    model: PreTrainedModel, batches: Sequence[TextBatch], *, signed: bool = False
+) -> Scores:
+    """Of every weight of the blocks' linear modules, in the parameters' own shapes.
+
+    `batches` hold one text each: absolute values are taken text by text.
+    """
+    decoder = Decoder(model, recompute=True)
+    modules = adapted_modules(decoder, range(decoder.num_layers), None)
+    weights = {
+        f"{name}.weight": module.get_parameter("weight").detach()
+        for name, module in modules.items()
+    }
+    scores: Scores = {}
+    with frozen_model(model):
+        for batch in batches:
+            own = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+            loss = _text_losses(decoder, batch, own).sum()
+            found = torch.autograd.grad(loss, list(own.values()))
+            for (name, weight), gradient in zip(weights.items(), found, strict=True):
+                _add(scores, name, (weight * gradient)[None], signed)
+    return _per_text(scores, batches)
+
+
+def matrix_name(decoder: Decoder, layer: int) -> str:
+    """The full name of the matrix that a block's MLP neurons write through."""
+    return decoder.parameter_name(layer, f"{decoder.architecture.mlp_output}.weight")
+
+
+def _times_factor(
+    name: str, factors: dict[str, Tensor]
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
+    """A hook that puts a factor before each neuron of each text, (texts, 1, neurons)."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+        (hidden,) = inputs
+        if name not in factors:  # else the block runs again, for the backward pass
+            ones = hidden.new_ones(hidden.shape[0], 1, hidden.shape[2])
+            factors[name] = ones.requires_grad_()
+        return (hidden * factors[name],)
+
+    return hook
+
+
+def _text_losses(decoder: Decoder, batch: TextBatch, weights: Mapping[str, Tensor]) -> Tensor:
+    """Each text's mean −log p of its predicted tokens (nats), (texts,)."""
+    hidden, inputs = decoder.embed(batch.input_ids)
+    hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, weights)
+
+    def score(rows: Tensor, where: slice) -> Tensor:
+        return -next_token_log_probs(decoder.logits(rows), batch.labels[where])
+
+    values = tokenwise(score, hidden.flatten(0, 1)[batch.predicted_at], decoder.vocab_size)
+    counts = batch.sequence.bincount(minlength=len(batch.items))
+    return values.new_zeros(len(batch.items)).index_add(0, batch.sequence, values) / counts
+
+
+def _add(scores: Scores, name: str, gradients: Tensor, signed: bool) -> None:
+    """`gradients` (texts, …) of one batch."""
+    each = gradients.float() if signed else gradients.float().abs()
+    total = each.sum(dim=0).cpu()
+    scores[name] = scores[name] + total if name in scores else total
+
+
+def _per_text(scores: Scores, batches: Sequence[TextBatch]) -> Scores:
+    texts = sum(len(batch.items) for batch in batches)
+    return {name: total / texts for name, total in scores.items()}
