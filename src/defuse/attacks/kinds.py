@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import quantise
+from defuse.attacks import lens, orthogonalise, prune, quantise
 from defuse.attacks.material import Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
@@ -50,13 +50,33 @@ class Kind:
         return {*self.needs, *self.uses}
 
 
+def _alone(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
+    """An attack that looks at no other model."""
+
+    def run(t: Target, config: object, notes: Notes) -> Result:
+        return module.run(t.model, t.tokenizer, t.material, config, notes=notes)
+
+    return run
+
+
+def _beside_reference(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
+    """An attack that looks at the model before unlearning, too."""
+
+    def run(t: Target, config: object, notes: Notes) -> Result:
+        given = {"reference": t.reference, "notes": notes}
+        return module.run(t.model, t.tokenizer, t.material, config, **given)
+
+    return run
+
+
+# The quick ones first, so that what is refused is refused early.
 KINDS: Mapping[str, Kind] = {
-    quantise.KIND: Kind(
-        quantise.Quantisation,
-        lambda t, config, notes: quantise.run(
-            t.model, t.tokenizer, t.material, config, notes=notes
-        ),
+    quantise.KIND: Kind(quantise.Quantisation, _alone(quantise)),
+    lens.KIND: Kind(lens.Lens, _beside_reference(lens), uses=(REFERENCE,)),
+    orthogonalise.KIND: Kind(
+        orthogonalise.Orthogonalisation, _beside_reference(orthogonalise), needs=(REFERENCE,)
     ),
+    prune.KIND: Kind(prune.Pruning, _alone(prune)),
 }
 
 
