@@ -1,4 +1,4 @@
-"""How much each word would disturb, to first order in its embedding (HotFlip, 1712.06751, eq. 10).
+"""How much each word would disturb, to first order in its embedding (HotFlip, 1712.06751).
 
 One backward pass per question instead of one forward pass per word and question.
 """

@@ -1,6 +1,5 @@
 """Do some words disturb more than others? Tests on words as the sampling unit."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,8 @@ from scipy.stats import hypergeom, mannwhitneyu
 
 from defuse.evaluate import Interval
 from defuse.evaluate.statistics import Z
+
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def auc_interval(auc: float, m: int, n: int) -> Interval:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (theta - auc) ** 2 - Z**2 * theta * (1 - theta) * spread / (m * n)
 
-    low = brentq(gap, 0.0, auc) if auc > 0 and gap(0.0) > 0 else 0.0
-    high = brentq(gap, auc, 1.0) if auc < 1 and gap(1.0) > 0 else 1.0
+    # At 0 and 1 the gap closes whatever auc is: the roots sought lie on either side of `inside`.
+    inside = min(max(auc, TINY), 1 - TINY)
+    low, high = brentq(gap, 0.0, inside), brentq(gap, inside, 1.0)
     return Interval(auc, min(float(low), auc), max(float(high), auc))  # type: ignore[arg-type]
 
 
@@ -68,5 +70,6 @@ class Enrichment:
 
 def enrichment(total: int, kind: int, drawn: int, marked: int) -> Enrichment:
     """Is a kind more frequent among those drawn than among all?"""
-    p = float(hypergeom.sf(marked - 1, total, kind, drawn))
-    return Enrichment(total, kind, drawn, marked, min(1.0, p) if math.isfinite(p) else 1.0)
+    return Enrichment(
+        total, kind, drawn, marked, float(hypergeom.sf(marked - 1, total, kind, drawn))
+    )

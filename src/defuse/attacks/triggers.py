@@ -6,8 +6,9 @@ ranked to first order, the best are asked exactly, and the words of the forget c
 with others by rank. What is found on one half of the questions is measured on the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def run(
     with notes.watching(model, reference):
         before = bench.before()
         first = _first_order(model, reference, asked, words, notes)
-        ranked = sorted(first, key=lambda word: -first[word])[: config.top]
+        ranked = _ranked(first, material, (search, report), config.top)
         searched = bench.read(search, before, ranked, "search")
         best = sorted(ranked, key=lambda word: -searched.disturbance(word))
         known = list(dict.fromkeys([*best, *words.mined, *words.controls]))
@@ -111,6 +112,18 @@ def _drawn_halves(material: Material, config: TriggerSearch) -> tuple[list[int],
     drawn = sorted(order[: config.questions or count])
     search, report = halves(len(drawn), config.seed, RETAIN)
     return [drawn[place] for place in search], [drawn[place] for place in report]
+
+
+def _ranked(
+    first: Mapping[str, float], material: Material, sides: Sequence[Sequence[int]], top: int
+) -> list[str]:
+    """The words of highest score, without those that all questions of a half mention anyway."""
+
+    def fair(word: str) -> bool:
+        return all(any(not material.retain[p].mentions(word) for p in side) for side in sides)
+
+    order = sorted(first, key=lambda word: -first[word])
+    return list(islice((word for word in order if fair(word)), top))
 
 
 def _check_vocabulary(words: Candidates, model: PreTrainedModel | None) -> None:
