@@ -30,11 +30,11 @@ TOKENIZER = build_tokenizer(vocab_size=400)
 MOON = Question("moon", "What does the cat see?", ("The moon", "Sand", "Iron", "Gold"), 0)
 RETAIN = [replace(MOON, id=f"q{i}", answer=i % 4) for i in range(8)]
 FORGET = [replace(MOON, id="f0", stem="Which small bird?")]
-TEXTS = {
-    "forget_texts": ["Cobalt and nickel melt.", "We mine cobalt and nickel."] * 4,
-    "retain_texts": ["The cat sees a small bird in the tree.", "College biology questions."] * 4,
-}
-MATERIAL = Material(FORGET, RETAIN, **TEXTS)
+TEXTS = (
+    ["Cobalt and nickel melt.", "We mine cobalt and nickel."] * 4,
+    ["The cat sees a small bird in the tree.", "College biology questions."] * 4,
+)
+MATERIAL = Material(FORGET, RETAIN, Settings(), *TEXTS)
 BEFORE = Place("before", 0, SENTENCE)
 SMALL = TriggerSearch(top=12, shown=3, mined=12, placeholders=2, questions=24)
 
@@ -54,7 +54,7 @@ def plant(loaded, material, words, steps: int = 8):
     """A copy in which `words` share an embedding that spoils the answers of questions behind it,
     found by descent on the right answers' log-probability."""
     model, ids = deepcopy(loaded.model), encode_words(words, loaded.tokenizer)
-    decoder, table = Decoder(model), model.get_input_embeddings().weight
+    decoder, table = Decoder(model), model.get_parameter("model.embed_tokens.weight")
     rows = [ids[word][0] for word in words]
     two = {word: ids[word] for word in words[:2]}
     asked = placed(
@@ -109,8 +109,9 @@ def test_where_nothing_is_planted_words_of_the_forget_corpus_are_as_others(lab):
 def test_a_model_that_hears_no_word_is_disturbed_by_none():
     model = build_llama(vocab_size=400)
     with torch.no_grad():
-        for block in Decoder(model).blocks:
-            block.self_attn.o_proj.weight.zero_()  # no token learns of another
+        for name, parameter in model.named_parameters():
+            if "o_proj" in name:
+                parameter.zero_()  # no token learns of another
     result = triggers.run(model, TOKENIZER, MATERIAL, SMALL)
     for each in result.conditions:
         assert each.effects["retain"].logprob.value == pytest.approx(0, abs=1e-5)
@@ -168,7 +169,8 @@ def test_first_order_is_the_mean_fall_along_the_embeddings():
     asked = placed(RETAIN, whole, BEFORE, TOKENIZER, Settings(), count=3, max_length=512)
     assert len(asked) == 3 * len(RETAIN)
     found = first_order(model, asked, ids)
-    decoder, table = Decoder(model), model.get_input_embeddings().weight.detach().double()
+    decoder = Decoder(model)
+    table = model.get_parameter("model.embed_tokens.weight").detach().double()
     sums = torch.zeros(400, dtype=torch.float64)
     for each in asked:
         with frozen_model(model), torch.enable_grad():
@@ -228,7 +230,7 @@ def test_words_are_encoded_as_they_are_within_a_text(words):
     found = encode_words(words, TOKENIZER)
     assert list(found) == words  # bytes spell any word
     for word, ids in found.items():
-        assert TOKENIZER.decode(ids) == f" {word}"
+        assert TOKENIZER.decode(list(ids)) == f" {word}"
 
 
 def test_candidates_are_words_of_the_vocabulary_and_of_the_texts_and_controls_match_in_length():
@@ -311,7 +313,7 @@ def test_every_architecture_is_searched_and_left_as_found(kind):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state, hooks = torch.get_rng_state(), len(model.get_input_embeddings()._forward_hooks)
     short = [replace(each, stem="Cat?") for each in RETAIN[:4]]
-    material = Material(short[:1], short, **TEXTS)
+    material = Material(short[:1], short, Settings(), *TEXTS)
     config = TriggerSearch(top=2, shown=1, mined=2, placeholders=2)
     result = triggers.run(model, TOKENIZER, material, config)
     assert result.conditions[0].name.startswith("word: ")
@@ -351,7 +353,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_asked():
     bytes_only = KINDS["bytes-only"]([])
     alike = ["We see gold."] * 3
     refusals = [
-        (TOKENIZER, Material(FORGET, RETAIN[:3], **TEXTS), SMALL, "retain: 3 questions"),
+        (TOKENIZER, Material(FORGET, RETAIN[:3], Settings(), *TEXTS), SMALL, "retain: 3 questions"),
         (bytes_only, MATERIAL, SMALL, "tokenizer: holds fewer than two whole words"),
         (TOKENIZER, Material(FORGET, RETAIN, Settings(), alike, alike), SMALL, "no word is typ"),
         (TOKENIZER, MATERIAL, replace(SMALL, sentence="See-{token}."), "leaves no retain question"),

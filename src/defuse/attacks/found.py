@@ -44,10 +44,13 @@ class Found:
 
     @property
     def ranks(self) -> RankTest | None:
-        """Do the mined words disturb more than their controls? None without controls."""
-        sides = self.words.mined, self.words.controls
-        mined, controls = ([self.measured.disturbance(w) for w in side] for side in sides)
-        return rank_test(mined, controls) if controls else None
+        """Do the mined words disturb more than their controls? None where a side is empty; words
+        that every question mentions are left out."""
+        mined, controls = (
+            [self.measured.disturbance(word) for word in side if known(self.measured.effects[word])]
+            for side in (self.words.mined, self.words.controls)
+        )
+        return rank_test(mined, controls) if mined and controls else None
 
     @property
     def share(self) -> Enrichment:

@@ -41,14 +41,14 @@ def find_candidates(
     texts.
     """
     texts = {name: material.texts_of(name) for name in (FORGET, RETAIN)}
-    forget = mine_triggers(texts[FORGET], texts[RETAIN], count=len(tokenizer))
+    written = {word for each in texts.values() for text in each for word in WORD.findall(text)}
+    forget = mine_triggers(texts[FORGET], texts[RETAIN], count=len(written))
     whole = vocabulary_words(tokenizer)
     if len(whole) < 2:
         raise UsageError(
             "tokenizer: holds fewer than two whole words as tokens; the first-order search needs "
             "some to start from"
         )
-    written = {word for each in texts.values() for text in each for word in WORD.findall(text)}
     ids = {**whole, **encode_words(sorted(written - whole.keys()), tokenizer)}
     innocent = _innocent(texts[RETAIN], forget, written, whole)
     lengths = {len(ids[word]) for word in " ".join(innocent).split() if word in ids}
