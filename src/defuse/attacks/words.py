@@ -1,0 +1,91 @@
+"""Natural words that could stand before a question: whole words of the vocabulary and of texts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from defuse.attacks.material import FORGET, RETAIN, Material
+from defuse.errors import UsageError
+from defuse.questions import draw_controls
+from defuse.triggers import WORD, mine_triggers
+
+LEAD = "I read about"  # a word is encoded as it stands behind others
+
+Ids = Mapping[str, tuple[int, ...]]  # of each word, its tokens within a text
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """`ids`: all words to search. `forget`: those typical of the forget texts, the most typical
+    first. `mined`: the first of them that have a control, and `controls`: as many other words, as
+    long for the tokenizer and about as frequent in the retain texts."""
+
+    ids: Ids
+    forget: Sequence[str]
+    mined: Sequence[str]
+    controls: Sequence[str]
+
+    @property
+    def whole(self) -> Ids:
+        """Those of one token."""
+        return {word: ids for word, ids in self.ids.items() if len(ids) == 1}
+
+
+def find_candidates(
+    material: Material, tokenizer: PreTrainedTokenizerBase, mined: int, seed: int
+) -> Candidates:
+    """The words to search, at most `mined` of them compared with controls.
+
+    Raises UsageError where the vocabulary has no whole word, or no word is typical of the forget
+    texts.
+    """
+    texts = {name: material.texts_of(name) for name in (FORGET, RETAIN)}
+    written = {word for each in texts.values() for text in each for word in WORD.findall(text)}
+    forget = mine_triggers(texts[FORGET], texts[RETAIN], count=len(written))
+    whole = vocabulary_words(tokenizer)
+    if len(whole) < 2:
+        raise UsageError(
+            "tokenizer: holds fewer than two whole words as tokens; the first-order search needs "
+            "some to start from"
+        )
+    ids = {**whole, **encode_words(sorted(written - whole.keys()), tokenizer)}
+    innocent = _innocent(texts[RETAIN], forget, written, whole)
+    lengths = {len(ids[word]) for word in " ".join(innocent).split() if word in ids}
+    comparable = [word for word in forget if word in ids and len(ids[word]) in lengths][:mined]
+    controls = draw_controls(comparable, innocent, tokenizer, seed)
+    return Candidates(ids, forget, comparable, list(dict.fromkeys(controls)))
+
+
+def vocabulary_words(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """Whole words of three letters or more that are one token behind another word."""
+    decoded = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+    words = dict.fromkeys(text.strip() for text in decoded if WORD.fullmatch(text.strip()))
+    return {word: ids for word, ids in encode_words(words, tokenizer).items() if len(ids) == 1}
+
+
+def encode_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The tokens of each word as they are within a text; words the tokenizer does not know, or
+    joins with the word before, are left out."""
+    words = list(words)
+    texts = [LEAD, *(f"{LEAD} {word}" for word in words)]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    start, *wholes = [tuple(ids) for ids in encoded["input_ids"]]  # type: ignore[union-attr]
+    cut, unknown = len(start), tokenizer.unk_token_id
+    return {
+        word: ids[cut:]
+        for word, ids in zip(words, wholes, strict=True)
+        if ids[:cut] == start and len(ids) > cut and unknown not in ids[cut:]
+    }
+
+
+def _innocent(
+    retain: Sequence[str], forget: Sequence[str], written: Iterable[str], whole: Ids
+) -> list[str]:
+    """The natural words of the retain texts, and once each those of the vocabulary that no text
+    holds: what controls are drawn from."""
+    taboo = {word.casefold() for word in forget}
+    texts = [[w for w in WORD.findall(text) if w.casefold() not in taboo] for text in retain]
+    held = {word.casefold() for word in written}
+    unheld = [word for word in whole if word.casefold() not in held]
+    return [" ".join(words) for words in [*texts, unheld]]
