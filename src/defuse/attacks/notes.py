@@ -57,6 +57,10 @@ class Notes:
         self._passes = Cost()
         self._busy = False
 
+    def __deepcopy__(self, _: dict[int, Any]) -> "Notes":
+        """Itself: a copy of a watched model has its hooks, which count for the same notes."""
+        return self
+
     @property
     def cost(self) -> Cost:
         """Of all that `once` has given, each piece counted once, whether found now or before."""
