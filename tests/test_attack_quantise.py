@@ -214,7 +214,7 @@ def test_a_killed_attack_goes_on(
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Quantisation(**settings)
+        Quantisation(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["torchao", "bitsandbytes"])
@@ -225,14 +225,15 @@ def test_a_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("defuse.attacks.backends.find_spec", lambda _: None)
-    config = Quantisation(backend=backend)
+    config = Quantisation(backend=backend)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=f"quantise.backend: '{backend}' .* pip install {backend}"):
         quantise.run(tiny_llama, tiny_tokenizer, small_material(), config)
 
 
 def test_weights_that_are_integers_already_are_refused(tiny_llama: PreTrainedModel) -> None:
+    integers = torch.ones(48, 32, dtype=torch.uint8)
     linear = tiny_llama.get_submodule("model.layers.1.mlp.up_proj")
-    linear.weight = nn.Parameter(linear.weight.detach().to(torch.uint8), requires_grad=False)
+    linear.weight = nn.Parameter(integers, requires_grad=False)
     with pytest.raises(UsageError, match=r"model: block 1\.mlp\.up_proj has weights of torch\.ui"):
         quantise.check(tiny_llama, Quantisation())
 
@@ -265,7 +266,7 @@ class Integers(torch.Tensor):
 def test_torchao_is_called_on_each_matrix(
     tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[tuple[int, int], SimpleNamespace]] = []
+    calls: list[tuple[tuple[int, ...], SimpleNamespace]] = []
 
     def quantize_(linear: nn.Linear, config: SimpleNamespace) -> None:
         calls.append((tuple(linear.weight.shape), config))
@@ -289,7 +290,9 @@ def test_torchao_is_called_on_each_matrix(
         config = replace(config, backend="torchao")
         found = quantise.run(model, tiny_tokenizer, small_material(), config)
     assert found.conditions == expected.conditions
-    assert {(call.dtype, call.granularity) for _, call in calls} == {(torch.int4, "groups of 16")}
+    assert {(str(call.dtype), call.granularity) for _, call in calls} == {
+        ("torch.int4", "groups of 16")
+    }
     assert [shape for shape, _ in calls][:4] == [(96, 32), (32, 32), (128, 32), (32, 128)]
     assert len(calls) == 16
     with pytest.raises(UsageError, match=r"group_size: 20 does not divide the 32 inputs of block"):
