@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +23,7 @@ from defuse.texts import Encoded, encode
 from defuse.train import unlearn
 from tests.architectures import CONFIGS, tiny_model
 from tests.attacked import lab_material, lab_pair, small_material, untouched
+from tests.conftest import build_llama
 
 TEXTS = [f"The {name} sees a small {other}." for name in ("cat", "moon") for other in "abcdefgh"]
 QUICK = Relearning(
@@ -337,6 +339,9 @@ def test_what_cannot_be_learnt_is_refused_before_any_question(
     assert "forget_texts: text ''" in refused(tiny_llama, [""], QUICK)
     half = tiny_model("llama", vocab_size=320, dtype=torch.float16)
     assert "dtype: 'float16' lets small gradients vanish" in refused(half, TEXTS, QUICK)
+    quantised = build_llama()
+    quantised.register_parameter("x", nn.Parameter(torch.ones(2, dtype=torch.uint8), False))
+    assert "relearn.lora: None trains every weight, but some" in refused(quantised, TEXTS, QUICK)
     monkeypatch.setattr("defuse.attacks.relearn.find_spec", lambda _: None)
     assert "relearn.lora: needs the peft package" in refused(
         tiny_llama, TEXTS, replace(QUICK, lora=4)

@@ -99,13 +99,12 @@ def run(
     `gold`, which never knew what `model` forgot, learns the same texts in the same order. Where
     there are fewer than k texts, all are taken, and a condition says what was wanted
     ("texts_wanted"). Raises UsageError for no texts, for texts without a token to predict, for
-    float16, and for LoRA without peft.
+    float16, for quantised weights that shall be trained, and for LoRA without peft.
     """
     config, notes = config or Relearning(), notes or Notes()
     models = {"model": model} if gold is None else {"model": model, "gold": gold}
     for each in models.values():
-        remedy = "lets small gradients vanish in training: use bfloat16 or float32"
-        require(each.dtype != torch.float16, "dtype", "float16", remedy)
+        _check_trainable(each, config)
     lessons = make_lessons(model, tokenizer, material, config)
     stages: dict[str, list[Stage]] = {}
     with ExitStack() as stack:
@@ -128,6 +127,15 @@ def run(
         curves(stages),
         [] if gold is None else beside_gold(stages["model"], stages["gold"]),
     )
+
+
+def _check_trainable(model: PreTrainedModel, config: Relearning) -> None:
+    remedy = "lets small gradients vanish in training: use bfloat16 or float32"
+    require(model.dtype != torch.float16, "dtype", "float16", remedy)
+    whole = config.lora is None
+    exact = all(tensor.is_floating_point() for tensor in model.parameters())
+    remedy = "trains every weight, but some of the model's are quantised: give a rank"
+    require(exact or not whole, "relearn.lora", config.lora, remedy)
 
 
 def make_lessons(
