@@ -3,22 +3,25 @@
 Weight-only, to the nearest of 2^bits - 1 levels symmetric about 0, a scale for each group of
 inputs. What was unlearned by small changes of the weights may be rounded away. The rounding is
 simulated exactly: the weights are the dequantised ones, in the model's own number type, so that it
-runs on any device.
+runs on any device. Where torchao or bitsandbytes are installed, they can quantise instead.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.material import Material, ask_all
+from defuse.attacks.backends import BACKENDS, quiet_backends
+from defuse.attacks.material import Answers, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Condition, Example, Result, condition, examples
 from defuse.borrowed import sharing_copy
 from defuse.decoder import Decoder
-from defuse.errors import require
+from defuse.errors import UsageError, check_choices, require
+from defuse.lora import LINEAR
+from defuse.losses import upcast
 
 KIND = "quantise"
 
@@ -26,16 +29,20 @@ KIND = "quantise"
 @dataclass(frozen=True)
 class Quantisation:
     """`bits`: of each weight, tried in turn. `group_size`: inputs that share a scale; 0 = all of a
-    row. `seed` draws bootstraps."""
+    row (bitsandbytes has its own groups). `backend`: who quantises. `seed` draws bootstraps."""
 
     bits: tuple[int, ...] = (8, 4)
     group_size: int = 128
+    backend: Literal["simulated", "torchao", "bitsandbytes"] = "simulated"
     seed: int = 42
 
     def __post_init__(self) -> None:
+        check_choices(self, "quantise.")
         require(bool(self.bits), "quantise.bits", self.bits, "must name at least one width")
+        can = BACKENDS[self.backend].bits
         for bits in self.bits:
-            require(2 <= bits <= 16, "quantise.bits", bits, "is no width of a weight: use 2 to 16")
+            remedy = f"is no width of {self.backend} weights: use {' or '.join(map(str, can))}"
+            require(bits in can, "quantise.bits", bits, remedy)
         require(
             self.group_size >= 0, "quantise.group_size", self.group_size, "must not be negative"
         )
@@ -49,52 +56,96 @@ def run(
     *,
     notes: Notes | None = None,
 ) -> Result:
-    """Ask `model` with its linear weights as they are, and rounded to each width."""
+    """Ask `model` with its linear weights as they are, and quantised to each width.
+
+    Raises UsageError for a backend that is not installed or cannot take the model's matrices, and
+    for a model that is quantised already.
+    """
     config, notes = config or Quantisation(), notes or Notes()
+    check(model, config)
     conditions: list[Condition] = []
     turned: list[Example] = []
-    with notes.watching(model):
+    with notes.watching(model), quiet_backends():
         before = ask_all(model, tokenizer, material, notes, "before")
         for bits in config.bits:
-            rounded, error = quantised(model, bits, config.group_size)
-            after = ask_all(rounded, tokenizer, material, notes, f"{bits} bits")
+            name = f"{bits} bits"
+            after, error = _ask_quantised(model, tokenizer, material, config, bits, notes)
             numbers = {"relative_error": error}
-            conditions.append(condition(f"{bits} bits", before, after, config.seed, numbers))
-            turned.extend(examples(f"{bits} bits", before, after, material.settings.score))
+            conditions.append(condition(name, before, after, config.seed, numbers))
+            turned.extend(examples(name, before, after, material.settings.score))
     return Result(KIND, asdict(config), conditions, notes.cost, turned)
 
 
-def quantised(model: PreTrainedModel, bits: int, group_size: int) -> tuple[PreTrainedModel, float]:
-    """A copy with rounded linear weights in all blocks, and ‖rounded − w‖ / ‖w‖ over all of them.
+def _ask_quantised(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+    config: Quantisation,
+    bits: int,
+    notes: Notes,
+) -> tuple[Answers, float]:
+    copy, error = quantised(model, bits, config)
+    return ask_all(copy, tokenizer, material, notes, f"{bits} bits"), error
 
-    All other tensors are shared with `model`.
+
+def check(model: PreTrainedModel, config: Quantisation) -> None:
+    """Raise UsageError for what `quantised` cannot do."""
+    backend = BACKENDS[config.backend]
+    backend.check_installed(config.backend)
+    found = [
+        (f"{index}.{name}", linear)
+        for index, block in enumerate(Decoder(model).blocks)
+        for name, linear in block.named_modules()
+        if isinstance(linear, LINEAR)
+    ]
+    if not found:
+        raise UsageError("model: its blocks have no linear modules whose weights to quantise")
+    for name, linear in found:
+        if not linear.weight.is_floating_point():
+            raise UsageError(
+                f"model: block {name} has weights of {linear.weight.dtype}, which are quantised "
+                "already; give the model as it was before"
+            )
+        inputs, size = as_linear(linear).in_features, config.group_size
+        cut = backend.whole_groups and size > 0 and inputs % size > 0
+        remedy = f"does not divide the {inputs} inputs of block {name}, as torchao needs: use 0"
+        require(not cut, "quantise.group_size", size, remedy)
+
+
+def quantised(
+    model: PreTrainedModel, bits: int, config: Quantisation
+) -> tuple[PreTrainedModel, float]:
+    """A copy with quantised linear weights in all blocks, and ‖new − w‖ / ‖w‖ over all of them.
+
+    All other tensors are shared with `model`; embedding and head stay as they are.
     """
-    copy = sharing_copy(model, [linear.weight for linear in linears(model)])
+    copy = sharing_copy(model, [])
+    quantise = BACKENDS[config.backend].quantise
     squares, errors = 0.0, 0.0
-    for linear in linears(copy):
-        weight = linear.weight.detach()
-        rounded = round_to_nearest(weight, bits, group_size)
-        squares += float(weight.double().square().sum())
-        errors += float((rounded.double() - weight.double()).square().sum())
-        weight.copy_(rounded)
+    for parent, name, linear in linears(copy):
+        plain = as_linear(linear)
+        old = plain.weight.detach()
+        module, new = quantise(plain, bits, config.group_size)
+        setattr(parent, name, module)
+        squares += float(upcast(old).square().sum())
+        errors += float((upcast(new) - upcast(old)).square().sum())
     return copy, (errors / squares) ** 0.5
 
 
-def linears(model: PreTrainedModel) -> Iterator[nn.Linear]:
-    """The linear modules of all blocks; embedding and head stay as they are."""
+def linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """The linear modules of all blocks: each with the module that has it, and its name there."""
     for block in Decoder(model).blocks:
-        yield from (module for module in block.modules() if isinstance(module, nn.Linear))
+        for parent in list(block.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, LINEAR):
+                    yield parent, name, child
 
 
-@torch.no_grad()
-def round_to_nearest(weight: Tensor, bits: int, group_size: int) -> Tensor:
-    """`weight` (outputs, inputs), each group of inputs on its own grid of 2^bits - 1 levels."""
-    outputs, inputs = weight.shape
-    size = group_size or inputs
-    exact = weight.float()
-    padded = nn.functional.pad(exact, (0, -inputs % size)).view(outputs, -1, size)
-    levels = 2 ** (bits - 1) - 1
-    scale = padded.abs().amax(dim=2, keepdim=True) / levels
-    scale = scale.where(scale > 0, 1.0)
-    rounded = (padded / scale).round().clamp(-levels, levels) * scale
-    return rounded.view(outputs, -1)[:, :inputs].to(weight.dtype)
+def as_linear(module: nn.Module) -> nn.Linear:
+    """A linear module with the same tensors; GPT-2's are (inputs, outputs) and so transposed."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = weight.detach() if isinstance(module, nn.Linear) else weight.detach().T
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = module.bias  # type: ignore[assignment]
+    return linear

@@ -1,0 +1,145 @@
+"""Fine-tuning of a copy, stopped at will: next-token loss on texts, plain AdamW.
+
+Copies share with the caller's model all that is not trained. Dropout is off, so that no random
+number is drawn but for LoRA's factors and the order of texts, which have generators of their own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from defuse.batches import TextBatch, collate
+from defuse.borrowed import sharing_copy
+from defuse.chunks import chunks
+from defuse.decoder import Decoder
+from defuse.errors import UsageError
+from defuse.lora import LoRA, adapted_modules, add_factors
+from defuse.losses import next_token_log_probs, upcast
+from defuse.schedule import rows
+from defuse.texts import Encoded
+
+ALPHA = 16.0  # of LoRA, whatever its rank (2409.18025, code)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a copy is trained; `lora` is the rank of factors, None trains every weight."""
+
+    batch_size: int
+    learning_rate: float
+    lora: int | None
+    recompute: bool
+    seed: int
+
+
+class Pupil:
+    """A copy of `model` that learns `texts`, step by step from the start whenever it is made.
+
+    Batches are drawn from (seed, purpose): another model gets the same texts in the same order.
+    The copy is made when it is first needed. The caller's model must be frozen meanwhile
+    (`frozen_model`).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, texts: Sequence[Encoded], teaching: Teaching, purpose: str
+    ) -> None:
+        self.losses: list[float] = []  # of each step, in nats per token
+        self._original = model
+        self._texts = texts
+        self._teaching = teaching
+        self._purpose = purpose
+
+    def after(self, steps: int) -> PreTrainedModel:
+        """The copy after `steps` steps; earlier ones cannot come back."""
+        assert len(self.losses) <= steps  # noqa: S101
+        while len(self.losses) < steps:
+            self.losses.append(self._step(len(self.losses)))
+        return self._model
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        if self._teaching.lora is None:
+            copy = sharing_copy(self._original, self._original.parameters())
+            return copy.requires_grad_(True)
+        copy, decoder = sharing_copy(self._original, []), Decoder(self._original)
+        modules = adapted_modules(decoder, range(decoder.num_layers), None)
+        lora = LoRA(self._teaching.lora, ALPHA)
+        add_factors(copy, modules, lora, self._teaching.seed)
+        return copy
+
+    @cached_property
+    def _weights(self) -> "MasterWeights":
+        trained = [tensor for tensor in self._model.parameters() if tensor.requires_grad]
+        return MasterWeights(trained, self._teaching.learning_rate)
+
+    def _step(self, step: int) -> float:
+        decoder = Decoder(self._model, recompute=self._teaching.recompute)
+        weights = self._weights
+        loss = next_token_loss(decoder, self._batch(step))
+        if not math.isfinite(value := loss.item()):
+            raise UsageError(
+                f"relearn.learning_rate: at step {step + 1} the loss became {value}; lower it"
+            )
+        loss.backward()
+        weights.update()
+        return value
+
+    def _batch(self, step: int) -> TextBatch:
+        size, seed = self._teaching.batch_size, self._teaching.seed
+        chosen = rows(step, len(self._texts), size, seed=seed, shuffle=True, purpose=self._purpose)
+        items = [(self._purpose, row) for row in chosen]
+        texts = [self._texts[row] for row in chosen]
+        return collate(texts, items, pad_token_id=0, device=self._original.device)
+
+
+class MasterWeights:
+    """AdamW, without weight decay, on float32 copies of tensors in half precision.
+
+    In bfloat16 itself a small step would leave most weights as they are.
+    """
+
+    def __init__(self, trained: Sequence[Tensor], learning_rate: float) -> None:
+        self._trained = trained
+        self._masters = [upcast(tensor.detach()) for tensor in trained]
+        self._optimiser = torch.optim.AdamW(
+            self._masters, lr=learning_rate, weight_decay=0.0, fused=True
+        )
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take a step along the gradients of the trained tensors, and clear them."""
+        pairs = list(zip(self._trained, self._masters, strict=True))
+        for tensor, master in pairs:
+            master.grad = None if tensor.grad is None else upcast(tensor.grad)
+            tensor.grad = None
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        for tensor, master in pairs:
+            tensor.copy_(master)  # onto itself where it is no half precision
+
+
+def next_token_loss(decoder: Decoder, batch: TextBatch) -> Tensor:
+    """Mean of -log p(token) over all tokens of a batch but each text's first: a scalar in nats.
+
+    Gradients reach every weight. The head runs on a few tokens at a time, and again in the
+    backward pass, so that nothing of (batch, time, vocabulary) exists.
+    """
+    hidden, inputs = decoder.embed(batch.input_ids, batch.attention_mask)
+    hidden = decoder.run(hidden, inputs, 0, decoder.num_layers)
+    predicting = hidden.flatten(0, 1)[batch.predicted_at]
+
+    def score(some: Tensor, labels: Tensor) -> Tensor:
+        return next_token_log_probs(decoder.logits(some), labels)
+
+    size = chunks(len(predicting), decoder.vocab_size)[0].stop
+    values = [
+        checkpoint(score, some, labels, use_reentrant=False, preserve_rng_state=False)
+        for some, labels in zip(predicting.split(size), batch.labels.split(size), strict=True)
+    ]
+    return -torch.cat(values).mean()
