@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import lens, orthogonalise, prune, quantise
+from defuse.attacks import lens, orthogonalise, prune, quantise, relearn, rephrase, triggers
 from defuse.attacks.material import Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
@@ -69,6 +69,16 @@ def _beside_reference(module: Any) -> Callable[[Target, Any, Notes], Result]:  #
     return run
 
 
+def _beside_gold(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
+    """An attack that looks at a model that never knew the forget set, too."""
+
+    def run(t: Target, config: object, notes: Notes) -> Result:
+        given = {"gold": t.gold, "notes": notes}
+        return module.run(t.model, t.tokenizer, t.material, config, **given)
+
+    return run
+
+
 # The quick ones first, so that what is refused is refused early.
 KINDS: Mapping[str, Kind] = {
     quantise.KIND: Kind(quantise.Quantisation, _alone(quantise)),
@@ -77,6 +87,11 @@ KINDS: Mapping[str, Kind] = {
         orthogonalise.Orthogonalisation, _beside_reference(orthogonalise), needs=(REFERENCE,)
     ),
     prune.KIND: Kind(prune.Pruning, _alone(prune)),
+    rephrase.KIND: Kind(rephrase.Rephrasing, _beside_reference(rephrase), uses=(REFERENCE,)),
+    triggers.KIND: Kind(triggers.TriggerSearch, _beside_reference(triggers), uses=(REFERENCE,)),
+    relearn.KIND: Kind(
+        relearn.Relearning, _beside_gold(relearn), uses=(GOLD,), trains_on_texts=True
+    ),
 }
 
 
