@@ -75,18 +75,24 @@ def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:
 
     `pairs`: (undefended, defended) names of `results`.
     """
-    rows = []
-    for plain, defended in pairs:
-        for kind in results[plain].keys() & results[defended].keys():
-            for questions in (FORGET, RETAIN):
-                two = [
-                    strongest(results[name][kind].conditions, questions)
-                    for name in (defended, plain)
-                ]
-                if all(two):
-                    rights = [each.effect.after.right for each in two if each]
-                    found = compare(rights[0], rights[1])
-                    change, p = interval(found.difference), f"{found.p_value:.2g}"
-                    rows.append([defended, kind, questions, str(len(rights[0])), change, p])
+    rows = [
+        [defended, kind, questions, *cells]
+        for plain, defended in pairs
+        for kind in results[plain]
+        if kind in results[defended]
+        for questions in (FORGET, RETAIN)
+        if (cells := _difference(results[defended][kind], results[plain][kind], questions))
+    ]
     head = ["", "attack", "questions", "n", "minus the undefended", "p"]
     return TableData("What the defence changes under attack", head, rows)
+
+
+def _difference(one: Result, other: Result, questions: str) -> list[str]:
+    """n, the paired difference under each one's strongest setting, and p; empty if not asked."""
+    two = [strongest(each.conditions, questions) for each in (one, other)]
+    first, second = (each.effect.after.right if each else {} for each in two)
+    asked = [name for name in first if name in second]
+    if not asked:
+        return []
+    found = compare([first[name] for name in asked], [second[name] for name in asked])
+    return [str(len(asked)), interval(found.difference), f"{found.p_value:.2g}"]

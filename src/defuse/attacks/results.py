@@ -14,7 +14,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Figures:
-    """Answers to n questions: `right`, question by question, and the share (Wilson's interval).
+    """Answers to n questions: `right`, by question's id, and the share (Wilson's interval).
 
     `logprob`: the right answer's mean log-probability among the four (nats, bootstrapped).
     """
@@ -22,7 +22,7 @@ class Figures:
     n: int
     accuracy: Interval
     logprob: Interval
-    right: Sequence[bool]
+    right: Mapping[str, bool]
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class Result:
 
 def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     """Accuracy and log-probability of one list of answers."""
-    right = [outcome.is_correct for outcome in outcomes]
+    right = {outcome.question.id: outcome.is_correct for outcome in outcomes}
     logprobs = [outcome.answer_logprob for outcome in outcomes]
-    share = wilson(sum(right), len(right))
+    share = wilson(sum(right.values()), len(right))
     return Figures(len(right), share, bootstrap_mean(logprobs, seed), right)
 
 

@@ -17,7 +17,12 @@ from defuse.saving import save_model
 from defuse.train import unlearn
 
 # What lets every attack end within minutes on a tiny model; all else is each kind's own default.
-LAB_SETTINGS: tuple[str, ...] = ()
+LAB_SETTINGS = (
+    "prune.score=signed",
+    *("triggers.top=20", "triggers.shown=5", "triggers.mined=40", "triggers.questions=60"),
+    *("relearn.texts=[0,10,100,1000]", "relearn.steps=64", "relearn.checkpoints=4"),
+    *("relearn.batch_size=4", "relearn.learning_rate=5e-4", "relearn.lora=null"),
+)
 WORK = 1.0e6  # see `Campaign`; measured
 
 
