@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.gcg_config import AIMED, GCG, Aim
+from defuse.attacks.gcg_config import GCG, Aim
 from defuse.attacks.gcg_places import with_suffix
 from defuse.attacks.gcg_plan import Plan, Planner
 from defuse.attacks.gcg_score import Budget, Scorer
@@ -63,7 +63,7 @@ def run(
     config, notes = config or GCG(), notes or Notes()
     planner = Planner(model, tokenizer, material, config)
     universal = [planner.universal(aim) for aim in config.aims if "universal" in config.modes]
-    own = [(aim, planner.each_question(aim)) for aim in config.aims if "question" in config.modes]
+    own = [planner.each_question(aim) for aim in config.aims if "question" in config.modes]
     controls = planner.random_suffixes()
     with notes.watching(model), frozen_model(model):
         before = ask_all(model, tokenizer, material, notes, "before")
@@ -71,7 +71,7 @@ def run(
         parts = [
             attack.with_random(controls),
             *(attack.with_universal(plan) for plan in universal),
-            *(attack.with_own(aim, plans) for aim, plans in own),
+            *(attack.with_own(plans) for plans in own),
         ]
     lines = [line for part in parts for line in part.lines]
     rows = [row for part in parts for row in part.rows]
@@ -129,15 +129,16 @@ class Attack:
             [_line(plan.aim, trace, self.planner.config.seed)],
         )
 
-    def with_own(self, aim: Aim, plans: Sequence[Plan]) -> Part:
+    def with_own(self, plans: Sequence[Plan]) -> Part:
         """Each question with a suffix of its own; those that are as aimed for stay as they are."""
+        aim, asked = plans[0].aim, plans[0].questions
         suffixes: dict[int, str] = {}
         rows: list[Sequence[str]] = []
         steps = 0
         for plan in plans:
             (row,) = plan.rows
             suffixes[row] = ""
-            if self.before[plan.questions][row].is_correct == (aim == "recover"):
+            if self.before[asked][row].is_correct == (aim == "recover"):
                 continue
             search = self._search(plan)
             trace = self._trace(search)
@@ -146,8 +147,7 @@ class Attack:
             rows.append(_row(plan, suffixes[row], trace, best))
             steps += len(trace) - 1
         numbers = {"searched": float(len(rows)), "steps": steps / max(1, len(rows))}
-        asked = self._ask(f"{aim}, each question", {AIMED[aim]: suffixes}, numbers)
-        return Part(*asked, rows)
+        return Part(*self._ask(f"{aim}, each question", {asked: suffixes}, numbers), rows)
 
     def _trace(self, search: Search) -> list[Found]:
         """A whole search noted as one piece: it is short, and there are many."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,6 +9,8 @@ from defuse.errors import UsageError
 from defuse.evaluate import Settings
 from defuse.evaluate.encode import encode_pairs, encode_text
 from defuse.questions import Question, ask, continuations, few_shot_part
+
+MARK = "\0"  # no text has it
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,10 @@ def question_place(
     probes: Iterable[int],
 ) -> Place:
     """The end of the question's stem, in its prompt. Raises UsageError where none is found."""
-    asked = ask(question, settings.score)
-    end = len(commonprefix([asked, ask(with_suffix(question, "\0"), settings.score)]))
     front = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    head, tail = front + asked[:end], asked[end:]
-    place = find_place(head, tail, tokenizer, probes) if question.stem.strip() else None
+    head, _, tail = ask(with_suffix(question, MARK), settings.score).partition(MARK)
+    stands = bool(question.stem.strip())
+    place = find_place(front + head, tail, tokenizer, probes) if stands else None
     if place is None:
         raise UsageError(
             f"gcg: behind {question.stem[-40:]!r}, the stem of question {question.id!r}, this "
