@@ -143,7 +143,7 @@ class Scorer:
             rest = self._row([*problem.after, *problem.target.read]).expand(len(candidates), -1)
             rows = torch.cat([candidates.to(ids.device)[order], rest], dim=1)
             values = self._judge(problem.target, rows, begins[order].tolist(), known, len(parent))
-            judged[:, row, order.cpu()] = values.double().cpu()
+            judged[:, row, order.cpu()] = values.cpu().double()
         return judged[0], judged[1]
 
     def _judge(
