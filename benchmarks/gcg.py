@@ -8,8 +8,9 @@
 A step is the one-hot gradient, sampling, the filter of what does not survive as text, and the
 losses of what does. `plain` differentiates and scores whole texts with whole logits. `nanoGCG` is
 its version 0.3.0 with its cache of the prompt's beginning, which transformers 5 no longer takes as
-it comes and gets in today's form. Suffixes and candidates are the same on all sides, what is
-sampled for a step is each side's own. Times alternate; on one thread they are processor times,
+it comes and gets in today's form. The same suffix is improved on all sides, and losses are compared
+on the same candidates; what nanoGCG samples in a timed step is its own. What is made once for a
+search (kept keys and values) is not timed. Times alternate; on one thread they are processor times,
 which other work does not touch.
 """
 
@@ -49,7 +50,6 @@ from defuse.schedule import generator
 MMLU = Path("../shared/data/mmlu/test/college_biology_test.csv")
 TOPK, SEED, SHOTS = 256, 0, 5
 TOLERANCE = 1e-3  # nats, and of gradients relatively: float32 summed in another order
-BOUND = 2.0  # times as fast as the others, promised
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def main(
         table.add_row(
             name, f"{times[name]:.3g}", f"{faster:.2f}", f"{losses:.0e} nats", f"{gradients:.0e}"
         )
-    Console().print(table, f"promised: {BOUND} times as fast")
+    Console().print(table)
 
 
 def _gaps(bench: Bench, ours: Side, other: Side) -> tuple[float, float]:
