@@ -141,18 +141,13 @@ class Attack:
             if self.before[asked][row].is_correct == (aim == "recover"):
                 continue
             search = self._search(plan)
-            trace = self._trace(search)
+            trace = search.run(self.notes)
             best = search.best(trace)
             (suffixes[row],) = plan.spelling.texts([best.suffix])
             rows.append(_row(plan, suffixes[row], trace, best))
             steps += len(trace) - 1
         numbers = {"searched": float(len(rows)), "steps": steps / max(1, len(rows))}
         return Part(*self._ask(f"{aim}, each question", {asked: suffixes}, numbers), rows)
-
-    def _trace(self, search: Search) -> list[Found]:
-        """A whole search noted as one piece: it is short, and there are many."""
-        noted = self.notes.once(search.name, lambda: [asdict(f) for f in search.run(Notes())])
-        return [Found.of(found) for found in noted]
 
     def _search(self, plan: Plan) -> Search:
         scorer = Scorer(self.decoder, plan.problems, self.budget)
