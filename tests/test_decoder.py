@@ -109,3 +109,15 @@ def test_branches_behind_a_shared_prefix_equal_whole_sequences(model: PreTrained
 def test_an_unknown_architecture_is_refused_with_the_list_of_what_works() -> None:
     with pytest.raises(UsageError, match=r"'mamba'.*llama, mistral.*gpt2"):
         architecture_of("mamba")
+
+
+@torch.no_grad()
+def test_a_prefix_goes_on_or_stops_sooner(model: PreTrainedModel) -> None:
+    decoder, ids = Decoder(model), tokens(3)
+    short = PrefixCache.of(decoder, ids[:1, :3])
+    for prefix in (short.extended(decoder, ids[:1, 3:8]).first(6), short):
+        rows = torch.cat([ids[:1].expand(3, -1)[:, : prefix.length], ids[:, prefix.length :]], 1)
+        hidden, inputs = decoder.embed_behind(rows[:, prefix.length :], prefix)
+        hidden = decoder.run(hidden, inputs, 0, 4, cache=prefix)
+        expected = model(rows).logits[:, prefix.length :]
+        torch.testing.assert_close(decoder.logits(hidden), expected)

@@ -54,18 +54,38 @@ class PrefixCache:
         cache._recording = False
         return cache
 
+    def extended(self, decoder: "Decoder", input_ids: Tensor) -> "PrefixCache":
+        """What this one saw, and `input_ids` (1, time) behind it; this one stays as it is."""
+        longer = self.first(self.length)
+        longer._recording = True
+        with torch.no_grad():
+            hidden, inputs = decoder.embed_behind(input_ids, longer)
+            decoder.run(hidden, inputs, 0, decoder.num_layers, cache=longer)
+        longer.length = self.length + input_ids.shape[1]
+        longer._recording = False
+        return longer
+
+    def first(self, length: int) -> "PrefixCache":
+        """The first `length` tokens alone, in the same memory."""
+        shorter = PrefixCache()
+        shorter.length, shorter._recording = length, False
+        shorter._layers = {
+            layer: (keys[:, :, :length], values[:, :, :length])
+            for layer, (keys, values) in self._layers.items()
+        }
+        return shorter
+
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
     ) -> tuple[Tensor, Tensor]:
+        if layer_idx in self._layers:
+            old_keys, old_values = self._layers[layer_idx]
+            rows = (keys.shape[0], -1, -1, -1)
+            keys = torch.cat([old_keys.expand(rows), keys], dim=2)
+            values = torch.cat([old_values.expand(rows), values], dim=2)
         if self._recording:
             self._layers[layer_idx] = (keys, values)
-            return keys, values
-        old_keys, old_values = self._layers[layer_idx]
-        rows = (keys.shape[0], -1, -1, -1)
-        return (
-            torch.cat([old_keys.expand(rows), keys], dim=2),
-            torch.cat([old_values.expand(rows), values], dim=2),
-        )
+        return keys, values
 
 
 class Decoder:
@@ -141,6 +161,13 @@ class Decoder:
             key_positions = torch.cat([before, position_ids], dim=1)
         return self._prepare(input_ids, position_ids, key_positions, visible)
 
+    def embed_behind(self, input_ids: Tensor, prefix: PrefixCache) -> tuple[Tensor, BlockInputs]:
+        """Like `embed`, for rows (batch, time) that go on behind a shared prefix."""
+        places = torch.arange(prefix.length + input_ids.shape[1], device=input_ids.device)
+        position_ids = places[None, prefix.length :]
+        visible = places <= position_ids[:, :, None]
+        return self.embed_tree(input_ids, position_ids, visible, prefix)
+
     def run(
         self,
         hidden: Tensor,
@@ -173,6 +200,15 @@ class Decoder:
             hidden = call(layer, hidden, arguments, weights or {})
         return hidden
 
+    def vectors(self, input_ids: Tensor) -> Tensor:
+        """What each token adds to the hidden states before block 0: (…) to (…, hidden)."""
+        table = self.model.get_input_embeddings()
+        vectors: Tensor = table(input_ids)
+        if self.architecture.scaled_embedding and type(table) is nn.Embedding:
+            # Early releases of transformers 5 scale in the model's forward pass, not in the table.
+            vectors = vectors * vectors.new_full((), self.hidden_size**0.5)
+        return vectors
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, head and soft-cap: (..., hidden) to (..., vocabulary)."""
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[assignment]
@@ -196,11 +232,7 @@ class Decoder:
     def _prepare(
         self, input_ids: Tensor, position_ids: Tensor, key_positions: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, BlockInputs]:
-        table = self.model.get_input_embeddings()
-        hidden: Tensor = table(input_ids)
-        if self.architecture.scaled_embedding and type(table) is nn.Embedding:
-            # Early releases of transformers 5 scale in the model's forward pass, not in the table.
-            hidden = hidden * hidden.new_full((), self.hidden_size**0.5)
+        hidden = self.vectors(input_ids)
         if self.architecture.positions is not None:
             hidden = hidden + self._part(self.architecture.positions)(position_ids)
         masks = {

@@ -1,0 +1,121 @@
+"""Which suffixes are tried: tokens that may stand in one, and suffixes that survive as text.
+
+A suffix is reported as text, and a text is encoded anew: a suffix counts only where its own tokens
+come back, in its place in the prompt.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from defuse.attacks.gcg_places import Place, decode, find_place, spell
+from defuse.decoder import Decoder
+from defuse.errors import UsageError
+
+NEAR = 12, 3  # characters before and after a suffix: tokens seldom reach further
+DRAWS = 32  # tokens tried for each place of a random suffix
+
+
+def allowed_tokens(
+    tokenizer: PreTrainedTokenizerBase, decoder: Decoder, allow_non_ascii: bool
+) -> Tensor:
+    """Ids of the tokens a suffix may be of: printable, and none that was added to the vocabulary.
+
+    Added tokens are control tokens or reserved ones, which are never trained; rows of the embedding
+    without a token are padding.
+    """
+    count = min(len(tokenizer), decoder.num_embeddings, decoder.vocab_size)
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    texts = decode(tokenizer, [[token] for token in range(count)])
+    allowed = [
+        token
+        for token, text in enumerate(texts)
+        if token not in added and _is_allowed(text, allow_non_ascii)
+    ]
+    return torch.tensor(allowed)
+
+
+def _is_allowed(text: str, allow_non_ascii: bool) -> bool:
+    # A question's stem is stripped, so that a space at its end would be lost.
+    whole = text.rstrip() == text != "" and "\N{REPLACEMENT CHARACTER}" not in text
+    return whole and text.isprintable() and (allow_non_ascii or text.isascii())
+
+
+def sample(
+    parent: Sequence[int],
+    gradient: Tensor,
+    allowed: Tensor,
+    *,
+    search_width: int,
+    topk: int,
+    n_replace: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """At most `search_width` suffixes (C, length), each other than `parent` in `n_replace` places.
+
+    Places are random; a new token is one of the `topk` of its place by falling -`gradient` (length,
+    A), whose columns are the `allowed` tokens (A,). Zou et al. 2307.15043, algorithm 1; but repeats
+    are dropped, and a token is never replaced by itself.
+    """
+    ids = torch.tensor(parent)
+    own = (allowed == ids[:, None]).to(gradient.device)
+    ranked = (-gradient).masked_fill(own, -torch.inf)
+    best = allowed[ranked.topk(min(topk, len(allowed) - 1), dim=1).indices.cpu()]
+    places = torch.rand(search_width, len(ids), generator=rng).argsort(dim=1)[:, :n_replace]
+    ranks = torch.randint(best.shape[1], places.shape, generator=rng)
+    candidates = ids.repeat(search_width, 1).scatter(1, places, best[places, ranks])
+    return candidates.unique(dim=0)
+
+
+class Spelling:
+    """Suffixes as text, the same in all the given places."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, places: Sequence[Place], probes: Sequence[int]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.places = places
+        first = places[0]
+        head, tail = first.head[-NEAR[0] :], first.tail[: NEAR[1]]
+        self._near = find_place(head, tail, tokenizer, probes) or first
+
+    def texts(self, suffixes: Sequence[Sequence[int]]) -> list[str]:
+        """Each suffix as it reads at the end of a stem."""
+        return spell(self.tokenizer, self.places[0].before[-1], suffixes)
+
+    def survivors(self, candidates: Tensor) -> Tensor:
+        """Those of `candidates` (C, length) that come back near the first place: a quick sieve."""
+        near, rows = self._near, candidates.tolist()
+        texts = [near.head + text + near.tail for text in self.texts(rows)]
+        encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+        kept = [
+            ids == [*near.before, *row, *near.after]
+            for ids, row in zip(encoded, rows, strict=True)  # type: ignore[arg-type]
+        ]
+        return candidates[torch.tensor(kept)]
+
+    def stands(self, suffix: Sequence[int]) -> bool:
+        """Whether the suffix comes back in every place, as an evaluation will encode it."""
+        (text,) = self.texts([suffix])
+        return all(place.between(text, self.tokenizer) == tuple(suffix) for place in self.places)
+
+
+def random_suffix(
+    spelling: Spelling, allowed: Tensor, length: int, rng: torch.Generator
+) -> tuple[int, ...]:
+    """A suffix of random tokens that survives, grown token by token."""
+    suffix = torch.empty(1, 0, dtype=torch.long)
+    for _ in range(length):
+        drawn = allowed[torch.randint(len(allowed), (DRAWS, 1), generator=rng)]
+        grown = torch.cat([suffix.expand(DRAWS, -1), drawn], dim=1)
+        suffix = next(
+            (each[None] for each in spelling.survivors(grown) if spelling.stands(each.tolist())),
+            suffix,
+        )
+    if suffix.shape[1] < length:
+        raise UsageError(
+            "gcg.init: random tokens do not come back when their text is encoded; name a word"
+        )
+    return tuple(suffix[0].tolist())

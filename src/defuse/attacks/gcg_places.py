@@ -1,0 +1,96 @@
+"""Where a suffix stands in a question's prompt, in characters and in tokens."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from defuse.errors import UsageError
+from defuse.evaluate import Settings
+from defuse.evaluate.encode import encode_pairs, encode_text
+from defuse.questions import Question, ask, continuations, few_shot_part
+
+MARK = "\0"  # no text has it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Between two texts, that is between two lists of token ids."""
+
+    head: str
+    tail: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def between(self, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
+        """The tokens of `text` where it stands; None where it changes those around it."""
+        whole = encode_text(self.head + text + self.tail, tokenizer)
+        ids = whole[len(self.before) : len(whole) - len(self.after)]
+        return ids if whole == (*self.before, *ids, *self.after) else None
+
+
+def with_suffix(question: Question, text: str) -> Question:
+    """The question with `text` at the end of its stem."""
+    return replace(question, stem=question.stem.strip() + text)
+
+
+def question_place(
+    question: Question,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Iterable[int],
+) -> Place:
+    """The end of the question's stem, in its prompt. Raises UsageError where none is found."""
+    front = few_shot_part(settings.subject, settings.few_shot, settings.score)
+    head, _, tail = ask(with_suffix(question, MARK), settings.score).partition(MARK)
+    stands = bool(question.stem.strip())
+    place = find_place(front + head, tail, tokenizer, probes) if stands else None
+    if place is None:
+        raise UsageError(
+            f"gcg: behind {question.stem[-40:]!r}, the stem of question {question.id!r}, this "
+            "tokenizer keeps no token as it is; leave the question out"
+        )
+    return place
+
+
+def find_place(
+    head: str, tail: str, tokenizer: PreTrainedTokenizerBase, probes: Iterable[int]
+) -> Place | None:
+    """The place between the texts, learnt from the first of the tokens `probes` that it holds."""
+    before = encode_text(head, tokenizer)
+    for probe in probes:
+        (text,) = spell(tokenizer, before[-1], [[probe]])
+        whole = encode_text(head + text + tail, tokenizer)
+        if whole[: len(before) + 1] == (*before, probe):
+            return Place(head, tail, before, whole[len(before) + 1 :])
+    return None
+
+
+def spell(
+    tokenizer: PreTrainedTokenizerBase, before: int, suffixes: Sequence[Sequence[int]]
+) -> list[str]:
+    """The suffixes as they read behind the token `before`, with a space in front if they have one.
+
+    Alone a suffix would lose it with tokenizers whose texts begin with a space of their own.
+    """
+    skip = len(decode(tokenizer, [[before]])[0])
+    return [text[skip:] for text in decode(tokenizer, [[before, *ids] for ids in suffixes])]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Token ids as text, nothing tidied."""
+    return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]  # type: ignore[misc]
+
+
+def letter_tokens(
+    question: Question, settings: Settings, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The four letters' tokens. Raises UsageError where they are not one each."""
+    asked = ask(question, settings.score)
+    pairs = [(asked, text) for text in continuations(question, settings.score)]
+    tokens = [request.continuation for request in encode_pairs(pairs, tokenizer)]
+    if len(set(tokens)) < len(tokens) or any(len(each) > 1 for each in tokens):
+        raise UsageError(
+            "gcg: with this tokenizer the letters A to D are not a token each; attack another way"
+        )
+    return tuple(token for (token,) in tokens)

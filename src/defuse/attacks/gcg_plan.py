@@ -1,0 +1,113 @@
+"""Which searches there are to be, settled with the tokenizer alone, before the model is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.attacks.gcg_candidates import Spelling, allowed_tokens, random_suffix
+from defuse.attacks.gcg_config import AIMED, GCG, Aim
+from defuse.attacks.gcg_places import Place, letter_tokens, question_place
+from defuse.attacks.gcg_score import LetterTarget, Problem
+from defuse.attacks.gcg_search import first_suffix
+from defuse.attacks.material import Material
+from defuse.decoder import Decoder
+from defuse.errors import UsageError, require
+from defuse.evaluate.scorer import max_length
+from defuse.questions import Question
+from defuse.schedule import generator
+
+CONTROLS = 10  # random suffixes that questions are asked with in turn
+PROBES = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search on the questions number `rows` of the set `questions`."""
+
+    name: str
+    aim: Aim
+    questions: str
+    rows: tuple[int, ...]
+    problems: tuple[Problem, ...]
+    spelling: Spelling
+    start: tuple[int, ...]
+
+
+class Planner:
+    """Makes plans. Raises UsageError for questions that are not asked by letters of one token."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        material: Material,
+        config: GCG,
+    ) -> None:
+        score = material.settings.score
+        require(score == "letters", "gcg: questions are asked by", score, "; ask them by letters")
+        self.tokenizer, self.material, self.config = tokenizer, material, config
+        self.max_length = max_length(model, tokenizer)
+        self.allowed: Tensor = allowed_tokens(tokenizer, Decoder(model), config.allow_non_ascii)
+        rng = generator(config.seed, "gcg", "probes")
+        draws = torch.randint(len(self.allowed), (PROBES,), generator=rng)
+        self.probes: list[int] = self.allowed[draws].tolist()
+
+    def universal(self, aim: Aim) -> Plan:
+        """A search on a random part of a set of questions."""
+        each, config = AIMED[aim], self.config
+        count = len(self.material.sets[each])
+        if count < 2:
+            raise UsageError(
+                f"{each}: a universal suffix is searched on one question and tried on others, but "
+                "there is one; give more, or set gcg.modes to 'question'"
+            )
+        rng = generator(config.seed, "gcg", "searched", each)
+        share = min(config.questions or count, round(config.train_share * count), count - 1)
+        rows = torch.randperm(count, generator=rng)[: max(1, share)].tolist()
+        return self._plan(f"{aim}, universal", aim, sorted(rows))
+
+    def each_question(self, aim: Aim) -> list[Plan]:
+        """A search for each of some questions that lie evenly in a set."""
+        questions = self.material.sets[AIMED[aim]]
+        count = min(self.config.questions or len(questions), len(questions))
+        rows = [number * len(questions) // count for number in range(count)]
+        return [
+            self._plan(f"{aim}, question {row} {questions[row].id}", aim, [row]) for row in rows
+        ]
+
+    def random_suffixes(self) -> list[str]:
+        """As long as those that are searched for; the texts."""
+        first = [questions[0] for questions in self.material.sets.values()]
+        spelling = Spelling(self.tokenizer, [self._place(each) for each in first], self.probes)
+        rngs = [generator(self.config.seed, "gcg", "control", k) for k in range(CONTROLS)]
+        length = self.config.length
+        return spelling.texts([random_suffix(spelling, self.allowed, length, rng) for rng in rngs])
+
+    def _plan(self, name: str, aim: Aim, rows: Sequence[int]) -> Plan:
+        questions = [self.material.sets[AIMED[aim]][row] for row in rows]
+        places = [self._place(question) for question in questions]
+        spelling = Spelling(self.tokenizer, places, self.probes)
+        problems = tuple(
+            self._problem(question, place, aim)
+            for question, place in zip(questions, places, strict=True)
+        )
+        start = first_suffix(self.config, spelling, self.allowed, name)
+        return Plan(name, aim, AIMED[aim], tuple(rows), problems, spelling, start)
+
+    def _place(self, question: Question) -> Place:
+        return question_place(question, self.material.settings, self.tokenizer, self.probes)
+
+    def _problem(self, question: Question, place: Place, aim: Aim) -> Problem:
+        letters = letter_tokens(question, self.material.settings, self.tokenizer)
+        # As an evaluation does, which cuts long prompts on the left.
+        cut = len(place.before) + self.config.length + len(place.after) - self.max_length
+        if cut >= len(place.before):
+            raise UsageError(
+                f"gcg.length: question {question.id!r} with a suffix of {self.config.length} "
+                f"tokens is longer than the {self.max_length} that the model reads; shorten either"
+            )
+        target = LetterTarget(letters, question.answer, aim)
+        return Problem(place.before[max(0, cut) :], place.after, target)

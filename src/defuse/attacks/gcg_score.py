@@ -1,0 +1,184 @@
+"""What a suffix does to a model: its loss, and the loss's gradient with respect to its tokens.
+
+What stands before the suffix is run once for a problem, the suffix that is improved once for a
+step; a candidate is run from its first new token on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from defuse.attacks.gcg_config import Aim
+from defuse.chunks import chunks
+from defuse.decoder import Decoder, PrefixCache
+from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET
+
+
+class Target(Protocol):
+    """What shall follow a prompt.
+
+    `read`: tokens the model reads behind the prompt; it is judged by its logits there and at the
+    prompt's last token. `judge` maps these, (rows, 1 + len(read), vocabulary) in float32 or better,
+    to losses (nats) and to leads, the nats by which the model does what is wanted (both (rows,)).
+    """
+
+    @property
+    def read(self) -> tuple[int, ...]: ...
+
+    def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class LetterTarget:
+    """The log-probability of the right letter among four, lowered ("break") or raised
+    ("recover"); the lead is that of the best wrong letter over the right one, or the reverse."""
+
+    letters: tuple[int, ...]
+    answer: int
+    aim: Aim
+    read: tuple[int, ...] = ()
+
+    def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        four = logits[:, 0, list(self.letters)].log_softmax(dim=-1)
+        right = four[:, self.answer]
+        wrong = four[:, [i for i in range(len(self.letters)) if i != self.answer]].amax(dim=-1)
+        return (right, wrong - right) if self.aim == "break" else (-right, right - wrong)
+
+
+@dataclass(frozen=True)
+class TextTarget:
+    """A continuation's mean cross-entropy over its tokens (the paper's eq. 2, as nanoGCG takes it);
+    the lead is its weakest token's over the best other one."""
+
+    ids: tuple[int, ...]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        return self.ids[:-1]
+
+    def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor(self.ids, device=logits.device).expand(len(logits), -1)[..., None]
+        wanted = logits.gather(-1, ids)[..., 0]
+        others = logits.scatter(-1, ids, -torch.inf).amax(dim=-1)
+        loss = (logits.logsumexp(dim=-1) - wanted).mean(dim=-1)
+        return loss, (wanted - others).amin(dim=-1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A suffix stands between `before`, which is not empty, and `after` (token ids)."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    target: Target
+
+
+@dataclass
+class Budget:
+    """Tokens of a batch; halved whenever memory runs out, and left so."""
+
+    tokens: int
+
+    @classmethod
+    def of(cls, device: torch.device, tokens: int | None = None) -> "Budget":
+        """`tokens`, or what suits the device."""
+        return cls(tokens or TOKEN_BUDGET.get(device.type, DEVICE_TOKEN_BUDGET))
+
+
+class Scorer:
+    """Losses and gradients over one or more problems, for a model whose parameters are frozen."""
+
+    def __init__(self, decoder: Decoder, problems: Sequence[Problem], budget: Budget) -> None:
+        self.decoder = decoder
+        self.problems = problems
+        self.budget = budget
+
+    @cached_property
+    def prefixes(self) -> list[PrefixCache]:
+        """Keys and values of what stands before each problem's suffix."""
+        return [PrefixCache.of(self.decoder, self._row(each.before)) for each in self.problems]
+
+    def gradient(self, suffix: Sequence[int], tokens: Tensor) -> Tensor:
+        """The mean loss's gradient with respect to the suffix's one-hot matrix, at `tokens` (A,).
+
+        (length, A): its columns of the other tokens are never computed.
+        """
+        pairs = zip(self.problems, self.prefixes, strict=True)
+        gradients = [self._gradient(problem, prefix, suffix) for problem, prefix in pairs]
+        gradient = torch.stack(gradients).mean(dim=0)
+        slices = chunks(len(tokens), self.decoder.hidden_size)
+        with torch.no_grad():
+            parts = [gradient @ self.decoder.vectors(tokens[some]).T for some in slices]
+        return torch.cat(parts, dim=1)
+
+    def _gradient(self, problem: Problem, prefix: PrefixCache, suffix: Sequence[int]) -> Tensor:
+        """The loss's gradient with respect to the vectors of the suffix's tokens."""
+        ids = self._row([*suffix, *problem.after, *problem.target.read])
+        hidden, inputs = self.decoder.embed_behind(ids, prefix)
+        vectors, rest = hidden.detach().split([len(suffix), ids.shape[1] - len(suffix)], dim=1)
+        with torch.enable_grad():
+            vectors = vectors.clone().requires_grad_()
+            hidden = torch.cat([vectors, rest], dim=1)
+            hidden = self.decoder.run(hidden, inputs, 0, self.decoder.num_layers, cache=prefix)
+            losses, _ = self._read(problem.target, hidden)
+            (gradient,) = torch.autograd.grad(losses.sum(), vectors)
+        return gradient[0]
+
+    @torch.no_grad()
+    def judge(self, parent: Sequence[int], candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and leads of `candidates` (C, length) in each problem: float64 (problems, C).
+
+        Whatever a candidate has in common with `parent` at its beginning is not run again.
+        """
+        ids = self._row(parent)
+        begins = (candidates.to(ids.device) != ids).int().argmax(dim=1)
+        order = begins.argsort(stable=True)
+        judged = torch.empty(2, len(self.problems), len(candidates), dtype=torch.float64)
+        for row, (problem, prefix) in enumerate(zip(self.problems, self.prefixes, strict=True)):
+            known = prefix.extended(self.decoder, ids)
+            rest = self._row([*problem.after, *problem.target.read]).expand(len(candidates), -1)
+            rows = torch.cat([candidates.to(ids.device)[order], rest], dim=1)
+            values = self._judge(problem.target, rows, begins[order].tolist(), known, len(parent))
+            judged[:, row, order.cpu()] = values.cpu().double()
+        return judged[0], judged[1]
+
+    def _judge(
+        self, target: Target, rows: Tensor, begins: list[int], known: PrefixCache, length: int
+    ) -> Tensor:
+        """Losses and leads, (2, rows), of rows in the order of their first new token."""
+        values, done = [], 0
+        while done < len(rows):
+            begin = begins[done]
+            time = rows.shape[1] - begin
+            some = rows[done : done + max(1, self.budget.tokens // time), begin:]
+            try:
+                prefix = known.first(known.length - length + begin)
+                values.append(self._judge_batch(target, some, prefix))
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                self.budget.tokens = len(some) // 2 * time
+            else:
+                done += len(some)
+        return torch.cat(values, dim=1)
+
+    def _judge_batch(self, target: Target, rows: Tensor, prefix: PrefixCache) -> Tensor:
+        hidden, inputs = self.decoder.embed_behind(rows, prefix)
+        hidden = self.decoder.run(hidden, inputs, 0, self.decoder.num_layers, cache=prefix)
+        return torch.stack(self._read(target, hidden))
+
+    def _read(self, target: Target, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and leads by the last hidden states, a few rows of logits at a time."""
+        last = hidden[:, -1 - len(target.read) :]
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        slices = chunks(len(last), self.decoder.vocab_size * last.shape[1])
+        judged = [target.judge(self.decoder.logits(last[some]).to(exact)) for some in slices]
+        losses, leads = zip(*judged, strict=True)
+        return torch.cat(losses), torch.cat(leads)
+
+    def _row(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor([ids], device=self.decoder.device)
