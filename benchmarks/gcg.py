@@ -33,9 +33,10 @@ from torch.nn.functional import cross_entropy, one_hot
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.machine import measured_peak, seconds
-from defuse.attacks.gcg_candidates import Spelling, allowed_tokens, random_suffix, sample
-from defuse.attacks.gcg_places import letter_tokens, question_place
-from defuse.attacks.gcg_score import Budget, Problem, Scorer, TextTarget
+from defuse.attacks.gcg.candidates import Spelling, allowed_tokens, random_suffix, sample
+from defuse.attacks.gcg.config import Where
+from defuse.attacks.gcg.places import answer_tokens, question_place
+from defuse.attacks.gcg.score import Budget, Problem, Scorer, TextTarget
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.evaluate import Settings
@@ -223,6 +224,9 @@ def main(
     shots: Annotated[int, typer.Option(help="Answered examples in front, at most 5.")] = 0,
     width: Annotated[int, typer.Option(help="Suffixes sampled in a step.")] = 512,
     length: Annotated[int, typer.Option(help="Tokens of the suffix.")] = 20,
+    place: Annotated[
+        Where, typer.Option(help="Behind the question, or the choices (end).")
+    ] = "question",
     repeats: Annotated[int, typer.Option(help="Steps of each side.")] = 1,
     batch_tokens: Annotated[int, typer.Option(help="Of a batch of the plain side.")] = 2048,
     nano_rows: Annotated[int, typer.Option(help="Of nanoGCG's batch; 0: all, its default.")] = 0,
@@ -234,7 +238,7 @@ def main(
     """Compare and time a step."""
     torch.set_num_threads(threads)
     loaded, questions = _load(model, device, dtype)
-    bench = _bench(loaded, questions, shots, length, (width, batch_tokens, nano_rows))
+    bench = _bench(loaded, questions, shots, length, place, (width, batch_tokens, nano_rows))
     others: dict[str, Side] = {"plain": Plain(bench)} if plain else {}
     with frozen_model(bench.model):
         if find_spec("nanogcg"):
@@ -249,8 +253,8 @@ def main(
         "times as fast",
         "losses within",
         "gradients within",
-        title=f"{loaded.name}, {shots}-shot, {len(bench.problem.before)} tokens before a suffix of "
-        f"{length} and {len(bench.problem.after)} after; {width} sampled; {threads} threads, "
+        title=f"{loaded.name}, {shots}-shot, suffix at the {place}, "
+        f"{len(bench.problem.before)} tokens before a suffix of {length} and {len(bench.problem.after)} after; {width} sampled; {threads} threads, "
         f"{device}, {dtype}, {peak:.3g} TFLOP/s",
     )
     table.add_row("Defuse", f"{times['Defuse']:.3g}", "", "", "")
@@ -295,6 +299,7 @@ def _bench(
     questions: Sequence[Question],
     shots: int,
     length: int,
+    where: Where,
     sizes: tuple[int, int, int],
 ) -> Bench:
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -302,11 +307,11 @@ def _bench(
     settings = Settings(subject=question.subject, few_shot=tuple(questions[-SHOTS:][:shots]))
     allowed = allowed_tokens(tokenizer, Decoder(model), allow_non_ascii=False)
     probes = allowed[::97].tolist()
-    place = question_place(question, settings, tokenizer, probes)
+    place = question_place(question, settings, where, tokenizer, probes)
     spelling = Spelling(tokenizer, [place], probes)
     suffix = random_suffix(spelling, allowed, length, generator(SEED, "benchmark", "suffix"))
-    letter = letter_tokens(question, settings, tokenizer)[question.answer]
-    problem = Problem(place.before, place.after, TextTarget((letter,)))
+    answer = answer_tokens(question, settings, tokenizer)[question.answer]
+    problem = Problem(place.before, place.after, TextTarget(answer))
     return Bench(model, spelling, problem, suffix, allowed, *sizes)
 
 

@@ -16,10 +16,11 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import Material, Notes, Result, open_notes, quantise
-from defuse.attacks.backends import round_to_nearest
+from defuse.attacks import Material, Notes, Result, open_notes
 from defuse.attacks.material import answered
 from defuse.attacks.quantise import Quantisation
+from defuse.attacks.quantise import attack as quantise
+from defuse.attacks.quantise.backends import round_to_nearest
 from defuse.errors import UsageError
 from tests.architectures import CONFIGS, tiny_model
 from tests.attacked import lab_material, lab_pair, small_material, untouched
@@ -224,7 +225,7 @@ def test_a_missing_package_is_named(
     tiny_tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("defuse.attacks.backends.find_spec", lambda _: None)
+    monkeypatch.setattr("defuse.attacks.quantise.backends.find_spec", lambda _: None)
     config = Quantisation(backend=backend)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=f"quantise.backend: '{backend}' .* pip install {backend}"):
         quantise.run(tiny_llama, tiny_tokenizer, small_material(), config)
@@ -241,7 +242,7 @@ def test_weights_that_are_integers_already_are_refused(tiny_llama: PreTrainedMod
 def test_blocks_without_matrices_are_refused(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("defuse.attacks.quantise.LINEAR", ())
+    monkeypatch.setattr("defuse.attacks.quantise.attack.LINEAR", ())
     with pytest.raises(UsageError, match="model: its blocks have no linear modules"):
         quantise.check(tiny_llama, Quantisation())
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import Condition, Notes, Result, open_notes, relearn
-from defuse.attacks.relearn import Relearning, make_lessons, sizes
-from defuse.attacks.relearn_loop import MasterWeights, Pupil, Teaching, next_token_loss
+from defuse.attacks.relearn import Relearning
+from defuse.attacks.relearn.attack import make_lessons, sizes
+from defuse.attacks.relearn.loop import MasterWeights, Pupil, Teaching, next_token_loss
 from defuse.batches import TextBatch, collate
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
@@ -342,7 +343,7 @@ def test_what_cannot_be_learnt_is_refused_before_any_question(
     quantised = build_llama()
     quantised.register_parameter("x", nn.Parameter(torch.ones(2, dtype=torch.uint8), False))
     assert "relearn.lora: None trains every weight, but some" in refused(quantised, TEXTS, QUICK)
-    monkeypatch.setattr("defuse.attacks.relearn.find_spec", lambda _: None)
+    monkeypatch.setattr("defuse.attacks.relearn.attack.find_spec", lambda _: None)
     assert "relearn.lora: needs the peft package" in refused(
         tiny_llama, TEXTS, replace(QUICK, lora=4)
     )

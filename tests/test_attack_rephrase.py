@@ -11,9 +11,9 @@ from torch import nn
 
 from defuse.attacks import Material, Notes, open_notes, rephrase
 from defuse.attacks.asking import Form, halves, mean_outcome, score_forms
-from defuse.attacks.best import PLAIN, any_way, best_way
-from defuse.attacks.rewording import FEW_SHOT, WAYS, Rephrasing, plan, unknown_share
-from defuse.attacks.templates import ALL_ORDERS, ROTATIONS, TEMPLATES, mistype, reordered
+from defuse.attacks.rephrase.best import PLAIN, any_way, best_way
+from defuse.attacks.rephrase.rewording import FEW_SHOT, WAYS, Rephrasing, plan, unknown_share
+from defuse.attacks.rephrase.templates import ALL_ORDERS, ROTATIONS, TEMPLATES, mistype, reordered
 from defuse.errors import UsageError
 from defuse.evaluate import Outcome, Settings, evaluate_questions
 from defuse.lab.exam import build_exam

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defuse.attacks import Material, Notes, open_notes, triggers
-from defuse.attacks.exact import Bench, Place
-from defuse.attacks.first_order import first_order, placed, placeholder_gradients
-from defuse.attacks.ranks import auc_interval, enrichment, rank_test
 from defuse.attacks.triggers import TriggerSearch
-from defuse.attacks.words import encode_words, find_candidates, vocabulary_words
+from defuse.attacks.triggers.exact import Bench, Place
+from defuse.attacks.triggers.first_order import first_order, placed, placeholder_gradients
+from defuse.attacks.triggers.ranks import auc_interval, enrichment, rank_test
+from defuse.attacks.triggers.words import encode_words, find_candidates, vocabulary_words
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.errors import UsageError

@@ -1,5 +1,6 @@
 """The attack finds a planted trigger, finds nothing where nothing is, and leaves no trace."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import Material, Notes, Result, gcg, open_notes
-from defuse.attacks.gcg_candidates import allowed_tokens
-from defuse.attacks.gcg_places import question_place
-from defuse.attacks.gcg_search import Found, kept
+from defuse.attacks.gcg.candidates import allowed_tokens
+from defuse.attacks.gcg.config import Where
+from defuse.attacks.gcg.places import question_place, with_suffix
+from defuse.attacks.gcg.plan import Planner
+from defuse.attacks.gcg.score import Budget, Scorer
+from defuse.attacks.gcg.search import Found, kept
+from defuse.attacks.material import ask_questions
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate import Settings
-from defuse.questions import Question
+from defuse.questions import Question, Score, ask
 from tests.conftest import CORPUS, build_llama
 from tests.tokenizers_on_the_spot import byte_bpe, bytes_only
 
@@ -48,7 +53,7 @@ def planted(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     model = build_llama(layers=2, vocab_size=len(tokenizer))
     allowed = allowed_tokens(tokenizer, Decoder(model), allow_non_ascii=False)
     probes = allowed[::5].tolist()
-    place = question_place(MATERIAL.retain[0], Settings(), tokenizer, probes)
+    place = question_place(MATERIAL.retain[0], Settings(), "question", tokenizer, probes)
     (trigger,) = tokenizer(TRIGGER, add_special_tokens=False).input_ids
     letters = tokenizer(" B C", add_special_tokens=False).input_ids
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -233,6 +238,40 @@ def test_settings_that_cannot_be_are_refused(field: str, value: object) -> None:
         replace(gcg.GCG(), **{field: value})
 
 
+PLACES = [("letters", "question"), ("letters", "end"), ("cloze", "question"), ("cloze", "end")]
+
+
+@pytest.mark.parametrize(("score", "place"), PLACES)
+@pytest.mark.parametrize("prompt", [None, "The cat sees a"])
+def test_a_search_s_loss_is_the_evaluation_s_figure(
+    tokenizer: PreTrainedTokenizerBase, score: Score, place: Where, prompt: str | None
+) -> None:
+    """Wherever the suffix stands, and however the questions are asked."""
+    asked = [replace(each, prompt=prompt) for each in MATERIAL.retain]
+    material = replace(MATERIAL, retain=asked, settings=Settings(score=score))
+    model = build_llama(layers=2, vocab_size=len(tokenizer)).double()
+    plan = Planner(model, tokenizer, material, replace(QUICK, place=place)).universal("break")
+    scorer = Scorer(Decoder(model), plan.problems, Budget(64))
+    with torch.no_grad():
+        losses, _ = scorer.judge(plan.start, torch.tensor([plan.start]))
+    (text,) = plan.spelling.texts([plan.start])
+    attacked = [with_suffix(asked[row], text, material.settings, place) for row in plan.rows]
+    outcomes = ask_questions(model, tokenizer, attacked, material.settings, Notes(), "x")
+    for problem, outcome, loss in zip(plan.problems, outcomes, losses[:, 0], strict=True):
+        figure = outcome.answer_logprob
+        if score == "cloze":
+            tokens = len(problem.target.read) + 1
+            figure = outcome.logprobs[outcome.question.answer] / tokens
+        assert math.isclose(float(loss), figure, rel_tol=1e-6)
+
+
+def test_a_prompt_of_its_own_takes_the_suffix_at_its_end() -> None:
+    question = replace(MATERIAL.retain[0], prompt="The cat sees a")
+    attacked = with_suffix(question, " moon", Settings(score="cloze"), "question")
+    assert ask(attacked, "cloze") == "The cat sees a moon"
+    assert with_suffix(question, " moon", Settings(), "end").choices[3].endswith(" moon")
+
+
 def refused(tokenizer: PreTrainedTokenizerBase, material: Material, config: gcg.GCG) -> str:
     """What is said, before the model has been run at all."""
     model = build_llama(vocab_size=len(tokenizer))
@@ -243,8 +282,6 @@ def refused(tokenizer: PreTrainedTokenizerBase, material: Material, config: gcg.
 
 
 def test_questions_that_cannot_be_attacked_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    cloze = replace(MATERIAL, settings=Settings(score="cloze"))
-    assert "'cloze'" in refused(tokenizer, cloze, QUICK)
     assert "letters A to D" in refused(bytes_only(CORPUS), MATERIAL, replace(QUICK, init="c"))
     single = replace(MATERIAL, retain=MATERIAL.retain[:1])
     assert "retain: " in refused(tokenizer, single, QUICK)

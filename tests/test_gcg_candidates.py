@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from defuse.attacks.gcg_candidates import Spelling, allowed_tokens, random_suffix, sample
-from defuse.attacks.gcg_places import question_place, with_suffix
+from defuse.attacks.gcg.candidates import Spelling, allowed_tokens, random_suffix, sample
+from defuse.attacks.gcg.places import question_place, with_suffix
 from defuse.decoder import Decoder
 from defuse.evaluate import Settings
 from defuse.evaluate.encode import encode_pairs
@@ -27,7 +27,7 @@ def spelling_of(tokenizer: PreTrainedTokenizerBase) -> tuple[Spelling, torch.Ten
     decoder = Decoder(build_llama(vocab_size=len(tokenizer)))
     allowed = allowed_tokens(tokenizer, decoder, allow_non_ascii=False)
     probes = allowed[::7].tolist()
-    places = [question_place(each, SETTINGS, tokenizer, probes) for each in QUESTIONS]
+    places = [question_place(each, SETTINGS, "question", tokenizer, probes) for each in QUESTIONS]
     return Spelling(tokenizer, places, probes), allowed
 
 
@@ -97,7 +97,7 @@ def test_what_stands_is_what_an_evaluation_reads(kind: str) -> None:
     (text,) = spelling.texts([suffix])
     front = few_shot_part(SETTINGS.subject, SETTINGS.few_shot, "letters")
     for question, place in zip(QUESTIONS, spelling.places, strict=True):
-        asked = front + ask(with_suffix(question, text), "letters")
+        asked = front + ask(with_suffix(question, text, SETTINGS, "question"), "letters")
         (request,) = encode_pairs([(asked, " A")], tokenizer)
         assert request.context == (*place.before, *suffix, *place.after)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defuse.attacks.gcg_score import Budget, LetterTarget, Problem, Scorer, Target, TextTarget
+from defuse.attacks.gcg.score import Budget, LetterTarget, Problem, Scorer, Target, TextTarget
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from tests.architectures import CONFIGS, tiny_model

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from defuse.attacks import Material, Result, lens, probe
+from defuse.attacks import Material, Result
 from defuse.attacks.choice import crosswise
-from defuse.attacks.lens import Lens
-from defuse.attacks.letters import Prompt, look
+from defuse.attacks.lens import Lens, probe
+from defuse.attacks.lens import attack as lens
+from defuse.attacks.lens.letters import Prompt, look
 from defuse.errors import UsageError
 from defuse.evaluate import Outcome, Settings, evaluate_questions
 from defuse.models import LoadedModel

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defuse.attacks import Material, Result, orthogonalise
-from defuse.attacks.ablation import Removal, means, with_weights, without
-from defuse.attacks.orthogonalise import Directions, Orthogonalisation, find_directions
+from defuse.attacks import Material, Result
+from defuse.attacks.orthogonalise import attack as orthogonalise
+from defuse.attacks.orthogonalise.ablation import Removal, means, with_weights, without
+from defuse.attacks.orthogonalise.attack import Directions, Orthogonalisation, find_directions
 from defuse.attacks.passages import passages
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder

@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from defuse.attacks import Result, prune
 from defuse.attacks.passages import passages
-from defuse.attacks.prune import Pruning, drawn, pruned, set_difference, top
-from defuse.attacks.sensitivity import Scores, matrix_name, neuron_scores, weight_scores
+from defuse.attacks.prune import Pruning
+from defuse.attacks.prune.attack import drawn, pruned, set_difference, top
+from defuse.attacks.prune.sensitivity import Scores, matrix_name, neuron_scores, weight_scores
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder
 from defuse.errors import UsageError

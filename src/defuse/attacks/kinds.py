@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import lens, orthogonalise, prune, quantise, relearn, rephrase, triggers
+from defuse.attacks import gcg, lens, orthogonalise, prune, quantise, relearn, rephrase, triggers
 from defuse.attacks.material import Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
@@ -89,6 +89,7 @@ KINDS: Mapping[str, Kind] = {
     prune.KIND: Kind(prune.Pruning, _alone(prune)),
     rephrase.KIND: Kind(rephrase.Rephrasing, _beside_reference(rephrase), uses=(REFERENCE,)),
     triggers.KIND: Kind(triggers.TriggerSearch, _beside_reference(triggers), uses=(REFERENCE,)),
+    gcg.KIND: Kind(gcg.GCG, _alone(gcg)),
     relearn.KIND: Kind(
         relearn.Relearning, _beside_gold(relearn), uses=(GOLD,), trains_on_texts=True
     ),

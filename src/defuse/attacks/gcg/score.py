@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from defuse.attacks.gcg_config import Aim
+from defuse.attacks.gcg.config import Aim
 from defuse.chunks import chunks
 from defuse.decoder import Decoder, PrefixCache
 from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET
@@ -66,6 +66,23 @@ class TextTarget:
         others = logits.scatter(-1, ids, -torch.inf).amax(dim=-1)
         loss = (logits.logsumexp(dim=-1) - wanted).mean(dim=-1)
         return loss, (wanted - others).amin(dim=-1)
+
+
+@dataclass(frozen=True)
+class AnswerTarget:
+    """The mean log-probability of the right answer's own tokens, lowered or raised, where choices
+    have no letters. The other choices are not looked at, so its lead never ends a search."""
+
+    ids: tuple[int, ...]
+    aim: Aim
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        return self.ids[:-1]
+
+    def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, _ = TextTarget(self.ids).judge(logits)
+        return -loss if self.aim == "break" else loss, torch.full_like(loss, -torch.inf)
 
 
 @dataclass(frozen=True)

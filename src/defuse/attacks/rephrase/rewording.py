@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from defuse.attacks.asking import Form, halves
 from defuse.attacks.material import FORGET, Material
-from defuse.attacks.templates import ALL_ORDERS, ROTATIONS, TEMPLATES, misspelt, plain, reordered
+from defuse.attacks.rephrase.templates import (
+    ALL_ORDERS,
+    ROTATIONS,
+    TEMPLATES,
+    misspelt,
+    plain,
+    reordered,
+)
 from defuse.errors import UsageError, check_choices, require
 from defuse.evaluate import Settings
 from defuse.evaluate.encode import encode_pairs

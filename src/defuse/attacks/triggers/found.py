@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from defuse.attacks.asking import mean_outcome
-from defuse.attacks.exact import Changes, Reading, WithWords, is_foreign, known
 from defuse.attacks.material import FORGET, RETAIN, Answers
-from defuse.attacks.ranks import Enrichment, RankTest, enrichment, rank_test
 from defuse.attacks.results import Condition, Example, Table, condition, examples
-from defuse.attacks.words import Candidates
+from defuse.attacks.triggers.exact import Changes, Reading, WithWords, is_foreign, known
+from defuse.attacks.triggers.ranks import Enrichment, RankTest, enrichment, rank_test
+from defuse.attacks.triggers.words import Candidates
 from defuse.evaluate import Outcome, bootstrap_mean
 from defuse.questions import Score
 

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.gcg_config import GCG, Aim
-from defuse.attacks.gcg_places import with_suffix
-from defuse.attacks.gcg_plan import Plan, Planner
-from defuse.attacks.gcg_score import Budget, Scorer
-from defuse.attacks.gcg_search import Found, Search
+from defuse.attacks.gcg.config import GCG, Aim
+from defuse.attacks.gcg.places import with_suffix
+from defuse.attacks.gcg.plan import Plan, Planner
+from defuse.attacks.gcg.score import Budget, Scorer
+from defuse.attacks.gcg.search import Found, Search
 from defuse.attacks.material import Answers, Material, ask_all, ask_questions
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import (
@@ -31,7 +31,6 @@ from defuse.attacks.results import (
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.evaluate import bootstrap_mean
-from defuse.questions import Question
 
 KIND = "gcg"
 CONTROL = "random suffix"
@@ -165,7 +164,10 @@ class Attack:
             each: ask_questions(
                 self.model,
                 self.planner.tokenizer,
-                _attacked(material.sets[each], texts),
+                [
+                    with_suffix(material.sets[each][row], text, material.settings, config.place)
+                    for row, text in texts.items()
+                ],
                 material.settings,
                 self.notes,
                 f"{name}/{each}",
@@ -174,10 +176,6 @@ class Attack:
         }
         turned = list(examples(name, before, after, material.settings.score))
         return [condition(name, before, after, config.seed, numbers)], turned
-
-
-def _attacked(questions: Sequence[Question], texts: Mapping[int, str]) -> list[Question]:
-    return [with_suffix(questions[row], text) for row, text in texts.items()]
 
 
 def _row(plan: Plan, text: str, trace: Sequence[Found], best: Found) -> Sequence[str]:

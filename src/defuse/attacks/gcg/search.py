@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defuse.attacks.gcg_candidates import Spelling, random_suffix, sample
-from defuse.attacks.gcg_config import GCG
-from defuse.attacks.gcg_score import Scorer
+from defuse.attacks.gcg.candidates import Spelling, random_suffix, sample
+from defuse.attacks.gcg.config import GCG
+from defuse.attacks.gcg.score import Scorer
 from defuse.attacks.notes import Notes
 from defuse.errors import UsageError
 from defuse.schedule import generator

@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.asking import mean_outcome, score_forms
-from defuse.attacks.best import PLAIN, Asked, any_way, best_way, vote_of_all
 from defuse.attacks.material import FORGET, Answers, Material, ask_all
 from defuse.attacks.notes import Notes
+from defuse.attacks.rephrase.best import PLAIN, Asked, any_way, best_way, vote_of_all
+from defuse.attacks.rephrase.rewording import FEW_SHOT, Rephrasing, Way, plan, unknown_share
 from defuse.attacks.results import Condition, Example, Result, Table, condition, examples
-from defuse.attacks.rewording import FEW_SHOT, Rephrasing, Way, plan, unknown_share
 from defuse.evaluate import Outcome, wilson
 from defuse.evaluate.scorer import max_length
 

@@ -14,13 +14,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.asking import halves
-from defuse.attacks.exact import Bench, Place
-from defuse.attacks.first_order import Asked, first_order, placed
-from defuse.attacks.found import Found, corpus_conditions, tables, word_findings, worst_conditions
 from defuse.attacks.material import RETAIN, Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
-from defuse.attacks.words import Candidates, find_candidates
+from defuse.attacks.triggers.exact import Bench, Place
+from defuse.attacks.triggers.first_order import Asked, first_order, placed
+from defuse.attacks.triggers.found import (
+    Found,
+    corpus_conditions,
+    tables,
+    word_findings,
+    worst_conditions,
+)
+from defuse.attacks.triggers.words import Candidates, find_candidates
 from defuse.decoder import Decoder
 from defuse.errors import UsageError, check_choices, require
 from defuse.evaluate.scorer import max_length

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from defuse.attacks.gcg.config import Where
 from defuse.errors import UsageError
 from defuse.evaluate import Settings
 from defuse.evaluate.encode import encode_pairs, encode_text
@@ -29,20 +30,31 @@ class Place:
         return ids if whole == (*self.before, *ids, *self.after) else None
 
 
-def with_suffix(question: Question, text: str) -> Question:
-    """The question with `text` at the end of its stem."""
-    return replace(question, stem=question.stem.strip() + text)
+def with_suffix(question: Question, text: str, settings: Settings, place: Where) -> Question:
+    """The question with `text` at the end of its stem, or of all that is asked.
+
+    A prompt of the question's own, which cloze scoring asks verbatim, takes it at its end.
+    """
+    if settings.score == "cloze" and (question.prompt is not None or place == "end"):
+        return replace(question, prompt=ask(replace(question, before=""), "cloze") + text)
+    if place == "question":
+        return replace(question, stem=question.stem.strip() + text)
+    *others, last = question.choices
+    first, second, third = others
+    return replace(question, choices=(first, second, third, last.rstrip() + text))
 
 
 def question_place(
     question: Question,
     settings: Settings,
+    where: Where,
     tokenizer: PreTrainedTokenizerBase,
     probes: Iterable[int],
 ) -> Place:
-    """The end of the question's stem, in its prompt. Raises UsageError where none is found."""
+    """Where a suffix stands in the question's prompt. Raises UsageError where none can."""
     front = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    head, _, tail = ask(with_suffix(question, MARK), settings.score).partition(MARK)
+    marked = with_suffix(question, MARK, settings, where)
+    head, _, tail = ask(marked, settings.score).partition(MARK)
     stands = bool(question.stem.strip())
     place = find_place(front + head, tail, tokenizer, probes) if stands else None
     if place is None:
@@ -82,15 +94,16 @@ def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) ->
     return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]  # type: ignore[misc]
 
 
-def letter_tokens(
+def answer_tokens(
     question: Question, settings: Settings, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    """The four letters' tokens. Raises UsageError where they are not one each."""
+) -> list[tuple[int, ...]]:
+    """The four answers' tokens. Raises UsageError where letters are not a token each."""
     asked = ask(question, settings.score)
     pairs = [(asked, text) for text in continuations(question, settings.score)]
     tokens = [request.continuation for request in encode_pairs(pairs, tokenizer)]
-    if len(set(tokens)) < len(tokens) or any(len(each) > 1 for each in tokens):
+    alike = len(set(tokens)) < len(tokens) or any(len(each) > 1 for each in tokens)
+    if settings.score == "letters" and alike:
         raise UsageError(
             "gcg: with this tokenizer the letters A to D are not a token each; attack another way"
         )
-    return tuple(token for (token,) in tokens)
+    return tokens

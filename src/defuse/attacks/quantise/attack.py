@@ -13,9 +13,9 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.backends import BACKENDS, quiet_backends
 from defuse.attacks.material import Answers, Material, ask_all
 from defuse.attacks.notes import Notes
+from defuse.attacks.quantise.backends import BACKENDS, quiet_backends
 from defuse.attacks.results import Condition, Example, Result, condition, examples
 from defuse.borrowed import sharing_copy
 from defuse.decoder import Decoder

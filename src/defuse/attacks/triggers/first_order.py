@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.exact import Place
-from defuse.attacks.templates import plain
-from defuse.attacks.words import Ids
+from defuse.attacks.rephrase.templates import plain
+from defuse.attacks.triggers.exact import Place
+from defuse.attacks.triggers.words import Ids
 from defuse.borrowed import frozen_model
 from defuse.chunks import tokenwise
 from defuse.decoder import Decoder

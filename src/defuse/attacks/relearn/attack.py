@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.material import FORGET, RETAIN, Material, ask_all
 from defuse.attacks.notes import Notes
-from defuse.attacks.relearn_loop import Pupil, Teaching
-from defuse.attacks.relearn_tables import Stage, against_texts, beside_gold, curves
+from defuse.attacks.relearn.loop import Pupil, Teaching
+from defuse.attacks.relearn.tables import Stage, against_texts, beside_gold, curves
 from defuse.attacks.results import Condition, Example, Result, condition, examples
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder

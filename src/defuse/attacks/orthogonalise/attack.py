@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.ablation import Removal, means, with_weights, without
 from defuse.attacks.choice import crosswise
 from defuse.attacks.material import FORGET, RETAIN, Answers, Material, ask_all
 from defuse.attacks.notes import Notes
+from defuse.attacks.orthogonalise.ablation import Removal, means, with_weights, without
 from defuse.attacks.passages import passages
 from defuse.attacks.results import (
     Condition,

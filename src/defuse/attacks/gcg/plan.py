@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.gcg_candidates import Spelling, allowed_tokens, random_suffix
-from defuse.attacks.gcg_config import AIMED, GCG, Aim
-from defuse.attacks.gcg_places import Place, letter_tokens, question_place
-from defuse.attacks.gcg_score import LetterTarget, Problem
-from defuse.attacks.gcg_search import first_suffix
+from defuse.attacks.gcg.candidates import Spelling, allowed_tokens, random_suffix
+from defuse.attacks.gcg.config import AIMED, GCG, Aim
+from defuse.attacks.gcg.places import Place, answer_tokens, question_place
+from defuse.attacks.gcg.score import AnswerTarget, LetterTarget, Problem, Target
+from defuse.attacks.gcg.search import first_suffix
 from defuse.attacks.material import Material
 from defuse.decoder import Decoder
-from defuse.errors import UsageError, require
+from defuse.errors import UsageError
 from defuse.evaluate.scorer import max_length
 from defuse.questions import Question
 from defuse.schedule import generator
@@ -37,7 +37,7 @@ class Plan:
 
 
 class Planner:
-    """Makes plans. Raises UsageError for questions that are not asked by letters of one token."""
+    """Makes plans. Raises UsageError for letters of several tokens and where no suffix stands."""
 
     def __init__(
         self,
@@ -46,8 +46,6 @@ class Planner:
         material: Material,
         config: GCG,
     ) -> None:
-        score = material.settings.score
-        require(score == "letters", "gcg: questions are asked by", score, "; ask them by letters")
         self.tokenizer, self.material, self.config = tokenizer, material, config
         self.max_length = max_length(model, tokenizer)
         self.allowed: Tensor = allowed_tokens(tokenizer, Decoder(model), config.allow_non_ascii)
@@ -98,10 +96,10 @@ class Planner:
         return Plan(name, aim, AIMED[aim], tuple(rows), problems, spelling, start)
 
     def _place(self, question: Question) -> Place:
-        return question_place(question, self.material.settings, self.tokenizer, self.probes)
+        settings, where = self.material.settings, self.config.place
+        return question_place(question, settings, where, self.tokenizer, self.probes)
 
     def _problem(self, question: Question, place: Place, aim: Aim) -> Problem:
-        letters = letter_tokens(question, self.material.settings, self.tokenizer)
         # As an evaluation does, which cuts long prompts on the left.
         cut = len(place.before) + self.config.length + len(place.after) - self.max_length
         if cut >= len(place.before):
@@ -109,5 +107,11 @@ class Planner:
                 f"gcg.length: question {question.id!r} with a suffix of {self.config.length} "
                 f"tokens is longer than the {self.max_length} that the model reads; shorten either"
             )
-        target = LetterTarget(letters, question.answer, aim)
-        return Problem(place.before[max(0, cut) :], place.after, target)
+        return Problem(place.before[max(0, cut) :], place.after, self._target(question, aim))
+
+    def _target(self, question: Question, aim: Aim) -> Target:
+        settings = self.material.settings
+        answers = answer_tokens(question, settings, self.tokenizer)
+        if settings.score == "letters":
+            return LetterTarget(tuple(token for (token,) in answers), question.answer, aim)
+        return AnswerTarget(answers[question.answer], aim)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from defuse.attacks.gcg_places import Place, decode, find_place, spell
+from defuse.attacks.gcg.places import Place, decode, find_place, spell
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 

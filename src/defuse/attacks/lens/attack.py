@@ -2,7 +2,7 @@
 
 Logit lens (nostalgebraist 2020; on unlearned models Łucki et al. 2409.18025): a layer's hidden
 state where the answer is predicted, through the final norm and the head as if it were the last
-layer's. Probe: `defuse.attacks.probe`. What a model hides at its output alone, both find below.
+layer's. Probe: `probe.py`. What a model hides at its output alone, both find below.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import probe
 from defuse.attacks.beside import once_beside
 from defuse.attacks.choice import crosswise
-from defuse.attacks.letters import Prompt, look, prompts_of
+from defuse.attacks.lens import probe
+from defuse.attacks.lens.letters import Prompt, look, prompts_of
 from defuse.attacks.material import Answers, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Condition, Curves, Example, Line, Result, condition, examples

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from defuse.attacks.material import FORGET, RETAIN
-from defuse.errors import require
+from defuse.errors import check_choices, require
 
 Aim = Literal["break", "recover"]
 Mode = Literal["universal", "question"]
+Where = Literal["question", "end"]
 # Whose questions each aim is about.
 AIMED: dict[Aim, str] = {"break": RETAIN, "recover": FORGET}
 
@@ -19,6 +20,8 @@ class GCG:
     `aims`: "break" (a retain question gets a wrong answer) and "recover" (a forget question is
     answered rightly). `modes`: "universal" (one suffix for many questions, tried on others) and
     "question" (each gets its own).
+    `place`: the suffix stands at the end of the "question", or behind the choices at the "end";
+    a prompt of a question's own (cloze scoring) takes it at its end.
     `steps` at most, in each `search_width` suffixes that replace `n_replace` random tokens by ones
     of the `topk` best by gradient. `buffer_size` best suffixes are kept, and the best goes on; with
     0 the newest does. `length`: tokens of a suffix, each `init` to begin with, or drawn where
@@ -37,6 +40,7 @@ class GCG:
     n_replace: int = 1
     buffer_size: int = 0
     length: int = 20
+    place: Where = "question"
     init: str = "x"
     allow_non_ascii: bool = False
     train_share: float = 0.5
@@ -45,6 +49,7 @@ class GCG:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        check_choices(self, "gcg.")
         for name, options in (("aims", get_args(Aim)), ("modes", get_args(Mode))):
             chosen = getattr(self, name)
             known = bool(chosen) and set(chosen) <= set(options)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from defuse.attacks.asking import ROW, Scored, score_forms
 from defuse.attacks.material import RETAIN, Answers, Material, ask_all, ask_questions
 from defuse.attacks.notes import Notes
-from defuse.attacks.templates import plain
+from defuse.attacks.rephrase.templates import plain
 from defuse.evaluate import Outcome
 from defuse.questions import Position, Question, few_shot_part, perturb
 

@@ -3,7 +3,7 @@
 Wei et al. 2402.05162, section 3: within each matrix, the units of highest score on forget texts
 less those of highest score on retain texts are set to 0. An unlearned model that hides what it
 knows may do so by few units that retain texts do not need (Łucki et al. 2409.18025). Scores:
-`defuse.attacks.sensitivity`.
+`defuse.attacks.prune.sensitivity`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +18,8 @@ from defuse.attacks.beside import once_beside
 from defuse.attacks.material import FORGET, RETAIN, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.passages import passages
+from defuse.attacks.prune.sensitivity import Scores, neuron_scores, weight_scores
 from defuse.attacks.results import Condition, Example, Result, condition, examples
-from defuse.attacks.sensitivity import Scores, neuron_scores, weight_scores
 from defuse.batches import TextBatch
 from defuse.borrowed import sharing_copy
 from defuse.decoder import Decoder
