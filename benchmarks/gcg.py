@@ -253,9 +253,9 @@ def main(
         "times as fast",
         "losses within",
         "gradients within",
-        title=f"{loaded.name}, {shots}-shot, suffix at the {place}, "
-        f"{len(bench.problem.before)} tokens before a suffix of {length} and {len(bench.problem.after)} after; {width} sampled; {threads} threads, "
-        f"{device}, {dtype}, {peak:.3g} TFLOP/s",
+        title=f"{loaded.name}, {shots}-shot, {len(bench.problem.before)} tokens before a suffix of "
+        f"{length} (place: {place}) and {len(bench.problem.after)} after; {width} sampled; "
+        f"{threads} threads, {device}, {dtype}, {peak:.3g} TFLOP/s",
     )
     table.add_row("Defuse", f"{times['Defuse']:.3g}", "", "", "")
     for name, (losses, gradients) in gaps.items():
