@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup test test-slow check lab real real-tofu
+.PHONY: setup test test-slow check lab real real-attacks real-tofu
 
 setup: .venv/ready
 
@@ -38,6 +38,11 @@ lab: setup
 # make real FULL=1: all methods. What is finished stays in runs/real.
 real: .venv/real
 	$(BIN)/defuse real $(if $(FULL),--full)
+
+# The same model under attack, before and after unlearning, without and with RNA.
+# make real-attacks FULL=1: SimNPO, too, and two seeds. What is finished stays in runs/real/attacks.
+real-attacks: .venv/real
+	$(BIN)/defuse real --attacks $(if $(FULL),--full)
 
 # TOFU on the same model: teach invented authors, unlearn two, compare with who never knew them.
 # TOFU=folder for its files, else they come from the hub. What is finished stays in runs/real-tofu.

@@ -79,7 +79,7 @@ def localise(text: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_defuse_commands_run(page: Path, workplace: Path) -> None:
     found = [shlex.split(localise(line)) for line in commands(page) if line.startswith("defuse ")]
-    if page.name in ("evaluation.md", "theory.md"):  # they go on from the quick start
+    if page.name in ("evaluation.md", "theory.md", "attacks.md"):  # they go on from the quick start
         found = [
             ["defuse", "unlearn", "recipe.yaml", f"output=runs/{n}"] for n in ("first", "second")
         ] + found
@@ -90,9 +90,11 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
             continue  # goes on from make real, with its model
         if command[1] == "sweep":
             command.append("--plan")  # all but the runs themselves: test_sweep.py
+        if command[1] == "attack" and "--kind" not in command:
+            command.append("--plan")  # all kinds take long: test_attack_*.py
         result = CliRunner().invoke(app, command[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        if "--out" in command:
+        if "--out" in command and "--plan" not in command:
             assert (workplace / command[command.index("--out") + 1]).exists()
 
 
@@ -125,6 +127,20 @@ def test_the_example_for_large_models_runs(workplace: Path) -> None:
     (code,) = blocks(ROOT / "docs" / "large-models.md", "python")
     exec(compile(localise(code), "large-models.md", "exec"), {})  # noqa: S102 (our own page)
     assert (workplace / "runs/large/model.safetensors").is_file()
+
+
+ATTACKS = [
+    (page, code)
+    for page in ("attacks.md", "attacks-asking.md", "attacks-inside.md")
+    for code in blocks(ROOT / "docs" / page, "python")
+]
+
+
+@pytest.mark.parametrize(("page", "code"), ATTACKS, ids=range(len(ATTACKS)))
+def test_the_examples_of_attacks_run(page: str, code: str, workplace: Path) -> None:
+    (workplace / "runs").mkdir()
+    (workplace / "runs" / "first").symlink_to(workplace / "model")
+    exec(compile(localise(code), page, "exec"), {})  # noqa: S102 (our own page)
 
 
 def test_the_guide_s_new_method_runs(workplace: Path) -> None:

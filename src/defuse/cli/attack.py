@@ -42,6 +42,7 @@ def attack(
     few_shot: Annotated[int, _option("Answered examples in front.", ASKED)] = 0,
     dev: Annotated[Text, _option("Question file of the examples.", ASKED)] = None,
     score: Annotated[Score, _option("Rank A-D, or the choices' own texts.", ASKED)] = "letters",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would run.")] = False,
     device: Annotated[str, _option("auto, cpu, cuda or mps.", RUN)] = "auto",
     dtype: Annotated[str, _option("auto, float32, bfloat16, float16, float64.", RUN)] = "auto",
     seed: Annotated[int, _option("Of all that is drawn.", RUN)] = 42,
@@ -77,6 +78,10 @@ def attack(
     )
     check(order)
     console, progress = Console(), Console(stderr=True)
+    if plan:
+        for name, config in order.configs.items():
+            console.print(f"{name}: {config}", highlight=False, markup=False)
+        return
     with progress.status("loading") as status:
         for result in run(order, lambda name, found: status.update(f"{name}: {found}")):
             console.print(screen_table(result))
