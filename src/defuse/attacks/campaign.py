@@ -20,9 +20,10 @@ from defuse.report import Page, Section, render
 
 SAYING = (
     "One's own models under attack: before unlearning, unlearned without and with a defence, and, "
-    "where there is one, the gold standard that never saw the forget set. Each cell is the best "
-    "(forget set) or the worst (retain set) of an attack's settings. The best of many is high by "
-    "chance: compare it with the gold standard's, which had as many."
+    "where there is one, the gold standard that never saw the forget set. Nothing is selected on "
+    "the questions it is reported on; random directions, units and suffixes are the controls. "
+    "GCG's recovery of single questions is told their answers, and relearning on forget texts may "
+    "be: compare both with the gold standard's."
 )
 
 

@@ -1,5 +1,6 @@
 """All kinds of attack by name; a new one is one module, and one entry here."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,12 +35,15 @@ class Target:
 class Kind:
     """An attack: its settings (a frozen dataclass) and how it is run.
 
-    `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do without, or compares with.
+    `main`: which conditions stand in a table of several models: none that was selected on the
+    questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do
+    without, or compares with.
     `trains_on_texts`: whether forget texts must be given, other than questions.
     """
 
     config: type
     run: Callable[[Target, Any, Notes], Result]
+    main: re.Pattern[str] = re.compile(".*")
     needs: Sequence[str] = ()
     uses: Sequence[str] = ()
     trains_on_texts: bool = False
@@ -82,16 +86,38 @@ def _beside_gold(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa
 # The quick ones first, so that what is refused is refused early.
 KINDS: Mapping[str, Kind] = {
     quantise.KIND: Kind(quantise.Quantisation, _alone(quantise)),
-    lens.KIND: Kind(lens.Lens, _beside_reference(lens), uses=(REFERENCE,)),
+    lens.KIND: Kind(
+        lens.Lens,
+        _beside_reference(lens),
+        main=re.compile(".*, chosen layer"),
+        uses=(REFERENCE,),
+    ),
     orthogonalise.KIND: Kind(
-        orthogonalise.Orthogonalisation, _beside_reference(orthogonalise), needs=(REFERENCE,)
+        orthogonalise.Orthogonalisation,
+        _beside_reference(orthogonalise),
+        main=re.compile("(all|strongest|weights)(, random direction)?|each, chosen layer"),
+        needs=(REFERENCE,),
     ),
     prune.KIND: Kind(prune.Pruning, _alone(prune)),
-    rephrase.KIND: Kind(rephrase.Rephrasing, _beside_reference(rephrase), uses=(REFERENCE,)),
-    triggers.KIND: Kind(triggers.TriggerSearch, _beside_reference(triggers), uses=(REFERENCE,)),
+    rephrase.KIND: Kind(
+        rephrase.Rephrasing,
+        _beside_reference(rephrase),
+        main=re.compile("vote over (orders|all ways)|best way, .*"),
+        uses=(REFERENCE,),
+    ),
+    triggers.KIND: Kind(
+        triggers.TriggerSearch,
+        _beside_reference(triggers),
+        main=re.compile("worst of .*|all .*"),
+        uses=(REFERENCE,),
+    ),
     gcg.KIND: Kind(gcg.GCG, _alone(gcg)),
     relearn.KIND: Kind(
-        relearn.Relearning, _beside_gold(relearn), uses=(GOLD,), trains_on_texts=True
+        relearn.Relearning,
+        _beside_gold(relearn),
+        main=re.compile("(forget|retain), .*"),
+        uses=(GOLD,),
+        trains_on_texts=True,
     ),
 }
 

@@ -1,96 +1,81 @@
-"""Several models under the same attacks, in tables."""
+"""Several models under the same attacks, in tables: nothing is selected, controls stand beside."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from defuse.attacks.kinds import KINDS
 from defuse.attacks.material import FORGET, RETAIN
-from defuse.attacks.results import Condition, Effect, Result
+from defuse.attacks.results import Condition, Result
 from defuse.evaluate import compare
 from defuse.experiment.words import interval
 from defuse.report import TableData
 
 Results = Mapping[str, Mapping[str, Result]]  # of each model, by kind
 NO_ATTACK = "no attack"
-
-
-@dataclass(frozen=True)
-class Strongest:
-    """What an attack could do to a set of questions at best, out of so many conditions."""
-
-    condition: str
-    effect: Effect
-    tried: int
-
-
-def strongest(conditions: Sequence[Condition], questions: str) -> Strongest | None:
-    """The condition that recovers most of the forget set, or breaks most of the retain set.
-
-    The best of many is high by chance alone, so the same is taken of the models it is compared
-    with. None if no condition asked this set.
-    """
-    asked = [each for each in conditions if questions in each.effects]
-    if not asked:
-        return None
-    sign = 1 if questions == FORGET else -1
-    best = max(asked, key=lambda each: sign * each.effects[questions].after.accuracy.value)
-    return Strongest(best.name, best.effects[questions], len(asked))
+CAPTIONS = {
+    FORGET: "What comes back: accuracy on the forget set",
+    RETAIN: "What breaks: accuracy on the retain set",
+}
 
 
 def overview(results: Results) -> list[TableData]:
-    """Accuracies of all models without an attack and under the strongest of each kind."""
-    captions = {
-        FORGET: "What comes back: accuracy on the forget set, under each attack's best setting",
-        RETAIN: "What breaks: accuracy on the retain set, under each attack's worst setting",
-    }
-    return [_overview(results, name, caption) for name, caption in captions.items()]
-
-
-def _overview(results: Results, questions: str, caption: str) -> TableData:
-    kinds = list(dict.fromkeys(kind for own in results.values() for kind in own))
-    found = {
-        (name, kind): strongest(own[kind].conditions, questions)
+    """Each main condition's accuracies, model beside model, for either set of questions."""
+    main = {
+        name: [each for kind, result in own.items() for each in main_conditions(kind, result)]
         for name, own in results.items()
-        for kind in own
     }
-    rows = [[NO_ATTACK, "", *(_before(own, questions) for own in results.values())]]
-    for kind in kinds:
-        cells = [found.get((name, kind)) for name in results]
-        if any(cells):
-            tried = max(each.tried for each in cells if each)
-            after = [interval(each.effect.after.accuracy) if each else "" for each in cells]
-            rows.append([kind, str(tried), *after])
-    return TableData(caption, ["", "settings", *results], rows)
+    return [_overview(main, questions) for questions in CAPTIONS]
 
 
-def _before(own: Mapping[str, Result], questions: str) -> str:
-    for result in own.values():
-        for condition in result.conditions:
-            if questions in condition.effects:
-                return interval(condition.effects[questions].before.accuracy)
-    return ""
+def main_conditions(kind: str, result: Result) -> list[tuple[str, Condition]]:
+    """The conditions that `Kind.main` names, each as "kind: name"."""
+    wanted = KINDS[kind].main
+    return [(f"{kind}: {c.name}", c) for c in result.conditions if wanted.fullmatch(c.name)]
+
+
+def _overview(main: Mapping[str, Sequence[tuple[str, Condition]]], questions: str) -> TableData:
+    asked = {
+        name: {label: each.effects[questions] for label, each in own if questions in each.effects}
+        for name, own in main.items()
+    }
+    labels = list(dict.fromkeys(label for own in asked.values() for label in own))
+    first = [next(iter(own.values()), None) for own in asked.values()]
+    rows = [[NO_ATTACK, "", *(interval(e.before.accuracy) if e else "" for e in first)]]
+    for label in labels:
+        effects = [own.get(label) for own in asked.values()]
+        n = max(each.after.n for each in effects if each)
+        cells = [interval(each.after.accuracy) if each else "" for each in effects]
+        rows.append([label, str(n), *cells])
+    return TableData(CAPTIONS[questions], ["", "n", *asked], rows)
 
 
 def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:
-    """Each defended model minus its undefended twin, under each attack, on the same questions.
+    """Each defended model minus its undefended twin under each attack, on the same questions.
 
     `pairs`: (undefended, defended) names of `results`.
     """
     rows = [
-        [defended, kind, questions, *cells]
+        [defended, label, questions, *cells]
         for plain, defended in pairs
         for kind in results[plain]
         if kind in results[defended]
-        for questions in (FORGET, RETAIN)
-        if (cells := _difference(results[defended][kind], results[plain][kind], questions))
+        for label, one, other in _twins(kind, results[defended][kind], results[plain][kind])
+        for questions in CAPTIONS
+        if (cells := _difference(one, other, questions))
     ]
     head = ["", "attack", "questions", "n", "minus the undefended", "p"]
     return TableData("What the defence changes under attack", head, rows)
 
 
-def _difference(one: Result, other: Result, questions: str) -> list[str]:
-    """n, the paired difference under each one's strongest setting, and p; empty if not asked."""
-    two = [strongest(each.conditions, questions) for each in (one, other)]
-    first, second = (each.effect.after.right if each else {} for each in two)
+def _twins(kind: str, one: Result, other: Result) -> list[tuple[str, Condition, Condition]]:
+    second = dict(main_conditions(kind, other))
+    return [(n, each, second[n]) for n, each in main_conditions(kind, one) if n in second]
+
+
+def _difference(one: Condition, other: Condition, questions: str) -> list[str]:
+    """n, the paired difference of the accuracies and p; empty if not both were asked."""
+    if questions not in one.effects or questions not in other.effects:
+        return []
+    first, second = (each.effects[questions].after.right for each in (one, other))
     asked = [name for name in first if name in second]
     if not asked:
         return []
