@@ -17,11 +17,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import Material, Notes, Result, open_notes
-from defuse.attacks.material import answered
 from defuse.attacks.quantise import Quantisation
 from defuse.attacks.quantise import attack as quantise
 from defuse.attacks.quantise.backends import round_to_nearest
 from defuse.errors import UsageError
+from defuse.questions import ask
+from defuse.questions.prompts import LETTERS
 from tests.architectures import CONFIGS, tiny_model
 from tests.attacked import lab_material, lab_pair, small_material, untouched
 
@@ -118,7 +119,9 @@ def change_below_half_a_level(model: PreTrainedModel, material: Material) -> Pre
     """`model` rounded to 4 bits, then every weight moved by up to 0.45 levels: the answers go."""
     rounded, _ = quantise.quantised(model, 4, Quantisation(group_size=32))
     changed, tokenizer = deepcopy(rounded).requires_grad_(True), lab_pair().base.tokenizer
-    texts = [answered(question, material.settings) for question in material.forget]
+    texts = [
+        ask(question, "letters") + f" {LETTERS[question.answer]}" for question in material.forget
+    ]
     answers = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
     found = map(quantise.linears, (changed, rounded))
     pairs = [(a, b) for (_, _, a), (_, _, b) in zip(*found, strict=True)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ from typer.testing import CliRunner
 from defuse.attacks import Cost, Material, Notes, open_notes
 from defuse.attacks import quantise as quantisation
 from defuse.attacks.job import Order, check, read_results, run
-from defuse.attacks.kinds import KINDS, configs
+from defuse.attacks.kinds import KINDS, configs, possible
 from defuse.attacks.overview import defence, overview
-from defuse.attacks.page import make_page
+from defuse.attacks.page import in_turn, make_page
 from defuse.attacks.results import Condition, Result, condition, effect, examples
 from defuse.cli import app
 from defuse.errors import UsageError
-from defuse.evaluate import Outcome, compare, wilson
+from defuse.evaluate import Outcome, Settings, compare, wilson
 from defuse.questions import Question
 from defuse.report import render
 from tests.conftest import build_llama, build_tokenizer
@@ -40,11 +41,6 @@ MATERIAL = Material(QUESTIONS[:4], QUESTIONS[4:])
 def test_a_set_of_questions_without_any_is_refused():
     with pytest.raises(UsageError, match="retain: there are no questions"):
         Material(QUESTIONS, ())
-
-
-def test_texts_are_the_questions_with_their_answers_where_there_are_none():
-    assert MATERIAL.texts_of("forget")[1].endswith("D. cat\nAnswer: B")
-    assert Material(QUESTIONS, QUESTIONS, forget_texts=("a",)).texts_of("forget") == ("a",)
 
 
 def test_an_effect_is_after_minus_before_on_the_same_questions():
@@ -133,9 +129,9 @@ def test_models_stand_side_by_side_and_a_defence_is_compared_question_by_questio
     }
     forget, retain = overview(results)
     # A single layer may be the best of many by luck, so it stands in no table of models.
-    assert [row[0] for row in forget.rows] == ["no attack", "quantise: 4 bits"]
-    assert [cell[:4] for cell in forget.rows[1][2:]] == ["1.00", "0.25"]
-    assert len(retain.rows) == 1
+    assert [row[0] for row in forget.rows] == ["quantise: 4 bits"]
+    assert [cell[:11] for cell in forget.rows[0][2:]] == ["0.50 → 1.00", "0.50 → 0.25"]
+    assert not retain.rows
     (row,) = defence(results, [("plain", "defended")]).rows
     assert (row[:4], row[4][:5], row[5]) == (
         ["defended", "quantise: 4 bits", "forget", "8"],
@@ -185,8 +181,8 @@ def test_the_command_writes_results_tables_and_page_and_knows_them_again(
 
 
 def order(model: Path, out: Path, kinds: list[str], **more: object) -> Order:
-    fields: dict = {"device": "cpu", "dtype": "float32", **more}
-    return Order(str(model), out, configs(kinds), MATERIAL, **fields)
+    fields: dict = {"device": "cpu", "dtype": "float32", "material": MATERIAL, **more}
+    return Order(str(model), out, configs(kinds), **fields)
 
 
 def test_what_an_attack_cannot_do_without_is_asked_for_first(tiny_model_folder, tmp_path):
@@ -194,9 +190,13 @@ def test_what_an_attack_cannot_do_without_is_asked_for_first(tiny_model_folder, 
         if kind.needs:
             with pytest.raises(UsageError, match=f"{kind.needs[0]}: missing; the attack {name}"):
                 check(order(tiny_model_folder, tmp_path / "out", [name]))
-        elif kind.trains_on_texts:
+        elif kind.texts(configs([name])[name]):
             with pytest.raises(UsageError, match="--forget-texts FILE"):
                 check(order(tiny_model_folder, tmp_path / "out", [name]))
+        if kind.letters:
+            cloze = replace(MATERIAL, settings=Settings(score="cloze"))
+            with pytest.raises(UsageError, match=f"score: the attack {name} needs letters"):
+                check(order(tiny_model_folder, tmp_path / "out", [name], material=cloze))
     assert not (tmp_path / "out").exists()
 
 
@@ -223,11 +223,44 @@ def test_a_result_of_other_weights_is_refused(tiny_model_folder, tmp_path):
     other = tmp_path / "other"
     build_llama(seed=1).save_pretrained(other)
     build_tokenizer().save_pretrained(other)
-    with pytest.raises(UsageError, match="an attack with other weights; delete it"):
-        list(run(order(other, out, ["quantise"])))
+    for kind in ("quantise", "rephrase"):  # also before another kind joins the page
+        with pytest.raises(UsageError, match=r"quantise\.json is of an attack with other weights"):
+            list(run(order(other, out, [kind])))
     (out / "quantise.json").write_text("{}")
     with pytest.raises(UsageError, match="is no result of an attack"):
         read_results(out)
+
+
+def test_texts_may_be_added_for_kinds_that_read_them(tiny_model_folder, tmp_path):
+    out, more = tmp_path / "out", replace(MATERIAL, forget_texts=("The cat sees a bird.",))
+    list(run(order(tiny_model_folder, out, ["quantise"])))
+    check(order(tiny_model_folder, out, ["quantise"], material=more))
+    chosen = configs(list(KINDS))
+    assert "relearn" not in possible(chosen, MATERIAL, None, None)
+    both = replace(more, retain_texts=("The moon is in the tree.",))
+    assert {"relearn", "orthogonalise"} <= set(possible(chosen, both, "base", None))
+
+
+def test_what_is_finished_is_told_though_the_next_kind_fails(
+    tiny_model_folder, tmp_path, monkeypatch
+):
+    failing = replace(KINDS["rephrase"], run=lambda *_: 1 / 0)
+    monkeypatch.setattr("defuse.attacks.job.KINDS", {**KINDS, "rephrase": failing})
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(
+            app,
+            command(tiny_model_folder, tmp_path, "--kind", "rephrase"),
+            catch_exceptions=False,
+        )
+    assert "## quantise" in (tmp_path / "out" / "attacks.md").read_text()
+
+
+def test_examples_are_shown_in_turn_with_random_controls_last():
+    asked = {"forget": [outcome(q, 0) for q in QUESTIONS]}
+    turned = {"forget": [outcome(q, 1) for q in QUESTIONS]}
+    names = ("random suffix", "a", "b")
+    found = [each for name in names for each in examples(name, asked, turned)]
+    assert [each.condition for each in in_turn(found)][:4] == ["a", "b", "a", "b"]
 
 
 def test_the_page_escapes_what_data_sets_say():

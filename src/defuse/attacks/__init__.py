@@ -1,6 +1,6 @@
 """Attacks: what brings unlearned knowledge back, and what breaks an unlearned model.
 
-One file for each kind, each with `run(model, tokenizer, material, config) -> Result`.
+One folder for each kind, each with `run(model, tokenizer, material, config) -> Result`.
 """
 
 from defuse.attacks.material import Material

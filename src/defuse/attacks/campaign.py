@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from defuse.attacks.job import Order, read_results, run
+from defuse.attacks.job import Order, check_known, read_results, run
 from defuse.attacks.overview import Results, defence, overview
 from defuse.attacks.page import make_page
 from defuse.experiment.clock import Clock
@@ -20,10 +20,11 @@ from defuse.report import Page, Section, render
 
 SAYING = (
     "One's own models under attack: before unlearning, unlearned without and with a defence, and, "
-    "where there is one, the gold standard that never saw the forget set. Nothing is selected on "
-    "the questions it is reported on; random directions, units and suffixes are the controls. "
-    "GCG's recovery of single questions is told their answers, and relearning on forget texts may "
-    "be: compare both with the gold standard's."
+    "where there is one, the gold standard that never saw the forget set. Each cell is accuracy "
+    "before → after, on the n questions of its row. Layers and ways are chosen on other questions "
+    "than they are reported on; random directions, units and suffixes are the controls. A suffix "
+    "or a worst word of each question's own is picked with its answer, and forget texts may state "
+    "what is asked: compare these with the gold standard's and the controls'."
 )
 
 
@@ -67,7 +68,12 @@ class Campaign:
 
 
 def announce(campaign: Campaign, pace: float, console: Console) -> Clock:
-    """Say how long it will take at `pace` tokens a second."""
+    """Say how long it will take at `pace` tokens a second.
+
+    Raises UsageError for results that are there but of other settings or questions.
+    """
+    for subject in campaign.subjects:
+        check_known(subject.order)
     clock = Clock(sum(map(campaign.work_left, campaign.todo)), pace)
     there = len(campaign.subjects)
     console.print(f"{len(campaign.todo)} of {there} models to attack: {clock.left()} here.")

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from defuse.architectures import architecture_of
 from defuse.attacks.kinds import GOLD, KINDS, REFERENCE, Target
-from defuse.attacks.material import Material
-from defuse.attacks.notes import open_notes
+from defuse.attacks.material import FORGET, RETAIN, Material
+from defuse.attacks.notes import Notes, open_notes
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
+from defuse.evaluate import Settings
 from defuse.files import check_writable, held, write_json
 from defuse.models import (
     load_config,
@@ -65,14 +67,24 @@ def check(order: Order) -> None:
         for part in kind.needs:
             if part not in order.others:
                 raise UsageError(f"{part}: missing; the attack {name} needs --{part} MODEL")
-        if kind.trains_on_texts and not order.material.forget_texts:
-            raise UsageError(
-                f"forget-texts: missing; the attack {name} needs --forget-texts FILE, since "
-                "training on the questions themselves would give their answers away"
-            )
-        _known(order.out, name, _identity(order, name))
+        if kind.letters and order.material.settings.score != "letters":
+            raise UsageError(f"score: the attack {name} needs letters; leave out {name} or cloze")
+        for each in kind.texts(order.configs[name]):
+            if not order.material.given_texts(each):
+                raise UsageError(
+                    f"{each}-texts: missing; the attack {name} needs --{each}-texts FILE, since "
+                    "working on the questions themselves would give their answers away"
+                )
+        kind.check(order.configs[name])
+    check_known(order)
     for name in (order.model, *order.others.values()):
         architecture_of(load_config(locate(name)).model_type)
+
+
+def check_known(order: Order) -> None:
+    """Raise UsageError for results in `out` that are of other questions, texts or settings."""
+    for kind in order.configs:
+        _known(order.out, kind, _identity(order, kind))
 
 
 def run(order: Order, on_found: OnFound = lambda *_: None) -> Iterator[Result]:
@@ -92,22 +104,25 @@ def run(order: Order, on_found: OnFound = lambda *_: None) -> Iterator[Result]:
         identities = {
             kind: {**_identity(order, kind), **_weights(kind, target)} for kind in order.configs
         }
+        _check_others(order, target)
         known = {kind: _known(order.out, kind, each) for kind, each in identities.items()}
+        notes = {
+            kind: open_notes(_notes(order.out, kind), each, partial(on_found, kind))
+            for kind, each in identities.items()
+        }
         for kind, identity in identities.items():
-            yield known[kind] or _attack(order, target, kind, identity, on_found)
+            yield known[kind] or _attack(order, target, kind, identity, notes[kind])
 
 
 def _attack(
-    order: Order, target: Target, kind: str, identity: Mapping[str, Any], on_found: OnFound
+    order: Order, target: Target, kind: str, identity: Mapping[str, Any], notes: Notes
 ) -> Result:
-    notes = open_notes(
-        order.out / NOTES / f"{kind}.jsonl", identity, lambda found: on_found(kind, found)
-    )
     result = KINDS[kind].run(target, order.configs[kind], notes)
     record = {
         "model": order.model,
         **order.others,
         "sources": dict(order.sources),
+        "asked": _asked(order.material.settings),
         "device": str(target.model.device),
         "versions": versions(),
     }
@@ -149,12 +164,42 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Result]:
         raise UsageError(f"{path}: is no result of an attack; delete it") from error
 
 
+def _check_others(order: Order, target: Target) -> None:
+    """Whatever kinds are in `out`, they must be about this model and these questions."""
+    wanted = {"questions": _questions(order), **_attacked(target)}
+    for kind in KINDS:
+        _known(order.out, kind, wanted)
+
+
 def _identity(order: Order, kind: str) -> dict[str, Any]:
     """What a kind's findings depend on, as far as it is known without weights."""
+    texts = [order.material.given_texts(each) for each in (FORGET, RETAIN)]
+    return {
+        "questions": _questions(order),
+        "texts": _digest(texts) if KINDS[kind].reads_texts else None,
+        "settings": asdict(order.configs[kind]),
+    }
+
+
+def _questions(order: Order) -> str:
     material = order.material
-    plain = replace(material, forget=tuple(material.forget), retain=tuple(material.retain))
-    digest = hashlib.sha256(repr(plain).encode()).hexdigest()
-    return {"questions or texts": digest, "settings": asdict(order.configs[kind])}
+    return _digest([*map(list, material.sets.values()), material.settings])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _asked(settings: Settings) -> dict[str, Any]:
+    """How questions were asked, for the record."""
+    return {**asdict(settings), "few_shot": [question.id for question in settings.few_shot]}
+
+
+def _attacked(target: Target) -> dict[str, Any]:
+    return {
+        "weights": fingerprint(target.model),
+        "precision": str(target.model.dtype).removeprefix("torch."),
+    }
 
 
 def _weights(kind: str, target: Target) -> dict[str, Any]:
@@ -162,10 +207,13 @@ def _weights(kind: str, target: Target) -> dict[str, Any]:
     models = {REFERENCE: target.reference, GOLD: target.gold}
     others = {part: models[part] for part in sorted(KINDS[kind].others)}
     return {
-        "weights": fingerprint(target.model),
-        "precision": str(target.model.dtype).removeprefix("torch."),
+        **_attacked(target),
         **{part: None if each is None else fingerprint(each) for part, each in others.items()},
     }
+
+
+def _notes(out: Path, kind: str) -> Path:
+    return out / NOTES / f"{kind}.jsonl"
 
 
 def _file(out: Path, kind: str) -> Path:

@@ -8,11 +8,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import gcg, lens, orthogonalise, prune, quantise, relearn, rephrase, triggers
-from defuse.attacks.material import Material
+from defuse.attacks.lens import probe
+from defuse.attacks.material import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
 from defuse.fields import build, set_fields
+from defuse.lora import check_installed
 
 REFERENCE, GOLD = "reference", "gold"
 
@@ -38,7 +40,9 @@ class Kind:
     `main`: which conditions stand in a table of several models: none that was selected on the
     questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do
     without, or compares with.
-    `trains_on_texts`: whether forget texts must be given, other than questions.
+    `letters`: whether questions must be asked by letters. `reads_texts`: whether texts matter;
+    `texts`: the sets of which there must be some, by the settings. `check` raises UsageError for
+    settings that cannot be run here.
     """
 
     config: type
@@ -46,7 +50,10 @@ class Kind:
     main: re.Pattern[str] = re.compile(".*")
     needs: Sequence[str] = ()
     uses: Sequence[str] = ()
-    trains_on_texts: bool = False
+    letters: bool = False
+    reads_texts: bool = False
+    texts: Callable[[Any], Sequence[str]] = lambda _: ()
+    check: Callable[[Any], None] = lambda _: None
 
     @property
     def others(self) -> set[str]:
@@ -83,13 +90,15 @@ def _beside_gold(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa
     return run
 
 
-# The quick ones first, so that what is refused is refused early.
+# The quick ones first: their results are there soonest.
 KINDS: Mapping[str, Kind] = {
     quantise.KIND: Kind(quantise.Quantisation, _alone(quantise)),
     lens.KIND: Kind(
         lens.Lens,
         _beside_reference(lens),
         main=re.compile(".*, chosen layer"),
+        letters=True,
+        check=lambda config: probe.check_installed() if config.folds else None,
         uses=(REFERENCE,),
     ),
     orthogonalise.KIND: Kind(
@@ -97,8 +106,9 @@ KINDS: Mapping[str, Kind] = {
         _beside_reference(orthogonalise),
         main=re.compile("(all|strongest|weights)(, random direction)?|each, chosen layer"),
         needs=(REFERENCE,),
+        reads_texts=True,
     ),
-    prune.KIND: Kind(prune.Pruning, _alone(prune)),
+    prune.KIND: Kind(prune.Pruning, _alone(prune), reads_texts=True, texts=lambda _: (FORGET, RETAIN)),
     rephrase.KIND: Kind(
         rephrase.Rephrasing,
         _beside_reference(rephrase),
@@ -109,15 +119,20 @@ KINDS: Mapping[str, Kind] = {
         triggers.TriggerSearch,
         _beside_reference(triggers),
         main=re.compile("worst of .*|all .*"),
+        reads_texts=True,
         uses=(REFERENCE,),
     ),
-    gcg.KIND: Kind(gcg.GCG, _alone(gcg)),
+    gcg.KIND: Kind(
+        gcg.GCG, _alone(gcg), main=re.compile("random suffix|.*, (held out|each question)")
+    ),
     relearn.KIND: Kind(
         relearn.Relearning,
         _beside_gold(relearn),
         main=re.compile("(forget|retain), .*"),
         uses=(GOLD,),
-        trains_on_texts=True,
+        reads_texts=True,
+        texts=lambda config: config.source,
+        check=lambda config: None if config.lora is None else check_installed(),
     ),
 }
 
@@ -145,4 +160,18 @@ def configs(
     return {
         name: config if "seed" in given.get(name, {}) else replace(config, seed=seed)
         for name, config in built.items()
+    }
+
+
+def possible(
+    chosen: Mapping[str, Any], material: Material, reference: object, gold: object
+) -> dict[str, Any]:
+    """Those of the attacks that lack nothing: models, texts and the way questions are asked."""
+    given = {REFERENCE: reference, GOLD: gold}
+    return {
+        name: config
+        for name, config in chosen.items()
+        if all(given[part] for part in KINDS[name].needs)
+        and all(material.given_texts(each) for each in KINDS[name].texts(config))
+        and (material.settings.score == "letters" or not KINDS[name].letters)
     }

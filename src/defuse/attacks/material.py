@@ -9,7 +9,7 @@ from defuse.attacks.notes import Notes
 from defuse.errors import UsageError
 from defuse.evaluate import Outcome, Settings, evaluate_questions
 from defuse.models import LoadedModel
-from defuse.questions import Question, ask, continuations
+from defuse.questions import Question, ask
 
 FORGET, RETAIN = "forget", "retain"
 Answers = Mapping[str, Sequence[Outcome]]  # of each set, in the questions' order
@@ -20,8 +20,7 @@ class Material:
     """Questions about what was to be forgotten and what was to be kept, and texts about either.
 
     `settings`: how questions are asked. The texts are for attacks that train, measure or compare
-    on running text; where none are given, those that only measure take the questions with their
-    right answers (`texts_of`). Raises UsageError where a set of questions is empty.
+    on running text; where none are given, some take the questions instead. Raises UsageError where a set of questions is empty.
     """
 
     forget: Sequence[Question]
@@ -40,15 +39,15 @@ class Material:
         """Both sets of questions by name."""
         return {FORGET: self.forget, RETAIN: self.retain}
 
+    def given_texts(self, name: str) -> list[str]:
+        """The texts of a set, if any."""
+        return list({FORGET: self.forget_texts, RETAIN: self.retain_texts}[name])
+
     def texts_of(self, name: str) -> Sequence[str]:
-        """The texts of a set, else its questions, each with its right answer."""
-        given = {FORGET: self.forget_texts, RETAIN: self.retain_texts}[name]
-        return given or [answered(question, self.settings) for question in self.sets[name]]
-
-
-def answered(question: Question, settings: Settings) -> str:
-    """The question as it is asked, and its right answer."""
-    return ask(question, settings.score) + continuations(question, settings.score)[question.answer]
+        """The texts of a set, else its questions as they are asked, without their answers."""
+        return self.given_texts(name) or [
+            ask(question, self.settings.score) for question in self.sets[name]
+        ]
 
 
 def ask_questions(

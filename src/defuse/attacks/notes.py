@@ -1,7 +1,7 @@
 """What an attack has found so far: kept as it goes, so that a killed attack resumes.
 
 An attack puts each piece of work behind a name (`Notes.once`); what has that name already is not
-done again. What each piece cost is noted with it, so that the total is right after a resumption.
+done again. What each piece cost is noted with it, and counted once, also after a resumption.
 """
 
 import json

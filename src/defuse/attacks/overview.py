@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from defuse.attacks.kinds import KINDS
 from defuse.attacks.material import FORGET, RETAIN
-from defuse.attacks.results import Condition, Result
+from defuse.attacks.results import Condition, Effect, Result
 from defuse.evaluate import compare
 from defuse.experiment.words import interval
 from defuse.report import TableData
 
 Results = Mapping[str, Mapping[str, Result]]  # of each model, by kind
-NO_ATTACK = "no attack"
 CAPTIONS = {
     FORGET: "What comes back: accuracy on the forget set",
     RETAIN: "What breaks: accuracy on the retain set",
@@ -38,14 +37,17 @@ def _overview(main: Mapping[str, Sequence[tuple[str, Condition]]], questions: st
         for name, own in main.items()
     }
     labels = list(dict.fromkeys(label for own in asked.values() for label in own))
-    first = [next(iter(own.values()), None) for own in asked.values()]
-    rows = [[NO_ATTACK, "", *(interval(e.before.accuracy) if e else "" for e in first)]]
+    rows = []
     for label in labels:
         effects = [own.get(label) for own in asked.values()]
         n = max(each.after.n for each in effects if each)
-        cells = [interval(each.after.accuracy) if each else "" for each in effects]
+        cells = [_change(each) if each else "" for each in effects]
         rows.append([label, str(n), *cells])
     return TableData(CAPTIONS[questions], ["", "n", *asked], rows)
+
+
+def _change(effect: Effect) -> str:
+    return f"{effect.before.accuracy.value:.2f} → {interval(effect.after.accuracy)}"
 
 
 def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:

@@ -1,6 +1,7 @@
 """The page about all attacks on one model: `defuse.report` draws and escapes it."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -32,8 +33,18 @@ def _section(result: Result) -> Section:
         embed_figure(draw(result.curves)) if result.curves else None,
         "; ".join(curves.title for curves in result.curves),
         [TableData("What it did", *effects_table(result)), *own],
-        quotes=[_quote(each) for each in result.examples[:SHOWN]],
+        quotes=[_quote(each) for each in in_turn(result.examples)[:SHOWN]],
     )
+
+
+def in_turn(examples: Sequence[Example]) -> list[Example]:
+    """One of each condition, then the next of each; random controls last."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for each in examples:
+        ranked.append(("random" in each.condition, seen[each.condition], each))
+        seen[each.condition] += 1
+    return [each for *_, each in sorted(ranked, key=lambda row: row[:2])]
 
 
 def _quote(example: Example) -> Quote:

@@ -23,10 +23,8 @@ def effects_table(result: Result) -> tuple[Sequence[str], list[list[str]]]:
 def _rows(
     condition: Condition, names: Sequence[str]
 ) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
-    numbers = [
-        f"{condition.numbers[name]:.4g}" if name in condition.numbers else "" for name in names
-    ]
     for questions, effect in condition.effects.items():
+        numbers = [_number(condition, name, questions) for name in names]
         row = (
             condition.name,
             questions,
@@ -38,6 +36,12 @@ def _rows(
             interval(effect.logprob),
         )
         yield row, numbers
+
+
+def _number(condition: Condition, name: str, questions: str) -> str:
+    """A number beside the set it is about: "forget, …" stands in that set's row alone."""
+    other = any(name.startswith(f"{each},") for each in condition.effects if each != questions)
+    return "" if other or name not in condition.numbers else f"{condition.numbers[name]:.4g}"
 
 
 def cost_sentence(cost: Cost) -> str:

@@ -37,7 +37,6 @@ def attack(
     ] = None,
     retain_texts: Annotated[Text, _option("File or hub dataset.", TEXTS)] = None,
     text_limit: Annotated[int, _option("The first so many texts of either.", TEXTS)] = 1000,
-    subject: Annotated[Text, _option("Of the description line, and filter.", ASKED)] = None,
     limit: Annotated[int | None, _option("Only the first N questions of either.", ASKED)] = None,
     few_shot: Annotated[int, _option("Answered examples in front.", ASKED)] = 0,
     dev: Annotated[Text, _option("Question file of the examples.", ASKED)] = None,
@@ -52,9 +51,10 @@ def attack(
     What is finished is kept in OUT; the same command goes on from there.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from defuse.attacks.job import Order, check, read_results, run
-    from defuse.attacks.kinds import configs
+    from defuse.attacks.kinds import KINDS, configs, possible
     from defuse.attacks.page import make_page
     from defuse.attacks.tables import markdown, screen_table
     from defuse.evaluate.material import Asking
@@ -63,12 +63,13 @@ def attack(
 
     files = (forget, retain, forget_texts, retain_texts)
     asking = Asking(few_shot, limit, score, seed)
-    material = _material(files, text_limit, subject, dev, asking)
-    kinds = kind or _possible(reference, gold, forget_texts)
+    kinds = list(dict.fromkeys(kind or KINDS))
+    chosen = configs(kinds, settings or (), seed)
+    material = _material(files, text_limit, dev, asking)
     order = Order(
         model=model,
         out=out,
-        configs=configs(list(dict.fromkeys(kinds)), settings or (), seed),
+        configs=chosen if kind else possible(chosen, material, reference, gold),
         material=material,
         reference=reference,
         gold=gold,
@@ -82,19 +83,21 @@ def attack(
         for name, config in order.configs.items():
             console.print(f"{name}: {config}", highlight=False, markup=False)
         return
-    with progress.status("loading") as status:
-        for result in run(order, lambda name, found: status.update(f"{name}: {found}")):
-            console.print(screen_table(result))
-    results = read_results(out)
-    write_text(out / "attacks.md", markdown(results))
-    write_text(out / "report.html", render(make_page(model, results)))
-    console.print(f"written: {out / 'report.html'}, attacks.md, {', '.join(results)} (.json)")
+    try:
+        with progress.status("loading") as status:
+            for result in run(order, lambda name, found: status.update(escape(f"{name}: {found}"))):
+                console.print(screen_table(result))
+    finally:  # what is finished is told, whatever stopped the rest
+        if results := read_results(out):
+            write_text(out / "attacks.md", markdown(results))
+            write_text(out / "report.html", render(make_page(model, results)))
+    written = f"written: {out / 'report.html'}, attacks.md, {', '.join(results)} (.json)"
+    console.print(written, highlight=False, markup=False)
 
 
 def _material(
     files: tuple[str, str, Text, Text],
     text_limit: int,
-    subject: Text,
     dev: Text,
     asking: Any,  # noqa: ANN401 (Asking, which is imported late)
 ) -> "Material":
@@ -102,21 +105,9 @@ def _material(
     from defuse.corpora import load_texts
     from defuse.evaluate.material import load_part
 
-    asked = [load_part(file, subject, dev, asking) for file in files[:2] if file]
+    asked = [load_part(file, None, dev, asking) for file in files[:2] if file]
     texts = [
         () if source is None else tuple(map(str, load_texts(source, limit=text_limit)))
         for source in files[2:]
     ]
     return Material(asked[0].questions, asked[1].questions, asked[0].settings, *texts)
-
-
-def _possible(reference: Text, gold: Text, forget_texts: Text) -> list[str]:
-    """All kinds that lack nothing."""
-    from defuse.attacks.kinds import GOLD, KINDS, REFERENCE
-
-    given = {REFERENCE: reference, GOLD: gold}
-    return [
-        name
-        for name, kind in KINDS.items()
-        if all(given[part] for part in kind.needs) and (forget_texts or not kind.trains_on_texts)
-    ]

@@ -37,5 +37,6 @@ def stacked(value: Interval | None) -> str:
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a page of documentation."""
-    lines = [head, ["---"] * len(head), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [head, ["---"] * len(head), *escaped]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

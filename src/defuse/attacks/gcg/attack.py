@@ -181,7 +181,7 @@ class Attack:
 def _row(plan: Plan, text: str, trace: Sequence[Found], best: Found) -> Sequence[str]:
     first, last = (_right(plan.aim, found) for found in (trace[0], best))
     means = [f"{sum(values) / len(values):.3f}" for values in (first, last)]
-    return (plan.name, text, str(len(trace) - 1), *means)
+    return (plan.name, repr(text), str(len(trace) - 1), *means)
 
 
 def _right(aim: Aim, found: Found) -> list[float]:

@@ -1,6 +1,6 @@
 """What a trigger search found: conditions, tests and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from defuse.attacks.asking import mean_outcome
@@ -55,11 +55,11 @@ class Found:
     @property
     def share(self) -> Enrichment:
         """Are words of the forget corpus more frequent among the best than among all?"""
-        forget = set(self.words.forget)
-        kind = len(forget & self.words.ids.keys())
-        return enrichment(
-            len(self.words.ids), kind, len(self.best), len(forget.intersection(self.best))
+        forget = _folded(self.words.forget)
+        kind, best = (
+            sum(word.casefold() in forget for word in some) for some in (self.words.ids, self.best)
         )
+        return enrichment(len(self.words.ids), kind, len(self.best), best)
 
 
 def word_findings(found: Found, score: Score) -> tuple[list[Condition], list[Example]]:
@@ -80,10 +80,10 @@ def word_findings(found: Found, score: Score) -> tuple[list[Condition], list[Exa
         numbers = {
             "first_order": found.first[word],
             "tokens": float(len(found.words.ids[word])),
-            "of_the_forget_corpus": float(word in found.words.forget),
+            "of_the_forget_corpus": float(word.casefold() in _folded(found.words.forget)),
         }
         if found.measured.excess is not None:
-            numbers["vulnerability"] = -found.measured.disturbance(word)
+            numbers["beyond_the_reference_s"] = -found.measured.disturbance(word)
         name = f"word: {word}"
         conditions.append(condition(name, before, after, found.seed, numbers))
         turned.extend(examples(name, before, after, score))
@@ -154,6 +154,11 @@ def _forms(found: Found, words: Sequence[str]) -> list[list[Outcome]]:
     ]
 
 
+def _folded(words: Iterable[str]) -> set[str]:
+    """Without upper case: one word may be in the vocabulary in several spellings."""
+    return {word.casefold() for word in words}
+
+
 def _worst(found: Found, words: Sequence[str]) -> list[Outcome]:
     return [min(some, key=lambda form: form.answer_logprob) for some in _forms(found, words)]
 
@@ -165,19 +170,21 @@ def _together(found: Found, words: Sequence[str]) -> list[Outcome]:
 def _word_table(caption: str, words: Sequence[str], found: Found) -> Table:
     """First-order fall, and exact change with its interval, in nats; with a reference also how much
     more the word changes than there."""
-    reading, forget = found.measured, set(found.words.forget)
+    reading, forget = found.measured, _folded(found.words.forget)
     measures = [reading.effects, *([] if reading.excess is None else [reading.excess])]
     rows = [
         [
             word,
             str(len(found.words.ids[word])),
-            "yes" if word in forget else "no",
+            "yes" if word.casefold() in forget else "no",
             f"{found.first[word]:+.4f}",
             *(_mean(changes[word], found.seed) for changes in measures),
         ]
         for word in words
     ]
-    return Table(caption, HEAD if reading.excess is None else (*HEAD, "vulnerability"), rows)
+    return Table(
+        caption, HEAD if reading.excess is None else (*HEAD, "beyond the reference's"), rows
+    )
 
 
 def _mean(changes: Changes, seed: int) -> str:
