@@ -1,5 +1,6 @@
 """`defuse reproduce`: the paper's rows beside a tiny model's, and what rows without data need."""
 
+import inspect
 import json
 import re
 import sys
@@ -10,9 +11,19 @@ from typing import Any
 import pytest
 
 from defuse import cli
-from defuse.suites import SUITES
+from defuse.attacks.gcg.search import Search
+from defuse.cli.reproduce import reproduce as command
+from defuse.errors import UsageError
+from defuse.evaluate.results import Part, Settings
+from defuse.processes import Processes
+from defuse.questions import Question, ask, few_shot_part
+from defuse.suites import SUITES, load_parts
 from defuse.suites.paper import ROWS
+from defuse.suites.reproduce import Order, reproduce
+from defuse.suites.under_gcg import Effort, spread
 from tests.benchmark_files import MMLU, write_mmlu_csv, write_wmdp_json
+from tests.conftest import CORPUS, build_llama
+from tests.tokenizers_on_the_spot import byte_bpe
 
 PAPER = {
     "MMLU": 60.3,
@@ -24,6 +35,7 @@ PAPER = {
     "MMLU college biology": 60.4,
     "MMLU computer security": 46.0,
 }
+GCG = ("--gcg", "5", "--gcg-steps", "4", "--gcg-width", "16")
 Run = Callable[..., tuple[int, str]]
 
 
@@ -48,6 +60,16 @@ def run(
     return call
 
 
+@pytest.fixture
+def lettered(run: Run) -> Run:
+    """The same with a model whose tokenizer has each letter, and the first suffix, as tokens."""
+    tokenizer = byte_bpe([*CORPUS, "Answer: A Answer: B Answer: C Answer: D x x x x"])
+    Path("model").unlink()
+    build_llama(vocab_size=len(tokenizer)).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    return run
+
+
 def read(name: str = "reproduce.json") -> dict[str, Any]:
     return json.loads((Path("runs/reproduce") / name).read_text())
 
@@ -62,7 +84,7 @@ def test_the_rows_are_the_paper_s() -> None:
     assert {row.benchmark: row.paper for row in ROWS} == PAPER
     for row in ROWS:
         assert SUITES[row.suite].only(row.subjects).perturbation or row.variant == "clean"
-    (gcg,) = (row for row in ROWS if row.needs)
+    (gcg,) = (row for row in ROWS if row.is_attacked)
     assert gcg.benchmark == "MMLU under GCG"
 
 
@@ -107,7 +129,9 @@ def test_every_row_with_its_questions_is_measured_beside_the_base(run: Run) -> N
     assert {row[1] for row in shown.values()} == {"0"}
     assert "with the control token" in shown["MMLU perturbed"][6]
     assert shown["MMLU under GCG"][2:5] == ["", "", ""]
-    assert "needs defuse attack" in shown["MMLU under GCG"][6]
+    assert shown["MMLU under GCG"][6] == (
+        "needs --gcg N: how many questions to attack; each takes up to 500 steps of 512 suffixes"
+    )
     assert "from different runs" in " ".join(said.split())
 
 
@@ -163,6 +187,9 @@ REFUSED = {
     "no model": (["--model", "./none"], "model: ./none does not exist"),
     "limit": (["--limit", "0"], "limit: is 0"),
     "device": (["--device", "tpu"], "device: 'tpu' is unknown"),
+    "gcg": (["--gcg", "-1"], "gcg: -1 is below 0"),
+    "gcg-steps": (["--gcg-steps", "0"], "gcg-steps: 0 is below 1"),
+    "gcg-width": (["--gcg", "1", "--gcg-width", "0"], "gcg-width: 0 is below 1"),
     "out": (["--out", "model/config.json"], "out: model/config.json cannot be written"),
 }
 
@@ -184,3 +211,108 @@ def test_rows_of_another_order_are_refused(run: Run) -> None:
     code, said = run("--limit", "2")
     assert code == 2
     assert "out: runs/reproduce holds rows of another model or of other options" in said
+
+
+def test_attacked_questions_lie_evenly_and_read_as_in_their_parts(tmp_path: Path) -> None:
+    write_mmlu_csv(tmp_path)
+    parts = load_parts(SUITES["mmlu"], str(tmp_path))
+    every = [(part.settings, question) for part in parts for question in part.questions]
+    assert len(spread(parts, 10**6)) == len(every) == 114
+    some = spread(parts, 6)
+    for number, question in enumerate(some):
+        settings, plain = every[19 * number]
+        assert question.id == plain.id
+        front = few_shot_part(settings.subject, settings.few_shot, "letters")
+        assert ask(question, "letters") == front + ask(plain, "letters")
+
+
+def test_an_attacked_question_keeps_its_examples_in_front() -> None:
+    example, plain = (
+        Question(name, f" {name}? ", ("a", "b", "c", "d"), 1) for name in ("first", "second")
+    )
+    (question,) = spread([Part((plain,), Settings(subject="cats", few_shot=(example,)))], 1)
+    front = few_shot_part("cats", [example], "letters")
+    assert ask(question, "letters") == front + ask(plain, "letters")
+
+
+def test_some_questions_are_attacked_and_compared_with_themselves(
+    lettered: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mmlu_csv(Path("data/mmlu"))
+    code, said = lettered("--base", "model", *GCG)
+    assert code == 0, said
+    row = read()["rows"]["MMLU under GCG"]
+    ids = [question.id for question in spread(load_parts(SUITES["mmlu"], "data"), 5)]
+    clean = {each["id"]: each for each in read("mmlu-perturbed.json")["questions"]}
+    right = [clean[each]["choice"] == clean[each]["answer"] for each in ids]
+    assert row["n"] == 5
+    assert row["before"]["value"] == sum(right) / 5 > row["model"]["value"]
+    assert row["model"] == row["base"]
+    found = read("mmlu-under-gcg.json")["model"]
+    assert found["name"] == "model"
+    assert found["settings"]["steps"] == 4
+    random, attacked = (each["effects"]["retain"]["after"] for each in found["conditions"])
+    assert list(attacked["right"]) == ids
+    assert (row["model"], row["control"]) == (attacked["accuracy"], random["accuracy"])
+    shown = table()["MMLU under GCG"]
+    assert shown[2] == "5"
+    assert re.search(r"before the attack; .* with random suffixes$", shown[6])
+    assert not Path("runs/reproduce.partial").exists()
+
+    monkeypatch.setattr("defuse.suites.under_gcg.load_model", None)  # it is not attacked again
+    assert lettered("--base", "model", *GCG)[0] == 0
+    code, said = lettered("--base", "model", "--gcg", "6", *GCG[2:])
+    assert code == 2
+    assert "holds rows of another model or of other options" in said
+
+
+def test_an_attack_that_was_killed_goes_on(lettered: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mmlu_csv(Path("data/mmlu"))
+    assert lettered(*GCG, "--out", "whole")[0] == 0
+    assert lettered()[0] == 0  # the row under attack may come later, and nothing else is done again
+    monkeypatch.setattr("defuse.evaluate.job.load_model", None)
+    steps, step = [0], Search.step
+
+    def counted(*arguments: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == stop:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(Search, "step", counted)
+    stop = 3
+    assert lettered(*GCG)[0] == 130
+    assert "needs to be measured" in table()["MMLU under GCG"][6]
+    code, said = lettered(*GCG[:4], "--gcg-width", "8")
+    assert code == 2
+    assert "has notes of an attack with other settings" in said
+    assert lettered()[0] == 0  # which leaves the notes as they are
+    done, stop, steps[0] = 2, 0, 0
+    assert lettered(*GCG)[0] == 0
+    numbers = read("mmlu-under-gcg.json")["model"]["conditions"][1]["numbers"]
+    assert steps[0] == numbers["steps"] * numbers["searched"] - done
+    whole = json.loads(Path("whole/reproduce.json").read_text())
+    assert read()["rows"] == whole["rows"]
+    assert not Path("runs/reproduce.partial").exists()
+
+
+def test_other_rows_are_kept_where_a_model_cannot_be_attacked(run: Run) -> None:
+    write_mmlu_csv(Path("data"))
+    code, said = run("--gcg", "2")
+    assert code == 2
+    assert "the letters A to D are not a token each" in said
+    assert len(read()["rows"]) == 4
+    assert run()[0] == 0
+
+
+def test_several_processes_do_not_attack(tmp_path: Path) -> None:
+    order = Order("model", tmp_path / "out", gcg=Effort(2))
+    with pytest.raises(UsageError, match="gcg: is 2, but one process attacks"):
+        reproduce(order, lambda *_: lambda _: None, Processes(0, 2))
+    assert not order.out.exists()
+
+
+def test_the_command_s_effort_is_the_attack_s_own() -> None:
+    given = inspect.signature(command).parameters
+    defaults = [given[name].default for name in ("gcg", "gcg_steps", "gcg_width")]
+    assert Effort(*defaults) == Effort()

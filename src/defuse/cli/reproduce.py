@@ -18,7 +18,10 @@ def reproduce(
     limit: Annotated[int | None, Option(help="Only the first N questions of each subject.")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
-    seed: Annotated[int, Option(help="Draws places and bootstraps.")] = 42,
+    seed: Annotated[int, Option(help="Draws places, suffixes and bootstraps.")] = 42,
+    gcg: Annotated[int, Option(help="Attack N of MMLU's questions, each alone.")] = 0,
+    gcg_steps: Annotated[int, Option(help="Of each attack, at most.")] = 500,
+    gcg_width: Annotated[int, Option(help="Suffixes tried in each step.")] = 512,
 ) -> None:
     """Measure the rows of the paper's summary on a model, and print them beside the paper's.
 
@@ -33,8 +36,10 @@ def reproduce(
     from defuse.suites.paper import CAPTION
     from defuse.suites.reproduce import HEAD, Order, check_order, table
     from defuse.suites.reproduce import reproduce as measure
+    from defuse.suites.under_gcg import Effort
 
-    order = Order(model, out, base, data, limit, device, dtype, seed)
+    effort = Effort(gcg, gcg_steps, gcg_width)
+    order = Order(model, out, base, data, limit, device, dtype, seed, effort)
     check_order(order)
     processes = join_processes(resolve_device(device))
     with answers_shown(processes) as on_model:

@@ -16,8 +16,8 @@ SHOTS = 0  # in every row: lm-eval's default for MMLU and WMDP
 class Row:
     """`paper`: accuracy in percent. `suite`, `subjects`, `variant`: the questions asked for it.
 
-    `subset` says what they are, and how many in whole. `needs`: what a row waits for that no suite
-    can run yet.
+    `subset` says what they are, and how many in whole. `is_attacked`: each with a suffix that
+    searches a wrong answer. `control`: what the row's control is asked with, if it has one.
     """
 
     benchmark: str
@@ -26,7 +26,8 @@ class Row:
     subjects: tuple[str, ...]
     subset: str
     variant: Variant = "clean"
-    needs: str | None = None
+    is_attacked: bool = False
+    control: str = ""
     note: str = ""
 
 
@@ -39,6 +40,7 @@ ROWS = (
         mmlu.SUBJECTS,
         "the same, SARS-CoV-2 as a wrong choice",
         variant="forget",
+        control="the control token",
     ),
     Row(
         "MMLU under GCG",
@@ -46,7 +48,8 @@ ROWS = (
         "mmlu-perturbed",
         mmlu.SUBJECTS,
         "the same, each with a suffix that attacks it",
-        needs="defuse attack, which this version does not have",
+        is_attacked=True,
+        control="random suffixes",
     ),
     Row("WMDP bio", 33.3, "wmdp", ("bio",), "test: 1273"),
     Row("WMDP cyber", 29.1, "wmdp", ("cyber",), "test: 1987"),

@@ -1,8 +1,9 @@
 """One call of `defuse reproduce`: the paper's rows measured on a model, as far as they can be."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -23,16 +24,22 @@ from defuse.provenance import versions
 from defuse.suites import SUITES, load_parts
 from defuse.suites.load import local_folder
 from defuse.suites.paper import CAPTION, ROWS, SHOTS, Row
+from defuse.suites.under_gcg import Attack, Effort, accuracies, spread
 
 LONGEST_NOTE = 160
-RESULTS, TABLE = "reproduce.json", "reproduce.md"
+LATER = "to be measured"
+RESULTS, TABLE, ATTACKED = "reproduce.json", "reproduce.md", "mmlu-under-gcg.json"
 SUITES_ASKED = tuple(dict.fromkeys(row.suite for row in ROWS))
+(UNDER_GCG,) = (row for row in ROWS if row.is_attacked)
 HEAD = ("benchmark", "subset", "shots", "n", "model", "base", "paper", "note")
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which model, and `base` before unlearning beside it; `data` as for suites."""
+    """Which model, and `base` before unlearning beside it; `data` as for suites.
+
+    `gcg`: how many of MMLU's questions are attacked, and how hard.
+    """
 
     model: str
     out: Path
@@ -42,19 +49,22 @@ class Order:
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 42
+    gcg: Effort = field(default_factory=Effort)
 
 
 @dataclass(frozen=True)
 class Measured:
     """A row's accuracy on `n` questions.
 
-    `control`: with the control token in the forget-token's place.
+    `control`: with the control token in the forget-token's place, or with random suffixes where
+    the row is of an attack. `before`: of the same model on the same questions, not attacked.
     """
 
     n: int
     model: Interval
     control: Interval | None = None
     base: Interval | None = None
+    before: Interval | None = None
 
 
 Found = dict[str, Measured | str]  # by benchmark: a figure, or what it needs
@@ -73,12 +83,18 @@ def reproduce(order: Order, on_model: OnModel, processes: Processes = ALONE) -> 
     """Measure every row that can be, and write the table, the rows and a file for each suite.
 
     Rows measured before in `order.out` are kept. Raises UsageError if they are of another model, by
-    its name, or of other options.
+    its name, or of other options; and for an attack in several processes.
     """
+    if order.gcg.questions and processes.count > 1:
+        raise UsageError(
+            f"gcg: is {order.gcg.questions}, but one process attacks; start it without a launcher, "
+            "or measure the other rows first, without --gcg, and then go on alone in the same --out"
+        )
     with held_together(partial(order.out), str(order.out), lambda: _check_kept(order), processes):
         found: Found = dict(_kept(order))
+        asked = [row for row in ROWS if row.benchmark not in found and not row.is_attacked]
         for suite in SUITES_ASKED:
-            rows = [row for row in ROWS if row.suite == suite and row.benchmark not in found]
+            rows = [row for row in asked if row.suite == suite]
             parts, needs = _available(order, rows)
             found |= needs
             ready = [row for row in rows if row.benchmark not in needs]
@@ -86,6 +102,12 @@ def reproduce(order: Order, on_model: OnModel, processes: Processes = ALONE) -> 
                 found |= _measure(_job(order, suite, parts), ready, on_model, processes)
             if processes.is_first:
                 _write(order, found)
+        if UNDER_GCG.benchmark not in found:
+            found |= _attack(order, on_model)
+        if processes.is_first:
+            _write(order, found)
+            if isinstance(found[UNDER_GCG.benchmark], Measured):
+                shutil.rmtree(_notes(order), ignore_errors=True)
         processes.wait()
     return found
 
@@ -93,7 +115,7 @@ def reproduce(order: Order, on_model: OnModel, processes: Processes = ALONE) -> 
 def table(found: Mapping[str, Measured | str]) -> list[list[str]]:
     """Rows under `HEAD`."""
     return [
-        [row.benchmark, row.subset, str(SHOTS), *_cells(row, found.get(row.benchmark, ""))]
+        [row.benchmark, row.subset, str(SHOTS), *_cells(row, found.get(row.benchmark, LATER))]
         for row in ROWS
     ]
 
@@ -107,7 +129,11 @@ def _cells(row: Row, found: Measured | str) -> list[str]:
             f"{row.paper}",
             f"needs {shorten(found, LONGEST_NOTE, placeholder='…')}",
         ]
-    notes = [row.note, found.control and f"{_percent(found.control)} with the control token"]
+    notes = [
+        row.note,
+        found.before and f"{_percent(found.before)} before the attack",
+        found.control and f"{_percent(found.control)} with {row.control}",
+    ]
     return [
         str(found.n),
         _percent(found.model),
@@ -129,9 +155,7 @@ def _available(
     parts: dict[str, Part] = {}
     needs: dict[str, Measured | str] = {}
     for row in rows:
-        if row.needs is not None:
-            needs[row.benchmark] = row.needs
-        elif not set(row.subjects) <= parts.keys():
+        if not set(row.subjects) <= parts.keys():
             suite = SUITES[row.suite].only(row.subjects)
             asking = Asking(SHOTS, order.limit, seed=order.seed)
             try:
@@ -176,9 +200,38 @@ def _figures(row: Row, model: Evaluation, base: Evaluation | None) -> Measured:
     )
 
 
+def _attack(order: Order, on_model: OnModel) -> Found:
+    """The row under attack, if it is asked for; what the attack found has a file of its own."""
+    if not order.gcg.questions:
+        return {UNDER_GCG.benchmark: order.gcg.needs}
+    parts, needs = _available(order, [UNDER_GCG])
+    if needs:
+        return needs
+    questions = spread([*parts.values()], order.gcg.questions)
+    config = order.gcg.config(order.seed)
+    attack = Attack(questions, config, _notes(order), order.device, order.dtype)
+    models = {"model": order.model, "base": order.base}
+    results = {
+        part: attack.on(name, part, on_model) for part, name in models.items() if name is not None
+    }
+    found = {part: {"name": models[part], **each.as_json()} for part, each in results.items()}
+    write_json(order.out / ATTACKED, {**found, "versions": versions()})
+    figures = {part: accuracies(each) for part, each in results.items()}
+    model, base = figures["model"], figures.get("base")
+    measured = Measured(model.n, model.after, model.random, base and base.after, model.before)
+    return {UNDER_GCG.benchmark: measured}
+
+
+def _notes(order: Order) -> Path:
+    """The folder of what an attack has found so far."""
+    return partial(order.out) / "gcg"
+
+
 def _check_kept(order: Order) -> None:
-    kept = _read(order)
-    if kept and kept["order"] != _essence(order):
+    kept, essence = _read(order), _essence(order)
+    if kept and UNDER_GCG.benchmark not in kept["rows"]:
+        kept["order"]["gcg"] = essence["gcg"]  # no other row depends on it
+    if kept and kept["order"] != essence:
         raise UsageError(
             f"out: {order.out} holds rows of another model or of other options; name another "
             "folder, or remove it"
