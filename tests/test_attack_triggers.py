@@ -85,7 +85,7 @@ def test_planted_words_are_found_first_and_told_from_others_by_rank(lab):
         assert effect.logprob.high < -0.5
         assert effect.after.accuracy.value < effect.before.accuracy.value
         assert each.numbers["of_the_forget_corpus"] == 1
-        assert each.numbers["vulnerability"] < -0.5
+        assert each.numbers["beyond_the_reference_s"] < -0.5
         assert each.numbers["first_order"] > 0
     told = named(result, "all 12 words of the forget corpus").numbers
     assert told["p_value"] < 0.001
@@ -207,7 +207,7 @@ def test_without_difference_the_reference_leaves_no_vulnerability():
     model = build_llama(vocab_size=400)
     result = triggers.run(model, TOKENIZER, MATERIAL, SMALL, reference=model)
     for each in result.conditions[:3]:
-        assert each.numbers["vulnerability"] == 0
+        assert each.numbers["beyond_the_reference_s"] == 0
     assert named(result, "all ").numbers["auc"] == 0.5
     assert result.tables[0].head[-1] == "vulnerability"
 

@@ -108,7 +108,9 @@ KINDS: Mapping[str, Kind] = {
         needs=(REFERENCE,),
         reads_texts=True,
     ),
-    prune.KIND: Kind(prune.Pruning, _alone(prune), reads_texts=True, texts=lambda _: (FORGET, RETAIN)),
+    prune.KIND: Kind(
+        prune.Pruning, _alone(prune), reads_texts=True, texts=lambda _: (FORGET, RETAIN)
+    ),
     rephrase.KIND: Kind(
         rephrase.Rephrasing,
         _beside_reference(rephrase),

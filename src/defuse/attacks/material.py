@@ -20,7 +20,8 @@ class Material:
     """Questions about what was to be forgotten and what was to be kept, and texts about either.
 
     `settings`: how questions are asked. The texts are for attacks that train, measure or compare
-    on running text; where none are given, some take the questions instead. Raises UsageError where a set of questions is empty.
+    on running text; where none are given, some take the questions instead. Raises
+    UsageError where a set of questions is empty.
     """
 
     forget: Sequence[Question]
