@@ -198,4 +198,4 @@ class Scorer:
         return torch.cat(losses), torch.cat(leads)
 
     def _row(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor([ids], device=self.decoder.device)
+        return torch.tensor([ids], dtype=torch.long, device=self.decoder.device)
