@@ -152,11 +152,11 @@ def test_a_single_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPa
 
 def test_a_suffix_may_end_the_prompt() -> None:
     """As behind a cloze question's own prompt, whose answer is one token."""
-    model = build_llama(layers=2).double()
+    model = tiny_model("llama").double()
     problem = Problem((1, 9, 4), (), TextTarget((7,)))
-    scorer = Scorer(Decoder(model), [problem], Budget(64))
-    losses, _ = scorer.judge((5, 6), torch.tensor([[5, 6], [5, 8]]))
-    with torch.no_grad():
+    with frozen_model(model):
+        scorer = Scorer(Decoder(model), [problem], Budget(64))
+        losses, _ = scorer.judge((5, 6), torch.tensor([[5, 6], [5, 8]]))
         logits = model(torch.tensor([[1, 9, 4, 5, 6], [1, 9, 4, 5, 8]])).logits[:, -1]
-    assert torch.allclose(losses[0], -logits.log_softmax(dim=-1)[:, 7])
-    assert scorer.gradient((5, 6), torch.arange(3, 9)).shape == (2, 6)
+        assert torch.allclose(losses[0], -logits.log_softmax(dim=-1)[:, 7])
+        assert scorer.gradient((5, 6), torch.arange(3, 9)).shape == (2, 6)
