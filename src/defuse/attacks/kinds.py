@@ -61,41 +61,22 @@ class Kind:
         return {*self.needs, *self.uses}
 
 
-def _alone(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
-    """An attack that looks at no other model."""
+def _run(module: Any, *others: str) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
+    """The module's `run`, given those of the other models that it looks at."""
 
     def run(t: Target, config: object, notes: Notes) -> Result:
-        return module.run(t.model, t.tokenizer, t.material, config, notes=notes)
-
-    return run
-
-
-def _beside_reference(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
-    """An attack that looks at the model before unlearning, too."""
-
-    def run(t: Target, config: object, notes: Notes) -> Result:
-        given = {"reference": t.reference, "notes": notes}
-        return module.run(t.model, t.tokenizer, t.material, config, **given)
-
-    return run
-
-
-def _beside_gold(module: Any) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
-    """An attack that looks at a model that never knew the forget set, too."""
-
-    def run(t: Target, config: object, notes: Notes) -> Result:
-        given = {"gold": t.gold, "notes": notes}
-        return module.run(t.model, t.tokenizer, t.material, config, **given)
+        given = {part: getattr(t, part) for part in others}
+        return module.run(t.model, t.tokenizer, t.material, config, notes=notes, **given)
 
     return run
 
 
 # The quick ones first: their results are there soonest.
 KINDS: Mapping[str, Kind] = {
-    quantise.KIND: Kind(quantise.Quantisation, _alone(quantise)),
+    quantise.KIND: Kind(quantise.Quantisation, _run(quantise)),
     lens.KIND: Kind(
         lens.Lens,
-        _beside_reference(lens),
+        _run(lens, REFERENCE),
         main=re.compile(".*, chosen layer"),
         letters=True,
         check=lambda config: probe.check_installed() if config.folds else None,
@@ -103,33 +84,33 @@ KINDS: Mapping[str, Kind] = {
     ),
     orthogonalise.KIND: Kind(
         orthogonalise.Orthogonalisation,
-        _beside_reference(orthogonalise),
+        _run(orthogonalise, REFERENCE),
         main=re.compile("(all|strongest|weights)(, random direction)?|each, chosen layer"),
         needs=(REFERENCE,),
         reads_texts=True,
     ),
     prune.KIND: Kind(
-        prune.Pruning, _alone(prune), reads_texts=True, texts=lambda _: (FORGET, RETAIN)
+        prune.Pruning, _run(prune), reads_texts=True, texts=lambda _: (FORGET, RETAIN)
     ),
     rephrase.KIND: Kind(
         rephrase.Rephrasing,
-        _beside_reference(rephrase),
+        _run(rephrase, REFERENCE),
         main=re.compile("vote over (orders|all ways)|best way, .*"),
         uses=(REFERENCE,),
     ),
     triggers.KIND: Kind(
         triggers.TriggerSearch,
-        _beside_reference(triggers),
+        _run(triggers, REFERENCE),
         main=re.compile("worst of .*|all .*"),
         reads_texts=True,
         uses=(REFERENCE,),
     ),
     gcg.KIND: Kind(
-        gcg.GCG, _alone(gcg), main=re.compile("random suffix|.*, (held out|each question)")
+        gcg.GCG, _run(gcg), main=re.compile("random suffix|.*, (held out|each question)")
     ),
     relearn.KIND: Kind(
         relearn.Relearning,
-        _beside_gold(relearn),
+        _run(relearn, GOLD),
         main=re.compile("(forget|retain), .*"),
         uses=(GOLD,),
         reads_texts=True,
