@@ -209,7 +209,7 @@ def test_without_difference_the_reference_leaves_no_vulnerability():
     for each in result.conditions[:3]:
         assert each.numbers["beyond_the_reference_s"] == 0
     assert named(result, "all ").numbers["auc"] == 0.5
-    assert result.tables[0].head[-1] == "vulnerability"
+    assert result.tables[0].head[-1] == "beyond the reference's"
 
 
 @pytest.mark.parametrize("kind", KINDS)

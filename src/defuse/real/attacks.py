@@ -25,9 +25,9 @@ ATTACKS = tuple(kind for kind in KINDS if kind != "lens")
 REAL_SETTINGS = (
     *("orthogonalise.ways=[all,strongest,weights]", "orthogonalise.texts=64"),
     *("prune.score=signed", "prune.texts=64"),
-    *("gcg.length=5", "gcg.init=''", "gcg.steps=10", "gcg.search_width=64", "gcg.questions=8"),
+    *("gcg.length=5", "gcg.init=''", "gcg.steps=6", "gcg.search_width=32", "gcg.questions=6"),
     *("triggers.top=10", "triggers.shown=5", "triggers.mined=20", "triggers.questions=40"),
-    *("relearn.texts=[0,10,100]", "relearn.steps=64", "relearn.checkpoints=3"),
+    *("relearn.texts=[0,10,100]", "relearn.steps=32", "relearn.checkpoints=2"),
     *("relearn.batch_size=4", "relearn.lora=16", "relearn.learning_rate=1e-3"),
 )
 WORK = 1.0e6  # see `Campaign`; measured
