@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -73,6 +74,6 @@ def draw(curves: Sequence[Curves]) -> Figure:
             )
         if each.log_x:
             axes.set_xscale("symlog", linthresh=1)
-        axes.set(title=each.title, xlabel=each.x, ylabel=each.y)
+        axes.set(title=fill(each.title, 45), xlabel=each.x, ylabel=each.y)
         axes.legend(fontsize="small")
     return figure
