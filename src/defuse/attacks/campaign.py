@@ -1,9 +1,7 @@
 """Several models under the same attacks: made, attacked in processes, and set side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from defuse.attacks.job import Order, check_known, read_results, run
 from defuse.attacks.overview import Results, defence, overview
 from defuse.attacks.page import make_page
 from defuse.experiment.clock import Clock
+from defuse.experiment.side_by_side import side_by_side
 from defuse.experiment.words import markdown_table
 from defuse.files import write_json, write_text
 from defuse.provenance import versions
@@ -83,7 +82,8 @@ def announce(campaign: Campaign, pace: float, console: Console) -> Clock:
 def carry_out(campaign: Campaign, clock: Clock, jobs: int) -> None:
     """Attack what is to be attacked in `jobs` processes, with a thread each."""
     work = {subject.name: campaign.work_left(subject) for subject in campaign.todo}
-    for subject in _side_by_side(campaign.todo, jobs):
+    workers = max(1, min(jobs, len(work)))
+    for subject in side_by_side(campaign.todo, attack, workers, torch.set_num_threads, 1):
         clock.tick(f"{subject.name} attacked", work[subject.name])
 
 
@@ -93,19 +93,6 @@ def attack(subject: Subject) -> None:
         subject.make()
     for _ in run(subject.order):
         pass
-
-
-def _side_by_side(subjects: Sequence[Subject], jobs: int) -> Iterator[Subject]:
-    workers = max(1, min(jobs, len(subjects)))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
-    try:
-        waiting = {pool.submit(attack, subject): subject for subject in subjects}
-        for future in as_completed(waiting):
-            future.result()
-            yield waiting[future]
-    finally:
-        # After an error or Ctrl-C: what runs may end, the rest never starts.
-        pool.shutdown(cancel_futures=True)
 
 
 def report(campaign: Campaign, console: Console) -> None:

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from defuse.experiment.side_by_side import side_by_side
 from defuse.lab.exam import Part
 from defuse.lab.experiment import Bench, execute
 from defuse.lab.grid import Run
@@ -43,15 +42,7 @@ def available_cores() -> int:
 
 def run_all(runs: Sequence[Run], place: Place, jobs: int) -> Iterator[Run]:
     """Execute all runs, `jobs` at a time; each as it is finished."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _set_up, (place,))
-    try:
-        waiting = {pool.submit(_execute, run): run for run in runs}
-        for future in as_completed(waiting):
-            future.result()
-            yield waiting[future]
-    finally:
-        # After an error or Ctrl-C: what runs may end its checkpoint, the rest never starts.
-        pool.shutdown(cancel_futures=True)
+    yield from side_by_side(runs, _execute, jobs, _set_up, place)
 
 
 def _set_up(place: Place) -> None:
