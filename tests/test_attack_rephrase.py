@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defuse.attacks import Material, Notes, open_notes, rephrase
-from defuse.attacks.asking import Form, halves, mean_outcome, score_forms
+from defuse.attacks.asking import Form, mean_outcome, score_forms
+from defuse.attacks.choice import halves
 from defuse.attacks.rephrase.best import PLAIN, any_way, best_way
 from defuse.attacks.rephrase.rewording import FEW_SHOT, WAYS, Rephrasing, plan, unknown_share
 from defuse.attacks.rephrase.templates import ALL_ORDERS, ROTATIONS, TEMPLATES, mistype, reordered

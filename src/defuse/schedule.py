@@ -5,14 +5,25 @@ another and neither the batch size nor the number of processes changes a result.
 """
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def generator(seed: int, *purpose: str | int, device: str = "cpu") -> torch.Generator:
     """A generator of its own for (seed, purpose): the same in every run on such a device."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """At most `count` of them (None = all), evenly spread, so that all parts have their share."""
+    if count is None or len(items) <= count:
+        return list(items)
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def rows(

@@ -11,7 +11,6 @@ from defuse.decoder import Decoder
 from defuse.evaluate import Outcome, Settings
 from defuse.evaluate.encode import encode_pairs
 from defuse.evaluate.scorer import max_length, score
-from defuse.schedule import generator
 
 ROW = 8  # forms of a question in one row: more share more, but attention grows with the row
 
@@ -72,10 +71,3 @@ def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     shares = torch.tensor([o.logprobs for o in outcomes], dtype=torch.float64).log_softmax(dim=1)
     cut = any(outcome.truncated for outcome in outcomes)
     return Outcome(outcomes[0].question, tuple(shares.mean(dim=0).tolist()), cut)
-
-
-def halves(count: int, seed: int, purpose: str) -> tuple[list[int], list[int]]:
-    """Numbers below `count` in two halves, drawn from (seed, purpose): what is chosen on one is
-    measured on the other."""
-    order = torch.randperm(count, generator=generator(seed, "halves", purpose)).tolist()
-    return sorted(order[: count // 2]), sorted(order[count // 2 :])

@@ -18,19 +18,24 @@ def crosswise(
     outcomes in the questions' order, and which readings were taken for the two halves.
     """
     count = len(readings[0])
-    order = torch.randperm(count, generator=generator(seed, "halves", name)).tolist()
-    halves = order[: count // 2], order[count // 2 :]
-    chosen = (_best(readings, halves[1]), _best(readings, halves[0]))
-    taken = {place: best for half, best in zip(halves, chosen, strict=True) for place in half}
+    first, second = halves(count, seed, name)
+    chosen = (_best(readings, second), _best(readings, first))
+    taken = dict.fromkeys(first, chosen[0]) | dict.fromkeys(second, chosen[1])
     return [readings[taken[place]][place] for place in range(count)], chosen
 
 
 def _best(readings: Sequence[Sequence[Outcome]], places: Sequence[int]) -> int:
-    def merit(number: int) -> tuple[int, float]:
-        outcomes = [readings[number][place] for place in places]
-        return (
-            sum(outcome.is_correct for outcome in outcomes),
-            sum(outcome.answer_logprob for outcome in outcomes),
-        )
+    return max(range(len(readings)), key=lambda number: merit(readings[number], places))
 
-    return max(range(len(readings)), key=merit)
+
+def halves(count: int, seed: int, purpose: str) -> tuple[list[int], list[int]]:
+    """Numbers below `count` in two halves, drawn from (seed, purpose): what is chosen on one is
+    measured on the other."""
+    order = torch.randperm(count, generator=generator(seed, "halves", purpose)).tolist()
+    return sorted(order[: count // 2]), sorted(order[count // 2 :])
+
+
+def merit(outcomes: Sequence[Outcome], places: Sequence[int]) -> tuple[int, float]:
+    """What is better the higher it is: right answers there, of equals their log-probability."""
+    some = [outcomes[place] for place in places]
+    return sum(each.is_correct for each in some), sum(each.answer_logprob for each in some)

@@ -12,6 +12,7 @@ from defuse.models import LoadedModel
 from defuse.questions import Question, ask
 
 FORGET, RETAIN = "forget", "retain"
+Noted = Sequence[tuple[Sequence[float], bool]]  # of each question: logprobs, truncated
 Answers = Mapping[str, Sequence[Outcome]]  # of each set, in the questions' order
 
 
@@ -61,14 +62,23 @@ def ask_questions(
 ) -> list[Outcome]:
     """How `model` answers, asked once and noted as `name`."""
 
-    def find() -> list[tuple[tuple[float, ...], bool]]:
+    def find() -> Noted:
         loaded = LoadedModel(model, tokenizer, name)
-        outcomes = evaluate_questions(loaded, questions, settings).outcomes["clean"]
-        return [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
+        return noted(evaluate_questions(loaded, questions, settings).outcomes["clean"])
 
+    return restored(questions, notes.once(name, find))
+
+
+def noted(outcomes: Sequence[Outcome]) -> Noted:
+    """What notes keep of answers."""
+    return [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
+
+
+def restored(questions: Sequence[Question], kept: Noted) -> list[Outcome]:
+    """The answers again."""
     return [
         Outcome(question, tuple(logprobs), truncated)
-        for question, (logprobs, truncated) in zip(questions, notes.once(name, find), strict=True)
+        for question, (logprobs, truncated) in zip(questions, kept, strict=True)
     ]
 
 

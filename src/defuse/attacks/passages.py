@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from defuse.attacks.material import FORGET, Material
+from defuse.attacks.material import Material
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
@@ -35,7 +35,7 @@ def passages(
     predict, and where no question fits.
     """
     length = min(length, max_length(decoder.model, tokenizer))
-    given = material.forget_texts if name == FORGET else material.retain_texts
+    given = material.given_texts(name)
     order = _order(len(given or material.sets[name]), seed, name)
     if given:
         order = order[:count]

@@ -104,12 +104,16 @@ class Result:
         return asdict(self)
 
 
+def accuracy(outcomes: Sequence[Outcome]) -> Interval:
+    """The share that is right, with Wilson's interval."""
+    return wilson(sum(outcome.is_correct for outcome in outcomes), len(outcomes))
+
+
 def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     """Accuracy and log-probability of one list of answers."""
     right = {outcome.question.id: outcome.is_correct for outcome in outcomes}
     logprobs = [outcome.answer_logprob for outcome in outcomes]
-    share = wilson(sum(right.values()), len(right))
-    return Figures(len(right), share, bootstrap_mean(logprobs, seed), right)
+    return Figures(len(right), accuracy(outcomes), bootstrap_mean(logprobs, seed), right)
 
 
 def effect(before: Sequence[Outcome], after: Sequence[Outcome], seed: int) -> Effect:

@@ -7,14 +7,16 @@ from defuse.evaluate import Interval
 from defuse.experiment.compare import Matched
 
 
-def interval(value: Interval | None) -> str:
+def interval(value: Interval | None, places: int = 2) -> str:
     """An estimate with its 95 % interval."""
-    return "" if value is None else "{} [{}, {}]".format(*map(_two, astuple(value)))
+    if value is None:
+        return ""
+    return "{} [{}, {}]".format(*(_rounded(each, places) for each in astuple(value)))
 
 
-def _two(value: float) -> str:
-    """Two places, and no sign before nothing."""
-    return f"{round(value, 2) + 0.0:.2f}"
+def _rounded(value: float, places: int) -> str:
+    """So many places, and no sign before nothing."""
+    return f"{round(value, places) + 0.0:.{places}f}"
 
 
 def sentence(name: str, matched: Matched | None, defence: str = "RNA") -> str:

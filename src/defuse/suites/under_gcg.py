@@ -21,6 +21,7 @@ from defuse.evaluate.results import Part
 from defuse.models import load_model
 from defuse.provenance import fingerprint
 from defuse.questions import Question, few_shot_part
+from defuse.schedule import spread as evenly
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ def spread(parts: Sequence[Part], count: int) -> list[Question]:
     Each brings its part's description and examples along in its stem: asked by its letters, alone,
     it reads as it does in its part.
     """
-    every = list(chain.from_iterable(_whole(part) for part in parts))
-    count = min(count, len(every))
-    return [every[number * len(every) // count] for number in range(count)]
+    return evenly(list(chain.from_iterable(_whole(part) for part in parts)), count)
 
 
 def _whole(part: Part) -> list[Question]:

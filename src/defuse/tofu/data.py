@@ -90,13 +90,6 @@ def about(items: Sequence[Item], pairs: Collection[QuestionAnswer]) -> list[Item
     return [item for item in items if item.question in known]
 
 
-def spread(items: Sequence[Item], count: int | None) -> list[Item]:
-    """At most `count` of them, evenly spread, so that all authors have their share."""
-    if count is None or len(items) <= count:
-        return list(items)
-    return [items[place * len(items) // count] for place in range(count)]
-
-
 def _pairs(source: str, part: str) -> list[QuestionAnswer]:
     texts = load_texts(_place(source, part))
     pairs = [text for text in texts if isinstance(text, QuestionAnswer)]

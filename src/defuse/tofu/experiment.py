@@ -11,6 +11,7 @@ from defuse.errors import require
 from defuse.files import held, write_text
 from defuse.finetune import job as finetuning
 from defuse.models import load_model
+from defuse.schedule import spread
 from defuse.texts import QuestionAnswer
 from defuse.tofu.ask import ask, ask_behind_names
 from defuse.tofu.data import (
@@ -22,7 +23,6 @@ from defuse.tofu.data import (
     load_items,
     load_pairs,
     some_authors,
-    spread,
 )
 from defuse.tofu.metrics import check_rouge
 from defuse.tofu.names import Named, author_names, name_before

@@ -11,8 +11,9 @@ from defuse.errors import UsageError
 from defuse.files import check_writable, write_json, write_text
 from defuse.models import load_model, locate, resolve_device, resolve_dtype
 from defuse.provenance import versions
+from defuse.schedule import spread
 from defuse.tofu.ask import NEW_TOKENS, OnAsked, ask
-from defuse.tofu.data import FORGET, HUB, Item, check_part, load_items, spread
+from defuse.tofu.data import FORGET, HUB, Item, check_part, load_items
 from defuse.tofu.experiment import OnStage, Way, go, read_material
 from defuse.tofu.metrics import check_rouge
 from defuse.tofu.recipe import WholeWay

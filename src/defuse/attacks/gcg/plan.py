@@ -17,7 +17,7 @@ from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate.scorer import max_length
 from defuse.questions import Question
-from defuse.schedule import generator
+from defuse.schedule import generator, spread
 
 CONTROLS = 10  # random suffixes that questions are asked with in turn
 PROBES = 64
@@ -70,8 +70,7 @@ class Planner:
     def each_question(self, aim: Aim) -> list[Plan]:
         """A search for each of some questions that lie evenly in a set."""
         questions = self.material.sets[AIMED[aim]]
-        count = min(self.config.questions or len(questions), len(questions))
-        rows = [number * len(questions) // count for number in range(count)]
+        rows = spread(range(len(questions)), self.config.questions or None)
         return [
             self._plan(f"{aim}, question {row} {questions[row].id}", aim, [row]) for row in rows
         ]

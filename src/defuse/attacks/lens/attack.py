@@ -19,9 +19,18 @@ from defuse.attacks.lens import probe
 from defuse.attacks.lens.letters import Prompt, look, prompts_of
 from defuse.attacks.material import Answers, Material, ask_all
 from defuse.attacks.notes import Notes
-from defuse.attacks.results import Condition, Curves, Example, Line, Result, condition, examples
+from defuse.attacks.results import (
+    Condition,
+    Curves,
+    Example,
+    Line,
+    Result,
+    accuracy,
+    condition,
+    examples,
+)
 from defuse.errors import UsageError, require
-from defuse.evaluate import Interval, Outcome, bootstrap_mean, wilson
+from defuse.evaluate import Interval, Outcome, bootstrap_mean
 from defuse.evaluate.scorer import max_length
 from defuse.questions import Question
 from defuse.schedule import generator
@@ -212,7 +221,7 @@ def _curves(name: str, own: Readings, known: Readings | None, config: Lens) -> C
 
 def _lines(readings: Readings, before: str, config: Lens) -> list[Line]:
     by_kind = {
-        kind: [_accuracy(outcomes) for outcomes in layers]
+        kind: [accuracy(outcomes) for outcomes in layers]
         for kind, layers in readings.outcomes.items()
     }
     if config.folds:
@@ -222,10 +231,6 @@ def _lines(readings: Readings, before: str, config: Lens) -> list[Line]:
         Line(before + kind, [float(place + EMBEDDING) for place in range(len(y))], y)
         for kind, y in by_kind.items()
     ]
-
-
-def _accuracy(outcomes: Sequence[Outcome]) -> Interval:
-    return wilson(sum(outcome.is_correct for outcome in outcomes), len(outcomes))
 
 
 def _control(readings: Readings, place: int, seed: int) -> Interval:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.material import FORGET, RETAIN, Material, ask_all
+from defuse.attacks.material import FORGET, RETAIN, Material, ask_all, noted, restored
 from defuse.attacks.notes import Notes
 from defuse.attacks.relearn.loop import Pupil, Teaching
 from defuse.attacks.relearn.tables import Stage, against_texts, beside_gold, curves
@@ -26,7 +26,6 @@ from defuse.attacks.results import Condition, Example, Result, condition, exampl
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.errors import UsageError, require
-from defuse.evaluate import Outcome
 from defuse.schedule import generator
 from defuse.texts import Encoded, encode
 
@@ -148,22 +147,26 @@ def make_lessons(
 
     A training on fewer takes the first of them. Raises UsageError as `run` does.
     """
-    if config.lora is not None and find_spec("peft") is None:
-        raise UsageError(
-            "relearn.lora: needs the peft package; pip install 'defuse[peft]', or train every "
-            "weight with lora None"
-        )
-    given = {FORGET: material.forget_texts, RETAIN: material.retain_texts}
+    check_installed(config)
     reads = Decoder(model).max_positions
     length = config.length if reads is None else min(config.length, reads)
     lessons = {}
     for source in dict.fromkeys(config.source):
-        drawn = _draw(given[source], source, config)
+        drawn = _draw(material.given_texts(source), source, config)
         try:
             lessons[source] = encode(drawn, tokenizer, length)
         except UsageError as error:
             raise UsageError(f"{source}_texts: {error}") from error
     return lessons
+
+
+def check_installed(config: Relearning) -> None:
+    """Raise UsageError for LoRA without peft."""
+    if config.lora is not None and find_spec("peft") is None:
+        raise UsageError(
+            "relearn.lora: needs the peft package; pip install 'defuse[peft]', or train every "
+            "weight with lora None"
+        )
 
 
 def _draw(texts: Sequence[str], source: str, config: Relearning) -> list[str]:
@@ -207,12 +210,7 @@ class _School:
             name = f"{self.prefix}{source}, {len(texts)} texts, {steps} steps"
             found = self.notes.once(name, partial(self._ask, pupil, done, steps))
             answers = {
-                each: [
-                    Outcome(question, tuple(logprobs), truncated)
-                    for question, (logprobs, truncated) in zip(
-                        questions, found["answers"][each], strict=True
-                    )
-                ]
+                each: restored(questions, found["answers"][each])
                 for each, questions in self.material.sets.items()
             }
             yield Stage(source, len(texts), steps, found["loss"], answers)
@@ -223,10 +221,7 @@ class _School:
         asked = ask_all(learnt, self.tokenizer, self.material, Notes(), "after")
         return {
             "loss": fmean(pupil.losses[done:steps]),
-            "answers": {
-                each: [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
-                for each, outcomes in asked.items()
-            },
+            "answers": {each: noted(outcomes) for each, outcomes in asked.items()},
         }
 
 

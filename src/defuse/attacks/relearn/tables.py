@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from defuse.attacks.material import FORGET, Answers
-from defuse.attacks.results import Curves, Line, Table
-from defuse.evaluate import Interval, compare, wilson
+from defuse.attacks.results import Curves, Line, Table, accuracy
+from defuse.evaluate import Interval, compare
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Stage:
     @property
     def accuracy(self) -> Interval:
         """On the forget questions."""
-        return wilson(sum(self.right), len(self.right))
+        return accuracy(self.answers[FORGET])
 
 
 def against_texts(stages: Sequence[Stage]) -> list[Stage]:

@@ -15,9 +15,18 @@ from defuse.attacks.material import FORGET, Answers, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.rephrase.best import PLAIN, Asked, any_way, best_way, vote_of_all
 from defuse.attacks.rephrase.rewording import FEW_SHOT, Rephrasing, Way, plan, unknown_share
-from defuse.attacks.results import Condition, Example, Result, Table, condition, examples
-from defuse.evaluate import Outcome, wilson
+from defuse.attacks.results import (
+    Condition,
+    Example,
+    Result,
+    Table,
+    accuracy,
+    condition,
+    examples,
+)
+from defuse.evaluate import Outcome
 from defuse.evaluate.scorer import max_length
+from defuse.experiment.words import interval
 
 KIND = "rephrase"
 
@@ -139,5 +148,4 @@ def _accuracies(ours: Asked, theirs: Asked) -> Table:
 
 
 def _accuracy(outcomes: Sequence[Outcome]) -> str:
-    right = wilson(sum(outcome.is_correct for outcome in outcomes), len(outcomes))
-    return f"{right.value:.3f} [{right.low:.3f}, {right.high:.3f}]"
+    return interval(accuracy(outcomes), 3)

@@ -5,12 +5,14 @@ every model. So the best way is chosen on one half of the questions and measured
 "in any way" is set beside how often a wrong choice is given in any way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from defuse.attacks.asking import halves, mean_outcome
+from defuse.attacks.asking import mean_outcome
+from defuse.attacks.choice import halves, merit
 from defuse.attacks.material import FORGET, Answers
 from defuse.attacks.results import Table
 from defuse.evaluate import Outcome, wilson
+from defuse.experiment.words import interval
 
 PLAIN = "plain"
 
@@ -33,7 +35,7 @@ def best_way(asked: Asked, seed: int) -> tuple[Answers, Table]:
     (of equals, with the higher log-probability); and which ways these are."""
     parts = halves(len(asked[PLAIN][FORGET]), seed, FORGET)
     chosen = [
-        max(asked, key=lambda way, half=half: _merit(asked[way][FORGET], half)) for half in parts
+        max(asked, key=lambda way, half=half: merit(asked[way][FORGET], half)) for half in parts
     ]
     answers: dict[str, list[Outcome]] = {}
     for each, outcomes in asked[PLAIN].items():
@@ -45,11 +47,6 @@ def best_way(asked: Asked, seed: int) -> tuple[Answers, Table]:
         answers[each] = best
     rows = [[f"half {1 + number}", way] for number, way in enumerate(chosen)]
     return answers, Table("The best way on each half of the forget questions", ("of", "way"), rows)
-
-
-def _merit(outcomes: Sequence[Outcome], places: Sequence[int]) -> tuple[int, float]:
-    some = [outcomes[place] for place in places]
-    return sum(each.is_correct for each in some), sum(each.answer_logprob for each in some)
 
 
 def any_way(ours: Asked, theirs: Asked) -> tuple[Table, dict[str, float]]:
@@ -69,8 +66,7 @@ def any_way(ours: Asked, theirs: Asked) -> tuple[Table, dict[str, float]]:
         share = wilson(right, len(questions))
         numbers[f"right in any way, {name}"] = share.value
         numbers[f"a wrong choice in any way, {name}"] = wrong / len(questions)
-        interval = f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
-        rows.append([name, interval, f"{wrong / len(questions):.3f}"])
+        rows.append([name, interval(share, 3), f"{wrong / len(questions):.3f}"])
     head = ("", "the right choice", "a wrong choice")
     return Table(
         f"Forget questions: given in at least one of {len(ours)} ways", head, rows

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from defuse.attacks.asking import Form, halves
+from defuse.attacks.asking import Form
+from defuse.attacks.choice import halves
 from defuse.attacks.material import FORGET, Material
 from defuse.attacks.rephrase.templates import (
     ALL_ORDERS,

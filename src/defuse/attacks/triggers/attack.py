@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.asking import halves
+from defuse.attacks.choice import halves
 from defuse.attacks.material import RETAIN, Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result

@@ -10,6 +10,7 @@ from defuse.attacks.triggers.exact import Changes, Reading, WithWords, is_foreig
 from defuse.attacks.triggers.ranks import Enrichment, RankTest, enrichment, rank_test
 from defuse.attacks.triggers.words import Candidates
 from defuse.evaluate import Outcome, bootstrap_mean
+from defuse.experiment.words import interval
 from defuse.questions import Score
 
 HEAD = ("word", "tokens", "of the forget corpus", "first order", "effect")
@@ -196,7 +197,7 @@ def _mean(changes: Changes, seed: int) -> str:
 
 
 def _rank_table(test: RankTest) -> Table:
-    auc = f"{test.auc.value:.3f} [{test.auc.low:.3f}, {test.auc.high:.3f}]"
+    auc = interval(test.auc, 3)
     return Table(
         "Do words of the forget corpus disturb more than their controls? (Mann-Whitney)",
         ("words", "controls", "U", "AUC", "p"),
