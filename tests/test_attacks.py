@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,7 +245,7 @@ def test_texts_may_be_added_for_kinds_that_read_them(tiny_model_folder, tmp_path
 def test_what_is_finished_is_told_though_the_next_kind_fails(
     tiny_model_folder, tmp_path, monkeypatch
 ):
-    failing = replace(KINDS["rephrase"], run=lambda *_: 1 / 0)
+    failing = replace(KINDS["rephrase"], module=SimpleNamespace(run=lambda *_, **__: 1 / 0))
     monkeypatch.setattr("defuse.attacks.job.KINDS", {**KINDS, "rephrase": failing})
     with pytest.raises(ZeroDivisionError):
         CliRunner().invoke(

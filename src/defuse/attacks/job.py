@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class Order:
         wanted = {part for kind in self.configs for part in KINDS[kind].others}
         return {part: name for part, name in named.items() if name is not None and part in wanted}
 
+    @cached_property
+    def questions(self) -> str:
+        """A digest of what is asked, and how."""
+        return _digest([*map(list, self.material.sets.values()), self.material.settings])
+
 
 def check(order: Order) -> None:
     """Raise UsageError for what cannot be run or written, before any weights are read."""
@@ -101,10 +106,18 @@ def run(order: Order, on_found: OnFound = lambda *_: None) -> Iterator[Result]:
             for part, name in order.others.items()
         }
         target = Target(loaded.model, loaded.tokenizer, order.material, **others)
-        identities = {
-            kind: {**_identity(order, kind), **_weights(kind, target)} for kind in order.configs
+        weights = {part: fingerprint(model) for part, model in others.items()}
+        made_on = {
+            "weights": fingerprint(loaded.model),
+            "precision": str(loaded.model.dtype).removeprefix("torch."),
         }
-        _check_others(order, target)
+        identities = {
+            kind: {**_identity(order, kind), **made_on}
+            | {part: weights.get(part) for part in sorted(KINDS[kind].others)}
+            for kind in order.configs
+        }
+        for kind in KINDS.keys() - order.configs.keys():  # a page is about one model
+            _known(order.out, kind, {"questions": order.questions, **made_on})
         known = {kind: _known(order.out, kind, each) for kind, each in identities.items()}
         notes = {
             kind: open_notes(_notes(order.out, kind), each, partial(on_found, kind))
@@ -136,11 +149,6 @@ def read_results(out: Path) -> dict[str, Result]:
     return {kind: _read(path)[1] for kind, path in found.items() if path.is_file()}
 
 
-def read_result(path: Path) -> Result:
-    """The result in a file that `run` wrote. Raises UsageError for any other."""
-    return _read(path)[1]
-
-
 def _known(out: Path, kind: str, identity: Mapping[str, Any]) -> Result | None:
     """A result that is there already. Raises UsageError if it is about something else."""
     path = _file(out, kind)
@@ -164,26 +172,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Result]:
         raise UsageError(f"{path}: is no result of an attack; delete it") from error
 
 
-def _check_others(order: Order, target: Target) -> None:
-    """Whatever kinds are in `out`, they must be about this model and these questions."""
-    wanted = {"questions": _questions(order), **_attacked(target)}
-    for kind in KINDS:
-        _known(order.out, kind, wanted)
-
-
 def _identity(order: Order, kind: str) -> dict[str, Any]:
     """What a kind's findings depend on, as far as it is known without weights."""
     texts = [order.material.given_texts(each) for each in (FORGET, RETAIN)]
     return {
-        "questions": _questions(order),
+        "questions": order.questions,
         "texts": _digest(texts) if KINDS[kind].reads_texts else None,
         "settings": asdict(order.configs[kind]),
     }
-
-
-def _questions(order: Order) -> str:
-    material = order.material
-    return _digest([*map(list, material.sets.values()), material.settings])
 
 
 def _digest(value: object) -> str:
@@ -193,23 +189,6 @@ def _digest(value: object) -> str:
 def _asked(settings: Settings) -> dict[str, Any]:
     """How questions were asked, for the record."""
     return {**asdict(settings), "few_shot": [question.id for question in settings.few_shot]}
-
-
-def _attacked(target: Target) -> dict[str, Any]:
-    return {
-        "weights": fingerprint(target.model),
-        "precision": str(target.model.dtype).removeprefix("torch."),
-    }
-
-
-def _weights(kind: str, target: Target) -> dict[str, Any]:
-    """The rest: the models that the kind looks at."""
-    models = {REFERENCE: target.reference, GOLD: target.gold}
-    others = {part: models[part] for part in sorted(KINDS[kind].others)}
-    return {
-        **_attacked(target),
-        **{part: None if each is None else fingerprint(each) for part, each in others.items()},
-    }
 
 
 def _notes(out: Path, kind: str) -> Path:

@@ -11,10 +11,10 @@ from defuse.attacks import gcg, lens, orthogonalise, prune, quantise, relearn, r
 from defuse.attacks.lens import probe
 from defuse.attacks.material import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes
+from defuse.attacks.relearn.attack import check_installed
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
 from defuse.fields import build, set_fields
-from defuse.lora import check_installed
 
 REFERENCE, GOLD = "reference", "gold"
 
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Kind:
-    """An attack: its settings (a frozen dataclass) and how it is run.
+    """An attack: the module with its `run`, and its settings (a frozen dataclass).
 
     `main`: which conditions stand in a table of several models: none that was selected on the
     questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do
@@ -45,8 +45,8 @@ class Kind:
     settings that cannot be run here.
     """
 
+    module: Any
     config: type
-    run: Callable[[Target, Any, Notes], Result]
     main: re.Pattern[str] = re.compile(".*")
     needs: Sequence[str] = ()
     uses: Sequence[str] = ()
@@ -60,62 +60,55 @@ class Kind:
         """The other models that are loaded if they are given."""
         return {*self.needs, *self.uses}
 
-
-def _run(module: Any, *others: str) -> Callable[[Target, Any, Notes], Result]:  # noqa: ANN401 (a kind's module)
-    """The module's `run`, given those of the other models that it looks at."""
-
-    def run(t: Target, config: object, notes: Notes) -> Result:
-        given = {part: getattr(t, part) for part in others}
-        return module.run(t.model, t.tokenizer, t.material, config, notes=notes, **given)
-
-    return run
+    def run(self, target: Target, config: object, notes: Notes) -> Result:
+        """The module's `run`, given those of the other models that it looks at."""
+        others = {part: getattr(target, part) for part in self.others}
+        return self.module.run(
+            target.model, target.tokenizer, target.material, config, notes=notes, **others
+        )
 
 
 # The quick ones first: their results are there soonest.
 KINDS: Mapping[str, Kind] = {
-    quantise.KIND: Kind(quantise.Quantisation, _run(quantise)),
+    quantise.KIND: Kind(quantise, quantise.Quantisation),
     lens.KIND: Kind(
+        lens,
         lens.Lens,
-        _run(lens, REFERENCE),
         main=re.compile(".*, chosen layer"),
         letters=True,
         check=lambda config: probe.check_installed() if config.folds else None,
         uses=(REFERENCE,),
     ),
     orthogonalise.KIND: Kind(
+        orthogonalise,
         orthogonalise.Orthogonalisation,
-        _run(orthogonalise, REFERENCE),
         main=re.compile("(all|strongest|weights)(, random direction)?|each, chosen layer"),
         needs=(REFERENCE,),
         reads_texts=True,
     ),
-    prune.KIND: Kind(
-        prune.Pruning, _run(prune), reads_texts=True, texts=lambda _: (FORGET, RETAIN)
-    ),
+    prune.KIND: Kind(prune, prune.Pruning, reads_texts=True, texts=lambda _: (FORGET, RETAIN)),
     rephrase.KIND: Kind(
+        rephrase,
         rephrase.Rephrasing,
-        _run(rephrase, REFERENCE),
         main=re.compile("vote over (orders|all ways)|best way, .*"),
         uses=(REFERENCE,),
     ),
     triggers.KIND: Kind(
+        triggers,
         triggers.TriggerSearch,
-        _run(triggers, REFERENCE),
         main=re.compile("worst of .*|all .*"),
         reads_texts=True,
         uses=(REFERENCE,),
     ),
-    gcg.KIND: Kind(
-        gcg.GCG, _run(gcg), main=re.compile("random suffix|.*, (held out|each question)")
-    ),
+    gcg.KIND: Kind(gcg, gcg.GCG, main=re.compile("random suffix|.*, (held out|each question)")),
     relearn.KIND: Kind(
+        relearn,
         relearn.Relearning,
-        _run(relearn, GOLD),
         main=re.compile("(forget|retain), .*"),
         uses=(GOLD,),
         reads_texts=True,
         texts=lambda config: config.source,
-        check=lambda config: None if config.lora is None else check_installed(),
+        check=check_installed,
     ),
 }
 

@@ -105,7 +105,7 @@ def _material(
     from defuse.corpora import load_texts
     from defuse.evaluate.material import load_part
 
-    asked = [load_part(file, None, dev, asking) for file in files[:2] if file]
+    asked = [load_part(file, None, dev, asking) for file in map(str, files[:2])]
     texts = [
         () if source is None else tuple(map(str, load_texts(source, limit=text_limit)))
         for source in files[2:]
