@@ -12,7 +12,7 @@ from defuse.attacks.overview import Results, defence, overview
 from defuse.attacks.page import make_page
 from defuse.experiment.clock import Clock
 from defuse.experiment.side_by_side import side_by_side
-from defuse.experiment.words import markdown_table
+from defuse.experiment.words import captioned
 from defuse.files import write_json, write_text
 from defuse.provenance import versions
 from defuse.report import Page, Section, render
@@ -106,8 +106,7 @@ def report(campaign: Campaign, console: Console) -> None:
     write_text(
         folder / "report.html", render(Page("Attacks", [SAYING], [Section("All", tables=tables)]))
     )
-    text = "\n".join(f"{t.caption}:\n\n{markdown_table(t.head, t.rows)}" for t in tables)
-    write_text(folder / "attacks.md", text)
+    write_text(folder / "attacks.md", "\n".join(map(captioned, tables)))
     data = {
         name: {kind: each.as_json() for kind, each in own.items()} for name, own in results.items()
     }

@@ -27,13 +27,12 @@ def make_page(model: str, results: Mapping[str, Result]) -> Page:
 
 def _section(result: Result) -> Section:
     settings = ", ".join(f"{name} = {value}" for name, value in result.settings.items())
-    own = [TableData(table.caption, table.head, table.rows) for table in result.tables]
     return Section(
         result.kind,
         [f"Settings: {settings}.", cost_sentence(result.cost)],
         embed_figure(draw(result.curves)) if result.curves else None,
         "; ".join(curves.title for curves in result.curves),
-        [TableData("What it did", *effects_table(result)), *own],
+        [TableData("What it did", *effects_table(result)), *result.tables],
         quotes=[_quote(each) for each in in_turn(result.examples)[:SHOWN]],
     )
 

@@ -8,6 +8,7 @@ from defuse.attacks.material import Answers
 from defuse.attacks.notes import Cost
 from defuse.evaluate import Interval, Outcome, Paired, bootstrap_mean, compare, wilson
 from defuse.questions import Score, ask
+from defuse.report import TableData
 
 EXAMPLES = 5
 
@@ -79,15 +80,6 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Table:
-    """What an attack found beside its effects, for people to read."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
 class Result:
     """All that one kind of attack found. `settings`: its config, as JSON holds it."""
 
@@ -97,7 +89,7 @@ class Result:
     cost: Cost
     examples: Sequence[Example] = ()
     curves: Sequence[Curves] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[TableData] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The whole result as JSON values."""

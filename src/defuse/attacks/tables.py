@@ -8,7 +8,7 @@ from rich.table import Table as ScreenTable
 
 from defuse.attacks.notes import Cost
 from defuse.attacks.results import Condition, Result
-from defuse.experiment.words import interval, markdown_table
+from defuse.experiment.words import captioned, interval, markdown_table
 
 HEAD = ("", "questions", "n", "before", "after", "change", "p", "change, nats")
 
@@ -68,8 +68,5 @@ def markdown(results: Mapping[str, Result]) -> str:
     for kind, result in results.items():
         parts.append(f"## {kind}\n\n{cost_sentence(result.cost)}\n")
         parts.append(markdown_table(*effects_table(result)))
-        parts.extend(
-            f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}"
-            for table in result.tables
-        )
+        parts += map(captioned, result.tables)
     return "\n".join(parts)

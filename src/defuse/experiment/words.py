@@ -5,6 +5,7 @@ from dataclasses import astuple
 
 from defuse.evaluate import Interval
 from defuse.experiment.compare import Matched
+from defuse.report import TableData
 
 
 def interval(value: Interval | None, places: int = 2) -> str:
@@ -42,3 +43,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
     lines = [head, ["---"] * len(head), *escaped]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def captioned(table: TableData) -> str:
+    """The same behind its caption."""
+    return f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}"

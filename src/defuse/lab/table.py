@@ -7,7 +7,7 @@ from rich.table import Table
 
 from defuse.evaluate import Interval
 from defuse.experiment.answers import CLEAN, FORGET
-from defuse.experiment.words import interval, markdown_table, sentence, stacked
+from defuse.experiment.words import captioned, interval, sentence, stacked
 from defuse.lab.compare import Defence, Group
 from defuse.lab.exam import POSITIONS, TRIGGERS
 from defuse.report import TableData
@@ -93,9 +93,7 @@ def tables(groups: Sequence[Group]) -> list[TableData]:
 
 def markdown(groups: Sequence[Group]) -> str:
     """The tables for a page of documentation."""
-    return "\n".join(
-        f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}" for table in tables(groups)
-    )
+    return "\n".join(map(captioned, tables(groups)))
 
 
 def defence_sentences(defences: Sequence[Defence]) -> list[str]:

@@ -24,13 +24,13 @@ from defuse.attacks.results import (
     Example,
     Line,
     Result,
-    Table,
     condition,
     examples,
 )
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.evaluate import bootstrap_mean
+from defuse.report import TableData
 
 KIND = "gcg"
 CONTROL = "random suffix"
@@ -81,7 +81,7 @@ def run(
         notes.cost,
         [example for part in parts for example in part.examples],
         [_curves(lines)] if lines else [],
-        [Table("Suffixes that were found", HEAD, rows)] if rows else [],
+        [TableData("Suffixes that were found", HEAD, rows)] if rows else [],
     )
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from defuse.attacks.material import FORGET, Answers
-from defuse.attacks.results import Curves, Line, Table, accuracy
+from defuse.attacks.results import Curves, Line, accuracy
 from defuse.evaluate import Interval, compare
+from defuse.report import TableData
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _lines(
             )
 
 
-def beside_gold(model: Sequence[Stage], gold: Sequence[Stage]) -> list[Table]:
+def beside_gold(model: Sequence[Stage], gold: Sequence[Stage]) -> list[TableData]:
     """Both models' accuracy at the same stages, with their difference on the same questions.
 
     The interval is Newcombe's, the p-value McNemar's; no p-value is adjusted for their number.
@@ -83,7 +84,7 @@ def beside_gold(model: Sequence[Stage], gold: Sequence[Stage]) -> list[Table]:
         "What comes back, by steps on the most texts": against_steps,
     }
     return [
-        Table(
+        TableData(
             caption, head, [_row(*pair) for pair in zip(choose(model), choose(gold), strict=True)]
         )
         for caption, choose in captions.items()

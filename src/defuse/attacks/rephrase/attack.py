@@ -19,7 +19,6 @@ from defuse.attacks.results import (
     Condition,
     Example,
     Result,
-    Table,
     accuracy,
     condition,
     examples,
@@ -27,6 +26,7 @@ from defuse.attacks.results import (
 from defuse.evaluate import Outcome
 from defuse.evaluate.scorer import max_length
 from defuse.experiment.words import interval
+from defuse.report import TableData
 
 KIND = "rephrase"
 
@@ -133,7 +133,7 @@ def _turned(way: Way, ours: Asked, material: Material) -> list[Example]:
     return [replace(each, asked_after=texts[each.questions, each.id]) for each in turned]
 
 
-def _accuracies(ours: Asked, theirs: Asked) -> Table:
+def _accuracies(ours: Asked, theirs: Asked) -> TableData:
     """Each way's accuracy on both sets, and the reference's on the forget questions."""
     head = ("way", "forget", "retain", *(("forget, reference",) if theirs else ()))
     rows = [
@@ -144,7 +144,7 @@ def _accuracies(ours: Asked, theirs: Asked) -> Table:
         ]
         for name, answers in ours.items()
     ]
-    return Table("Accuracy in each way of asking", head, rows)
+    return TableData("Accuracy in each way of asking", head, rows)
 
 
 def _accuracy(outcomes: Sequence[Outcome]) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from defuse.attacks.asking import mean_outcome
 from defuse.attacks.choice import halves, merit
 from defuse.attacks.material import FORGET, Answers
-from defuse.attacks.results import Table
 from defuse.evaluate import Outcome, wilson
 from defuse.experiment.words import interval
+from defuse.report import TableData
 
 PLAIN = "plain"
 
@@ -30,7 +30,7 @@ def vote_of_all(asked: Asked) -> Answers:
     }
 
 
-def best_way(asked: Asked, seed: int) -> tuple[Answers, Table]:
+def best_way(asked: Asked, seed: int) -> tuple[Answers, TableData]:
     """Every question in the way that answers most of the other half's forget questions rightly
     (of equals, with the higher log-probability); and which ways these are."""
     parts = halves(len(asked[PLAIN][FORGET]), seed, FORGET)
@@ -46,10 +46,12 @@ def best_way(asked: Asked, seed: int) -> tuple[Answers, Table]:
                 best[place] = asked[way][each][place]
         answers[each] = best
     rows = [[f"half {1 + number}", way] for number, way in enumerate(chosen)]
-    return answers, Table("The best way on each half of the forget questions", ("of", "way"), rows)
+    return answers, TableData(
+        "The best way on each half of the forget questions", ("of", "way"), rows
+    )
 
 
-def any_way(ours: Asked, theirs: Asked) -> tuple[Table, dict[str, float]]:
+def any_way(ours: Asked, theirs: Asked) -> tuple[TableData, dict[str, float]]:
     """How many forget questions are answered rightly in at least one way.
 
     Beside it how often a given wrong choice is (the mean of the three), which is as often where
@@ -68,6 +70,6 @@ def any_way(ours: Asked, theirs: Asked) -> tuple[Table, dict[str, float]]:
         numbers[f"a wrong choice in any way, {name}"] = wrong / len(questions)
         rows.append([name, interval(share, 3), f"{wrong / len(questions):.3f}"])
     head = ("", "the right choice", "a wrong choice")
-    return Table(
+    return TableData(
         f"Forget questions: given in at least one of {len(ours)} ways", head, rows
     ), numbers

@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass
 
 from defuse.attacks.asking import mean_outcome
 from defuse.attacks.material import FORGET, RETAIN, Answers
-from defuse.attacks.results import Condition, Example, Table, condition, examples
+from defuse.attacks.results import Condition, Example, condition, examples
 from defuse.attacks.triggers.exact import Changes, Reading, WithWords, is_foreign, known
 from defuse.attacks.triggers.ranks import Enrichment, RankTest, enrichment, rank_test
 from defuse.attacks.triggers.words import Candidates
 from defuse.evaluate import Outcome, bootstrap_mean
 from defuse.experiment.words import interval
 from defuse.questions import Score
+from defuse.report import TableData
 
 HEAD = ("word", "tokens", "of the forget corpus", "first order", "effect")
 
@@ -125,7 +126,7 @@ def corpus_conditions(found: Found) -> list[Condition]:
     ]
 
 
-def tables(found: Found) -> list[Table]:
+def tables(found: Found) -> list[TableData]:
     """The words found, those of the forget corpus that disturb most, and the tests."""
     mined = sorted(found.words.mined, key=lambda word: -found.measured.disturbance(word))
     tests = [_share_table(found.share)]
@@ -168,7 +169,7 @@ def _together(found: Found, words: Sequence[str]) -> list[Outcome]:
     return [mean_outcome(some) for some in _forms(found, words)]
 
 
-def _word_table(caption: str, words: Sequence[str], found: Found) -> Table:
+def _word_table(caption: str, words: Sequence[str], found: Found) -> TableData:
     """First-order fall, and exact change with its interval, in nats; with a reference also how much
     more the word changes than there."""
     reading, forget = found.measured, _folded(found.words.forget)
@@ -183,7 +184,7 @@ def _word_table(caption: str, words: Sequence[str], found: Found) -> Table:
         ]
         for word in words
     ]
-    return Table(
+    return TableData(
         caption, HEAD if reading.excess is None else (*HEAD, "beyond the reference's"), rows
     )
 
@@ -196,19 +197,19 @@ def _mean(changes: Changes, seed: int) -> str:
     return f"{mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}]"
 
 
-def _rank_table(test: RankTest) -> Table:
+def _rank_table(test: RankTest) -> TableData:
     auc = interval(test.auc, 3)
-    return Table(
+    return TableData(
         "Do words of the forget corpus disturb more than their controls? (Mann-Whitney)",
         ("words", "controls", "U", "AUC", "p"),
         [[str(test.first), str(test.others), f"{test.u:g}", auc, f"{test.p_value:.2g}"]],
     )
 
 
-def _share_table(share: Enrichment) -> Table:
+def _share_table(share: Enrichment) -> TableData:
     counts = (share.total, share.kind, share.drawn, share.marked)
     rest = [f"{share.expected:.1f}", f"{share.p_value:.2g}"]
-    return Table(
+    return TableData(
         "Are they more frequent among the words found than among all? (Fisher, one-sided)",
         ("words", "of the forget corpus", "found", "of these", "expected", "p"),
         [[*map(str, counts), *rest]],
