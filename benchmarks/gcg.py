@@ -101,7 +101,7 @@ class Ours:
         self.bench = bench
         budget = Budget.of(bench.model.device)
         self.scorer = Scorer(Decoder(bench.model), [bench.problem], budget)
-        assert self.scorer.prefixes
+        assert self.scorer.shared
 
     def gradient(self) -> Tensor:
         return self.scorer.gradient(self.bench.suffix, self.bench.allowed)

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from defuse.architectures import ARCHITECTURES, architecture_of
-from defuse.decoder import Decoder, PrefixCache
+from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from tests.architectures import CONFIGS, tiny_model
 
@@ -87,37 +87,6 @@ def test_padding_leaves_real_tokens_as_they_are(model: PreTrainedModel, side: st
         torch.testing.assert_close(again[:, real], alone, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_branches_behind_a_shared_prefix_equal_whole_sequences(model: PreTrainedModel) -> None:
-    """Prefix of 5, then a trunk of 3 with two branches of 2: each branch must be as if alone."""
-    decoder, ids = Decoder(model), tokens(1)[0]
-    prefix, trunk, branches = ids[:5], ids[5:8], (ids[8:10], ids[10:12])
-    cache = PrefixCache.of(decoder, prefix[None])
-    row = torch.cat([trunk, *branches])[None]
-    positions = torch.tensor([[5, 6, 7, 8, 9, 8, 9]])
-    visible = torch.ones(1, 7, 12, dtype=torch.bool)
-    visible[0, :, 5:] = torch.ones(7, 7).tril().bool()
-    visible[0, 5:, 8:10] = False  # the second branch does not see the first
-    hidden, inputs = decoder.embed_tree(row, positions, visible, cache)
-    hidden = decoder.run(hidden, inputs, 0, 4, cache=cache)
-    for branch, where in zip(branches, ([3, 4], [5, 6]), strict=True):
-        whole = torch.cat([prefix, trunk, branch])[None]
-        expected = model(whole).logits[:, -2:]
-        torch.testing.assert_close(decoder.logits(hidden[:, where]), expected)
-
-
 def test_an_unknown_architecture_is_refused_with_the_list_of_what_works() -> None:
     with pytest.raises(UsageError, match=r"'mamba'.*llama, mistral.*gpt2"):
         architecture_of("mamba")
-
-
-@torch.no_grad()
-def test_a_prefix_goes_on_or_stops_sooner(model: PreTrainedModel) -> None:
-    decoder, ids = Decoder(model), tokens(3)
-    short = PrefixCache.of(decoder, ids[:1, :3])
-    for prefix in (short.extended(decoder, ids[:1, 3:8]).first(6), short):
-        rows = torch.cat([ids[:1].expand(3, -1)[:, : prefix.length], ids[:, prefix.length :]], 1)
-        hidden, inputs = decoder.embed_behind(rows[:, prefix.length :], prefix)
-        hidden = decoder.run(hidden, inputs, 0, 4, cache=prefix)
-        expected = model(rows).logits[:, prefix.length :]
-        torch.testing.assert_close(decoder.logits(hidden), expected)

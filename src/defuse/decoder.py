@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,62 +30,24 @@ class BlockInputs:
     masks: Mapping[str, Tensor | None]  # per attention type; None = plain causal attention
     rotary: Mapping[str, tuple[Tensor, Tensor]]  # per attention type: cosine and sine
 
+    def last(self, count: int) -> "BlockInputs":
+        """Those of the last `count` tokens, which still see all keys."""
+        masks = {kind: None if m is None else m[..., -count:, :] for kind, m in self.masks.items()}
+        rotary = {kind: (c[:, -count:], s[:, -count:]) for kind, (c, s) in self.rotary.items()}
+        return BlockInputs(self.position_ids[:, -count:], masks, rotary)
 
-class PrefixCache:
-    """Keys and values of one token sequence, computed once and then seen by every row of a batch.
 
-    Stands in for a Hugging Face cache: attention layers call `update` with their new keys and
-    values, each (batch, heads, time, head size), and attend to what it returns.
+class Cache(Protocol):
+    """Keys and values of `length` tokens that stand before those a block is called with.
+
+    Stands in for a Hugging Face cache: see `defuse.prefix`.
     """
 
-    def __init__(self) -> None:
-        self.length = 0
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._recording = True
-
-    @classmethod
-    def of(cls, decoder: "Decoder", input_ids: Tensor) -> "PrefixCache":
-        """Run `decoder` over `input_ids` (1, time), without gradient, and keep what it saw."""
-        cache = cls()
-        with torch.no_grad():
-            hidden, inputs = decoder.embed(input_ids)
-            decoder.run(hidden, inputs, 0, decoder.num_layers, cache=cache)
-        cache.length = input_ids.shape[1]
-        cache._recording = False
-        return cache
-
-    def extended(self, decoder: "Decoder", input_ids: Tensor) -> "PrefixCache":
-        """What this one saw, and `input_ids` (1, time) behind it; this one stays as it is."""
-        longer = self.first(self.length)
-        longer._recording = True
-        with torch.no_grad():
-            hidden, inputs = decoder.embed_behind(input_ids, longer)
-            decoder.run(hidden, inputs, 0, decoder.num_layers, cache=longer)
-        longer.length = self.length + input_ids.shape[1]
-        longer._recording = False
-        return longer
-
-    def first(self, length: int) -> "PrefixCache":
-        """The first `length` tokens alone, in the same memory."""
-        shorter = PrefixCache()
-        shorter.length, shorter._recording = length, False
-        shorter._layers = {
-            layer: (keys[:, :, :length], values[:, :, :length])
-            for layer, (keys, values) in self._layers.items()
-        }
-        return shorter
+    length: int
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
-    ) -> tuple[Tensor, Tensor]:
-        if layer_idx in self._layers:
-            old_keys, old_values = self._layers[layer_idx]
-            rows = (keys.shape[0], -1, -1, -1)
-            keys = torch.cat([old_keys.expand(rows), keys], dim=2)
-            values = torch.cat([old_values.expand(rows), values], dim=2)
-        if self._recording:
-            self._layers[layer_idx] = (keys, values)
-        return keys, values
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Decoder:
@@ -146,7 +108,7 @@ class Decoder:
         input_ids: Tensor,
         position_ids: Tensor,
         visible: Tensor,
-        prefix: PrefixCache | None = None,
+        prefix: Cache | None = None,
     ) -> tuple[Tensor, BlockInputs]:
         """Like `embed`, for rows whose tokens form a tree behind a shared prefix.
 
@@ -161,7 +123,7 @@ class Decoder:
             key_positions = torch.cat([before, position_ids], dim=1)
         return self._prepare(input_ids, position_ids, key_positions, visible)
 
-    def embed_behind(self, input_ids: Tensor, prefix: PrefixCache) -> tuple[Tensor, BlockInputs]:
+    def embed_behind(self, input_ids: Tensor, prefix: Cache) -> tuple[Tensor, BlockInputs]:
         """Like `embed`, for rows (batch, time) that go on behind a shared prefix."""
         places = torch.arange(prefix.length + input_ids.shape[1], device=input_ids.device)
         position_ids = places[None, prefix.length :]
@@ -175,7 +137,7 @@ class Decoder:
         start: int,
         stop: int,
         weights: Mapping[str, Tensor] | None = None,
-        cache: PrefixCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Blocks start..stop-1 applied to `hidden` (batch, time, hidden).
 

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.borrowed import evaluation_mode
 from defuse.chunks import chunks
-from defuse.decoder import Decoder, PrefixCache
+from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate.ledger import Ledger, Scores
 from defuse.evaluate.trees import Request, TokenTree, collate, common_length, grow, visibility
+from defuse.prefix import PrefixCache
 
 # Tokens of a batch: enough to keep the processor busy, few enough to stay in its cache.
 TOKEN_BUDGET = {"cpu": 512}

@@ -1,7 +1,7 @@
 """What a suffix does to a model: its loss, and the loss's gradient with respect to its tokens.
 
-What stands before the suffix is run once for a problem, the suffix that is improved once for a
-step; a candidate is run from its first new token on.
+What all problems begin with is run once for a search; what else stands before a suffix, and the
+suffix that is improved, once for a step; a candidate from its first new token on.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from defuse.attacks.gcg.config import Aim
 from defuse.chunks import chunks
-from defuse.decoder import Decoder, PrefixCache
+from defuse.decoder import BlockInputs, Decoder
 from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET
+from defuse.evaluate.trees import common_length
+from defuse.prefix import PrefixCache, last_states
 
 
 class Target(Protocol):
@@ -115,33 +117,44 @@ class Scorer:
         self.budget = budget
 
     @cached_property
-    def prefixes(self) -> list[PrefixCache]:
-        """Keys and values of what stands before each problem's suffix."""
-        return [PrefixCache.of(self.decoder, self._row(each.before)) for each in self.problems]
+    def shared(self) -> PrefixCache:
+        """Keys and values of what all problems begin with, kept for the whole search.
+
+        What is a problem's own before its suffix is run again when it is needed: it is short beside
+        the candidates, and kept it would fill the memory with long examples many times over.
+        """
+        first, *others = [each.before for each in self.problems]
+        length = min((common_length(first, other) for other in others), default=len(first))
+        ids = self._row(first[:length])
+        return PrefixCache.of(self.decoder, ids) if length else PrefixCache()
+
+    def _known(self, problem: Problem, suffix: Sequence[int] = ()) -> PrefixCache:
+        """Of all that stands before a problem's suffix, and of the suffix given."""
+        own = (*problem.before[self.shared.length :], *suffix)
+        return self.shared.extended(self.decoder, self._row(own)) if own else self.shared
 
     def gradient(self, suffix: Sequence[int], tokens: Tensor) -> Tensor:
         """The mean loss's gradient with respect to the suffix's one-hot matrix, at `tokens` (A,).
 
         (length, A): its columns of the other tokens are never computed.
         """
-        pairs = zip(self.problems, self.prefixes, strict=True)
-        gradients = [self._gradient(problem, prefix, suffix) for problem, prefix in pairs]
+        gradients = [self._gradient(problem, suffix) for problem in self.problems]
         gradient = torch.stack(gradients).mean(dim=0)
         slices = chunks(len(tokens), self.decoder.hidden_size)
         with torch.no_grad():
             parts = [gradient @ self.decoder.vectors(tokens[some]).T for some in slices]
         return torch.cat(parts, dim=1)
 
-    def _gradient(self, problem: Problem, prefix: PrefixCache, suffix: Sequence[int]) -> Tensor:
+    def _gradient(self, problem: Problem, suffix: Sequence[int]) -> Tensor:
         """The loss's gradient with respect to the vectors of the suffix's tokens."""
+        prefix = self._known(problem)
         ids = self._row([*suffix, *problem.after, *problem.target.read])
         hidden, inputs = self.decoder.embed_behind(ids, prefix)
         vectors, rest = hidden.detach().split([len(suffix), ids.shape[1] - len(suffix)], dim=1)
         with torch.enable_grad():
             vectors = vectors.clone().requires_grad_()
             hidden = torch.cat([vectors, rest], dim=1)
-            hidden = self.decoder.run(hidden, inputs, 0, self.decoder.num_layers, cache=prefix)
-            losses, _ = self._read(problem.target, hidden)
+            losses, _ = self._read(problem.target, hidden, inputs, prefix)
             (gradient,) = torch.autograd.grad(losses.sum(), vectors)
         return gradient[0]
 
@@ -155,8 +168,8 @@ class Scorer:
         begins = (candidates.to(ids.device) != ids).int().argmax(dim=1)
         order = begins.argsort(stable=True)
         judged = torch.empty(2, len(self.problems), len(candidates), dtype=torch.float64)
-        for row, (problem, prefix) in enumerate(zip(self.problems, self.prefixes, strict=True)):
-            known = prefix.extended(self.decoder, ids)
+        for row, problem in enumerate(self.problems):
+            known = self._known(problem, parent)
             rest = self._row([*problem.after, *problem.target.read]).expand(len(candidates), -1)
             rows = torch.cat([candidates.to(ids.device)[order], rest], dim=1)
             values = self._judge(problem.target, rows, begins[order].tolist(), known, len(parent))
@@ -185,12 +198,13 @@ class Scorer:
 
     def _judge_batch(self, target: Target, rows: Tensor, prefix: PrefixCache) -> Tensor:
         hidden, inputs = self.decoder.embed_behind(rows, prefix)
-        hidden = self.decoder.run(hidden, inputs, 0, self.decoder.num_layers, cache=prefix)
-        return torch.stack(self._read(target, hidden))
+        return torch.stack(self._read(target, hidden, inputs, prefix))
 
-    def _read(self, target: Target, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and leads by the last hidden states, a few rows of logits at a time."""
-        last = hidden[:, -1 - len(target.read) :]
+    def _read(
+        self, target: Target, hidden: Tensor, inputs: BlockInputs, prefix: PrefixCache
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and leads of embedded rows, a few rows of logits at a time."""
+        last = last_states(self.decoder, hidden, inputs, prefix, 1 + len(target.read))
         exact = torch.promote_types(hidden.dtype, torch.float32)
         slices = chunks(len(last), self.decoder.vocab_size * last.shape[1])
         judged = [target.judge(self.decoder.logits(last[some]).to(exact)) for some in slices]
