@@ -98,7 +98,7 @@ def test_results_of_another_reference_are_refused_before_anything_runs(whole):
     list(run(only(whole, ["lens"])))
     heard: list[str] = []
     asked = replace(only(whole, ["quantise", "lens"]), reference=whole.gold)
-    with pytest.raises(UsageError, match=r"lens\.json is of an attack with other reference; del"):
+    with pytest.raises(UsageError, match=r"lens\.json is of an attack with other reference; name"):
         list(run(asked, lambda _, found: heard.append(found)))
     assert not heard
 

@@ -181,8 +181,8 @@ def _known(out: Path, kind: str, identity: Mapping[str, Any]) -> Result | None:
     wanted = json.loads(json.dumps(identity))
     if other := [name for name, value in wanted.items() if about.get(name) != value]:
         raise UsageError(
-            f"out: {path} is of an attack with other {' and '.join(other)}; delete it, or name "
-            "another folder"
+            f"out: {path} is of an attack with other {' and '.join(other)}; name another folder, "
+            f"or delete it and {NOTES}/{kind}.jsonl"
         )
     return result
 
