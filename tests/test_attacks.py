@@ -173,12 +173,19 @@ def test_the_command_writes_results_tables_and_page_and_knows_them_again(
     written = (out / "quantise.json").stat().st_mtime_ns
     assert runner.invoke(app, command(tiny_model_folder, tmp_path)).exit_code == 0
     assert (out / "quantise.json").stat().st_mtime_ns == written
-    with pytest.raises(UsageError, match="an attack with other settings"):
-        runner.invoke(
-            app,
-            command(tiny_model_folder, tmp_path, "--set", "quantise.bits=[3]"),
-            catch_exceptions=False,
-        )
+    page = (out / "report.html").stat().st_mtime_ns
+    other = tmp_path / "other"
+    build_llama(seed=1).save_pretrained(other)
+    build_tokenizer().save_pretrained(other)
+    for model, more, said in (
+        (tiny_model_folder, ["--set", "quantise.bits=[3]"], "settings"),
+        (other, [], "weights"),
+    ):
+        given = command(model, tmp_path, *more)
+        said = f"an attack with other {said}; name another folder, or delete it and notes/quant"
+        with pytest.raises(UsageError, match=said):
+            runner.invoke(app, given, catch_exceptions=False)
+    assert (out / "report.html").stat().st_mtime_ns == page  # of the model that it is about
 
 
 def order(model: Path, out: Path, kinds: list[str], **more: object) -> Order:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedModel
 
 from defuse.architectures import architecture_of
 from defuse.attacks.kinds import GOLD, KINDS, REFERENCE, Target
@@ -19,6 +20,7 @@ from defuse.errors import UsageError
 from defuse.evaluate import Settings
 from defuse.files import check_writable, held, write_json
 from defuse.models import (
+    LoadedModel,
     load_config,
     load_model,
     locate,
@@ -28,6 +30,8 @@ from defuse.models import (
 from defuse.provenance import fingerprint, versions
 
 NOTES = "notes"
+# The attacked model's own answers, by the name that every kind has for them: asked once for all.
+BEFORE = tuple(f"before/{name}" for name in (FORGET, RETAIN))
 OnFound = Callable[[str, str], None]  # a kind, and what it has found
 
 
@@ -96,41 +100,60 @@ def run(order: Order, on_found: OnFound = lambda *_: None) -> Iterator[Result]:
     """Every kind's result, in order; what is finished in `out` is read from there.
 
     A kind's result is written, whole, as soon as it is there. Until then its notes are kept below
-    `out`, and the same order goes on from them after a kill. Raises UsageError if another process
-    works in `out`, or if a result or notes there belong to another model or other settings.
+    `out`, and the same order goes on from them after a kill. In memory are the attacked model and,
+    while a kind runs, those others that it looks at. Raises UsageError if another process works in
+    `out`, or if a result or notes there, of whatever kind, are of another model, other questions
+    or other settings.
     """
     with held(order.out / NOTES / "lock", "out", str(order.out)):
         loaded = load_model(order.model, device=order.device, dtype=order.dtype)
-        others = {
-            part: load_model(name, device=order.device, dtype=order.dtype).model
-            for part, name in order.others.items()
-        }
-        target = Target(loaded.model, loaded.tokenizer, order.material, **others)
-        weights = {part: fingerprint(model) for part, model in others.items()}
-        made_on = {
-            "weights": fingerprint(loaded.model),
-            "precision": str(loaded.model.dtype).removeprefix("torch."),
-        }
-        identities = {
-            kind: {**_identity(order, kind), **made_on}
-            | {part: weights.get(part) for part in sorted(KINDS[kind].others)}
-            for kind in order.configs
-        }
-        for kind in KINDS.keys() - order.configs.keys():  # a page is about one model
-            _known(order.out, kind, {"questions": order.questions, **made_on})
+        identities = _identities(order, loaded)
         known = {kind: _known(order.out, kind, each) for kind, each in identities.items()}
         notes = {
             kind: open_notes(_notes(order.out, kind), each, partial(on_found, kind))
             for kind, each in identities.items()
         }
-        for kind, identity in identities.items():
-            yield known[kind] or _attack(order, target, kind, identity, notes[kind])
+        for kind in order.configs:
+            yield known[kind] or _attack(order, loaded, kind, identities[kind], notes)
+
+
+def _identities(order: Order, loaded: LoadedModel) -> dict[str, dict[str, Any]]:
+    """What each kind's findings depend on; of kinds not in the order, what all depend on.
+
+    The other models are read here, one at a time, and let go. A kind that looks at one reads it
+    again: results of other models are refused before anything runs, and a model of 7B that waited
+    in memory for its turn would be in the way of all that do without it.
+    """
+    common = {
+        "questions": order.questions,
+        "weights": fingerprint(loaded.model),
+        "precision": str(loaded.model.dtype).removeprefix("torch."),
+    }
+    weights = {part: fingerprint(_load_other(order, part)) for part in order.others}
+    own = {
+        kind: _identity(order, kind)
+        | {part: weights.get(part) for part in sorted(KINDS[kind].others)}
+        for kind in order.configs
+    }
+    return {kind: own.get(kind, {}) | common for kind in KINDS}
+
+
+def _load_other(order: Order, part: str) -> PreTrainedModel:
+    return load_model(order.others[part], device=order.device, dtype=order.dtype).model
 
 
 def _attack(
-    order: Order, target: Target, kind: str, identity: Mapping[str, Any], notes: Notes
+    order: Order,
+    loaded: LoadedModel,
+    kind: str,
+    identity: Mapping[str, Any],
+    notes: Mapping[str, Notes],
 ) -> Result:
-    result = KINDS[kind].run(target, order.configs[kind], notes)
+    for each in notes.values():
+        notes[kind].adopt(each, BEFORE)
+    others = {part: _load_other(order, part) for part in KINDS[kind].others & order.others.keys()}
+    target = Target(loaded.model, loaded.tokenizer, order.material, **others)
+    result = KINDS[kind].run(target, order.configs[kind], notes[kind])
     record = {
         "model": order.model,
         **order.others,
@@ -158,8 +181,8 @@ def _known(out: Path, kind: str, identity: Mapping[str, Any]) -> Result | None:
     wanted = json.loads(json.dumps(identity))
     if other := [name for name, value in wanted.items() if about.get(name) != value]:
         raise UsageError(
-            f"out: {path} is of an attack with other {' and '.join(other)}; delete it, or name "
-            "another folder"
+            f"out: {path} is of an attack with other {' and '.join(other)}; name another folder, "
+            f"or delete it and {NOTES}/{kind}.jsonl"
         )
     return result
 

@@ -6,7 +6,7 @@ done again. What each piece cost is noted with it, and counted once, also after 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -79,12 +79,21 @@ class Notes:
             finally:
                 self._busy = False
             cost = self._passes - before + Cost(time.perf_counter() - began)
-            self._keep(name, value, cost)
-            self._known[name] = (value, cost)
+            self._add(name, value, cost)
             self._tell(name)
         value, cost = self._known[name]
         self._used[name] = cost
         return value
+
+    def adopt(self, other: "Notes", names: Iterable[str]) -> None:
+        """Keep what `other` has by these names as if found here, at what it cost there."""
+        for name in names:
+            if name in other._known and name not in self._known:
+                self._add(name, *other._known[name])
+
+    def _add(self, name: str, value: Any, cost: Cost) -> None:  # noqa: ANN401 (any JSON)
+        self._keep(name, value, cost)
+        self._known[name] = (value, cost)
 
     @contextmanager
     def watching(self, *models: PreTrainedModel | None) -> Iterator[None]:

@@ -83,12 +83,11 @@ def attack(
         for name, config in order.configs.items():
             console.print(f"{name}: {config}", highlight=False, markup=False)
         return
-    try:
-        with progress.status("loading") as status:
-            for result in run(order, lambda name, found: status.update(escape(f"{name}: {found}"))):
-                console.print(screen_table(result))
-    finally:  # what is finished is told, whatever stopped the rest
-        if results := read_results(out):
+    results = {}
+    with progress.status("loading") as status:
+        for result in run(order, lambda name, found: status.update(escape(f"{name}: {found}"))):
+            console.print(screen_table(result))
+            results = read_results(out)  # written each time: the next kind may fail or be killed
             write_text(out / "attacks.md", markdown(results))
             write_text(out / "report.html", render(make_page(model, results)))
     written = f"written: {out / 'report.html'}, attacks.md, {', '.join(results)} (.json)"

@@ -1,0 +1,154 @@
+"""`defuse attack` from end to end: what is in memory when, and what is asked once for all kinds."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from defuse.attacks.job import BEFORE, Order, run
+from defuse.attacks.kinds import KINDS, configs
+from defuse.attacks.results import Result
+from defuse.errors import UsageError
+from defuse.models import LoadedModel, load_model
+from tests.attacked import lab_material, lab_pair
+from tests.conftest import build_llama
+
+QUICKLY = (
+    *("quantise.bits=[4]", "lens.folds=0", "triggers.top=2", "triggers.mined=2"),
+    *("gcg.length=1", "gcg.init=''", "gcg.steps=1", "gcg.search_width=4"),
+    *("relearn.texts=[2]", "relearn.steps=1", "relearn.lora=null"),
+)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Order:
+    """Every kind of attack on a random model, with all that any of them looks at."""
+    tokenizer, given = lab_pair().base.tokenizer, {}
+    for seed, name in enumerate(("model", "reference", "gold")):
+        model = build_llama(vocab_size=len(tokenizer), layers=2, seed=seed)
+        for each in (model, tokenizer):
+            each.save_pretrained(tmp_path / name)
+        given[name] = str(tmp_path / name)
+    material = lab_material(4, 4)
+    texts = {f"{name}_texts": material.given_texts(name)[:20] for name in material.sets}
+    chosen = configs(list(KINDS), QUICKLY)
+    return Order(
+        **given,
+        out=tmp_path / "out",
+        configs=chosen,
+        material=replace(material, **texts),
+        device="cpu",
+    )
+
+
+def only(asked: Order, kinds: Sequence[str]) -> Order:
+    return replace(asked, configs={kind: asked.configs[kind] for kind in kinds})
+
+
+class Memory:
+    """Which of the loaded models are there, they or any of their parameters.
+
+    The garbage collector is not waited for: it counts objects, and a model is few of them.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[str, list[weakref.ref]]] = []
+        self.at_loading: list[tuple[str, list[str]]] = []
+
+    def load(self, name: str, **given: str) -> LoadedModel:
+        self.at_loading.append((Path(name).name, self.names))
+        loaded = load_model(name, **given)
+        parts = [loaded.model, *loaded.model.parameters()]
+        self._held.append((Path(name).name, [weakref.ref(part) for part in parts]))
+        return loaded
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, parts in self._held if any(part() is not None for part in parts)]
+
+
+def test_beside_the_attacked_model_only_what_a_kind_looks_at_is_in_memory(whole, monkeypatch):
+    memory, running = Memory(), {}
+    monkeypatch.setattr("defuse.attacks.job.load_model", memory.load)
+    asked = only(whole, ("lens", "quantise", "orthogonalise", "relearn"))
+    found = run(asked, lambda kind, _: running.setdefault(kind, memory.names))
+    for _ in found:
+        assert memory.names == ["model"]
+    assert running == {
+        "lens": ["model", "reference"],
+        "quantise": ["model"],
+        "orthogonalise": ["model", "reference"],
+        "relearn": ["model", "gold"],
+    }
+    first = [("model", []), ("reference", ["model"]), ("gold", ["model"])]
+    assert memory.at_loading[:3] == first
+    assert all(there == ["model"] for _, there in memory.at_loading[3:])
+    assert not memory.names
+    # What is finished needs the others' fingerprints, and nothing else of them.
+    (whole.out / "relearn.json").unlink()
+    for more in (["gold"], []):
+        memory.at_loading.clear()
+        list(run(asked))
+        assert [name for name, _ in memory.at_loading] == ["model", "reference", "gold", *more]
+
+
+def test_results_of_another_reference_are_refused_before_anything_runs(whole):
+    list(run(only(whole, ["lens"])))
+    heard: list[str] = []
+    asked = replace(only(whole, ["quantise", "lens"]), reference=whole.gold)
+    with pytest.raises(UsageError, match=r"lens\.json is of an attack with other reference; name"):
+        list(run(asked, lambda _, found: heard.append(found)))
+    assert not heard
+
+
+def test_the_attacked_model_answers_as_it_is_once_for_all_kinds(whole, tmp_path):
+    """And every kind finds and costs what it does alone."""
+    alone = {}
+    for kind in KINDS:
+        (alone[kind],) = run(replace(only(whole, [kind]), out=tmp_path / kind))
+    heard: list[str] = []
+    together = {each.kind: each for each in run(whole, lambda _, found: heard.append(found))}
+    assert [name for name in heard if name.startswith("before/")] == list(BEFORE)
+    assert {kind: timeless(each) for kind, each in together.items()} == {
+        kind: timeless(each) for kind, each in alone.items()
+    }
+
+
+def timeless(result: Result) -> Result:
+    return replace(result, cost=replace(result.cost, seconds=0.0))
+
+
+def test_what_was_asked_before_a_kill_or_for_another_kind_is_not_asked_again(whole):
+    heard: list[str] = []
+
+    def killed(_: str, found: str) -> None:
+        if found.endswith("before/forget"):
+            raise KeyboardInterrupt
+
+    def listen(kind: str, found: str) -> None:
+        heard.append(f"{kind}: {found}")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run(only(whole, ["quantise"]), killed))
+    list(run(only(whole, ["prune"]), listen))
+    assert heard[0] == "prune: before/retain"
+    heard.clear()
+    list(run(only(whole, ["quantise", "prune"]), listen))
+    assert heard == ["quantise: 4 bits/forget", "quantise: 4 bits/retain"]
+
+
+def test_notes_about_something_else_are_refused_whatever_kind_is_next(whole):
+    """Else the answers of another model, or to other questions, would pass for this one's."""
+    list(run(only(whole, ["quantise"])))
+    (whole.out / "quantise.json").unlink()
+    other = replace(whole.material, forget=whole.material.forget[:3])
+    for changed, said in (
+        (replace(whole, model=whole.gold), "weights"),
+        (replace(whole, dtype="bfloat16"), "weights and precision"),
+        (replace(whole, material=other), "questions"),
+    ):
+        said = rf"quantise\.jsonl has notes of an attack with other {said}; finish it"
+        with pytest.raises(UsageError, match=said):
+            list(run(only(changed, ["rephrase"])))
