@@ -7,7 +7,8 @@ Texts: binary, from the state at a choice's last token to whether it is the righ
 model that has read a statement marks whether it is true (Azaria & Mitchell 2304.13734; of questions
 with their answers Li et al. 2306.03341). One probe for all four: a text's place means nothing. Each
 state is taken less the mean over its question's four. What a linear probe ranks stays as it is, and
-what they share, which is most of a state, plays no part in the scale of a feature.
+what they share, which is most of a state, plays no part in a feature's scale, nor so in how much
+the penalty weighs.
 """
 
 from collections.abc import Sequence
@@ -30,14 +31,16 @@ def check_installed() -> None:
 
 
 def check_labels(name: str, labels: Sequence[int], score: Score) -> None:
-    """Raise UsageError unless each letter is right twice: held out, it is then still known. Of
-    texts two questions will do."""
-    if score == "cloze" and len(labels) < 2:
-        raise UsageError(
-            f"{name}: there is one question, and a probe needs two; give more questions, or "
-            "lens.folds 0 for no probe"
-        )
+    """Raise UsageError unless each letter is right twice: held out, it is then still known.
+
+    Of texts two questions will do.
+    """
     if score == "cloze":
+        if len(labels) < 2:
+            raise UsageError(
+                f"{name}: there is one question, and a probe needs two; give more questions, or "
+                "lens.folds 0 for no probe"
+            )
         return
     fewest = min(labels.count(label) for label in range(4))
     if fewest < 2:
