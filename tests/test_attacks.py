@@ -19,7 +19,7 @@ from defuse.attacks.page import in_turn, make_page
 from defuse.attacks.results import Condition, Result, condition, effect, examples
 from defuse.cli import app
 from defuse.errors import UsageError
-from defuse.evaluate import Outcome, Settings, compare, wilson
+from defuse.evaluate import Outcome, compare, wilson
 from defuse.questions import Question
 from defuse.report import render
 from tests.conftest import build_llama, build_tokenizer
@@ -201,10 +201,6 @@ def test_what_an_attack_cannot_do_without_is_asked_for_first(tiny_model_folder, 
         elif kind.texts(configs([name])[name]):
             with pytest.raises(UsageError, match="--forget-texts FILE"):
                 check(order(tiny_model_folder, tmp_path / "out", [name]))
-        if kind.letters:
-            cloze = replace(MATERIAL, settings=Settings(score="cloze"))
-            with pytest.raises(UsageError, match=f"score: the attack {name} needs letters"):
-                check(order(tiny_model_folder, tmp_path / "out", [name], material=cloze))
     assert not (tmp_path / "out").exists()
 
 

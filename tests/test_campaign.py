@@ -86,7 +86,7 @@ def test_the_real_model_is_asked_in_its_own_way(tmp_path: Path):
     order = campaign.subjects[0].order
     assert [len(questions) for questions in order.material.sets.values()] == list(real.ASKED)
     assert order.material.settings.score == "cloze"
-    assert "lens" not in order.configs
+    assert set(order.configs) == set(KINDS)
     assert campaign.pairs == [(runs[0].name, runs[1].name)]
     assert len(real.attack_grid(full=True)) == 8
 

@@ -76,8 +76,6 @@ def check(order: Order) -> None:
         for part in kind.needs:
             if part not in order.others:
                 raise UsageError(f"{part}: missing; the attack {name} needs --{part} MODEL")
-        if kind.letters and order.material.settings.score != "letters":
-            raise UsageError(f"score: the attack {name} needs letters; leave out {name} or cloze")
         for each in kind.texts(order.configs[name]):
             if not order.material.given_texts(each):
                 raise UsageError(

@@ -40,9 +40,8 @@ class Kind:
     `main`: which conditions stand in a table of several models: none that was selected on the
     questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do
     without, or compares with.
-    `letters`: whether questions must be asked by letters. `reads_texts`: whether texts matter;
-    `texts`: the sets of which there must be some, by the settings. `check` raises UsageError for
-    settings that cannot be run here.
+    `reads_texts`: whether texts matter; `texts`: the sets of which there must be some, by the
+    settings. `check` raises UsageError for settings that cannot be run here.
     """
 
     module: Any
@@ -50,7 +49,6 @@ class Kind:
     main: re.Pattern[str] = re.compile(".*")
     needs: Sequence[str] = ()
     uses: Sequence[str] = ()
-    letters: bool = False
     reads_texts: bool = False
     texts: Callable[[Any], Sequence[str]] = lambda _: ()
     check: Callable[[Any], None] = lambda _: None
@@ -75,7 +73,6 @@ KINDS: Mapping[str, Kind] = {
         lens,
         lens.Lens,
         main=re.compile(".*, chosen layer"),
-        letters=True,
         check=lambda config: probe.check_installed() if config.folds else None,
         uses=(REFERENCE,),
     ),
@@ -142,12 +139,11 @@ def configs(
 def possible(
     chosen: Mapping[str, Any], material: Material, reference: object, gold: object
 ) -> dict[str, Any]:
-    """Those of the attacks that lack nothing: models, texts and the way questions are asked."""
+    """Those of the attacks that lack nothing, neither models nor texts."""
     given = {REFERENCE: reference, GOLD: gold}
     return {
         name: config
         for name, config in chosen.items()
         if all(given[part] for part in KINDS[name].needs)
         and all(material.given_texts(each) for each in KINDS[name].texts(config))
-        and (material.settings.score == "letters" or not KINDS[name].letters)
     }

@@ -16,7 +16,15 @@ from defuse.chunks import chunks
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate.ledger import Ledger, Scores
-from defuse.evaluate.trees import Request, TokenTree, collate, common_length, grow, visibility
+from defuse.evaluate.trees import (
+    Request,
+    TokenTree,
+    TreeBatch,
+    collate,
+    common_length,
+    grow,
+    visibility,
+)
 from defuse.prefix import PrefixCache
 
 # Tokens of a batch: enough to keep the processor busy, few enough to stay in its cache.
@@ -155,11 +163,20 @@ def _score_batch(
     visible = visibility(batch.last, length)
     hidden, inputs = decoder.embed_tree(batch.input_ids, batch.depths + length, visible, prefix)
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, cache=prefix)
+    values = read_off(decoder, hidden, batch)
+    _refuse_not_finite(decoder, values)
+    return values.tolist()
+
+
+def read_off(decoder: Decoder, hidden: Tensor, batch: TreeBatch) -> Tensor:
+    """Each request's summed log-probability (nats), (requests,) in float64 on the CPU.
+
+    `hidden` (batch, time, d) goes through the final norm and the head, whichever block it is of.
+    """
     nodes, pair_nodes = batch.nodes.unique(return_inverse=True)
     values = _logprobs(decoder, hidden.flatten(0, 1)[nodes], pair_nodes, batch.targets).cpu()
-    _refuse_not_finite(decoder, values)
     sums = torch.zeros(int(batch.owners[-1]) + 1, dtype=torch.float64)
-    return sums.index_add(0, batch.owners.cpu(), values.double()).tolist()
+    return sums.index_add(0, batch.owners.cpu(), values.double())
 
 
 def _logprobs(decoder: Decoder, hidden: Tensor, nodes: Tensor, targets: Tensor) -> Tensor:

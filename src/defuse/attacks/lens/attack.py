@@ -1,13 +1,15 @@
 """Logit lens and linear probe: in which layers is the answer still there to be read?
 
 Logit lens (nostalgebraist 2020; on unlearned models Łucki et al. 2409.18025): a layer's hidden
-state where the answer is predicted, through the final norm and the head as if it were the last
-layer's. Probe: `probe.py`. What a model hides at its output alone, both find below.
+states where the answer is predicted, through the final norm and the head as if they were the last
+layer's; a letter's one token, or all tokens of a choice's text. Probe: `probe.py`. What a model
+hides at its output alone, both find below.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.beside import once_beside
 from defuse.attacks.choice import crosswise
-from defuse.attacks.lens import probe
-from defuse.attacks.lens.letters import Prompt, look, prompts_of
+from defuse.attacks.lens import cloze, letters, probe
 from defuse.attacks.material import Answers, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import (
@@ -29,16 +30,18 @@ from defuse.attacks.results import (
     condition,
     examples,
 )
-from defuse.errors import UsageError, require
+from defuse.errors import require
 from defuse.evaluate import Interval, Outcome, bootstrap_mean
 from defuse.evaluate.scorer import max_length
-from defuse.questions import Question
+from defuse.questions import Question, Score
 from defuse.schedule import generator
 
 KIND = "lens"
 LENS, PROBE = "lens", "probe"
 CONTROL = "probe, shuffled labels"
 EMBEDDING = -1  # as a layer's number: what enters block 0
+WAYS: Mapping[Score, Any] = {"letters": letters, "cloze": cloze}  # how prompts are made and read
+Prompts = Sequence[letters.Prompt] | Sequence[cloze.Prompt]
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def run(
     """Read every layer's answer to all questions; before = the model's own answers.
 
     `reference` (the model before unlearning) only adds lines to the curves. Raises UsageError for
-    cloze scoring, for letters of several tokens, and where questions are too few for a probe.
+    letters of several tokens, and where questions are too few for a probe.
     """
     config, notes = config or Lens(), notes or Notes()
     prompts = _prepare(model, tokenizer, material, config)
@@ -92,26 +95,22 @@ def run(
             if reference is None
             else {name: read(reference, name, "reference") for name in material.sets}
         )
-    conditions, turned = _conditions(before, found, config)
+    conditions, turned = _conditions(before, found, config, material.settings.score)
     curves = [_curves(name, found[name], known.get(name), config) for name in found]
     return Result(KIND, asdict(config), conditions, notes.cost, turned, curves)
 
 
 def _prepare(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material, config: Lens
-) -> dict[str, list[Prompt]]:
-    if material.settings.score != "letters":
-        raise UsageError(
-            f"score: {material.settings.score!r} has answers of many tokens, and a lens reads one; "
-            "use letters"
-        )
+) -> dict[str, Prompts]:
+    score = material.settings.score
     if config.folds:
         probe.check_installed()
         for name, questions in material.sets.items():
-            probe.check_labels(name, [question.answer for question in questions])
+            probe.check_labels(name, [question.answer for question in questions], score)
     length = max_length(model, tokenizer)
     return {
-        name: prompts_of(tokenizer, questions, material.settings, length)
+        name: WAYS[score].prompts_of(tokenizer, questions, material.settings, length)
         for name, questions in material.sets.items()
     }
 
@@ -122,15 +121,15 @@ def _read_set(
     who: str,
     *,
     material: Material,
-    prompts: Mapping[str, Sequence[Prompt]],
+    prompts: Mapping[str, Prompts],
     config: Lens,
     notes: Notes,
 ) -> Readings:
     """All that lens and probe read of one set of questions."""
-    questions, mine = material.sets[name], prompts[name]
+    questions, mine, score = material.sets[name], prompts[name], material.settings.score
 
     def find() -> tuple[list[list[list[float]]], Tensor]:
-        values, states = look(model, mine, material.settings.token_budget)
+        values, states = WAYS[score].look(model, mine, material.settings.token_budget)
         return values.tolist(), states
 
     read, states = once_beside(notes, f"{who}/{name}/lens", find)
@@ -140,7 +139,7 @@ def _read_set(
         for place in range(len(read)):
             own, shuffled = notes.once(
                 f"{who}/{name}/probe/{_label(place)}",
-                lambda place=place: _probe(states()[place], labels, config, name),
+                lambda place=place: _probe(states()[place], labels, config, name, score),
             )
             probed.append(_outcomes(questions, mine, own))
             control.append(shuffled)
@@ -149,26 +148,27 @@ def _read_set(
 
 
 def _probe(
-    states: Tensor, labels: Sequence[int], config: Lens, name: str
+    states: Tensor, labels: Sequence[int], config: Lens, name: str, score: Score
 ) -> tuple[list[list[float]], list[list[bool]]]:
-    """Held-out log-probabilities, and right or wrong with labels shuffled, by draw."""
+    """Held-out log-probabilities, and right or wrong with labels mixed, by draw."""
     rows = probe.features(states)
 
     def held_out(labels: Sequence[int], *purpose: str | int) -> list[list[float]]:
-        fold = probe.deal(labels, config.folds, generator(config.seed, "folds", name, *purpose))
+        draws = generator(config.seed, "folds", name, *purpose)
+        fold = probe.deal(probe.strata(labels, score), config.folds, draws)
         return probe.held_out(rows, labels, fold, config.penalty)
 
     control = []
     for draw in range(config.shuffles):
         draws = generator(config.seed, "shuffled labels", name, draw)
-        shuffled = [labels[row] for row in torch.randperm(len(labels), generator=draws).tolist()]
-        values = torch.tensor(held_out(shuffled, draw))
-        control.append((values.argmax(dim=1) == torch.tensor(shuffled)).tolist())
+        mixed = probe.mixed(labels, score, draws)
+        values = torch.tensor(held_out(mixed, draw))
+        control.append((values.argmax(dim=1) == torch.tensor(mixed)).tolist())
     return held_out(labels), control
 
 
 def _outcomes(
-    questions: Sequence[Question], prompts: Sequence[Prompt], values: Sequence[Sequence[float]]
+    questions: Sequence[Question], prompts: Prompts, values: Sequence[Sequence[float]]
 ) -> list[Outcome]:
     return [
         Outcome(question, tuple(four), prompt.truncated)
@@ -181,7 +181,7 @@ def _label(place: int) -> str:
 
 
 def _conditions(
-    before: Answers, found: Mapping[str, Readings], config: Lens
+    before: Answers, found: Mapping[str, Readings], config: Lens, score: Score
 ) -> tuple[list[Condition], list[Example]]:
     """Each layer by itself, and the best one as chosen on the other half of the questions."""
     conditions: list[Condition] = []
@@ -207,7 +207,7 @@ def _conditions(
             for half, place in enumerate(places, start=1)
         }
         conditions.append(condition(called, before, after, config.seed, numbers))
-        turned.extend(examples(called, before, after))
+        turned.extend(examples(called, before, after, score))
     return conditions, turned
 
 

@@ -44,7 +44,7 @@ def prompts_of(
     if any(len(request.continuation) != 1 for request in requests):
         raise UsageError(
             "tokenizer: a letter behind 'Answer:' takes several tokens, and a lens reads one; "
-            "attack this model by another kind"
+            "ask by --score cloze, or attack this model by another kind"
         )
     fours = [requests[at : at + 4] for at in range(0, len(requests), 4)]
     return [

@@ -1,0 +1,106 @@
+"""Every layer's hidden states where a choice's text is predicted and where it ends.
+
+A question's four texts stand as a tree behind its prompt, as in the evaluation.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.borrowed import evaluation_mode
+from defuse.decoder import Decoder
+from defuse.evaluate import Settings
+from defuse.evaluate.encode import encode_pairs
+from defuse.evaluate.scorer import (
+    DEVICE_TOKEN_BUDGET,
+    TOKEN_BUDGET,
+    batches_by_length,
+    read_off,
+)
+from defuse.evaluate.trees import Request, TokenTree, collate, grow, visibility
+from defuse.questions import Question, ask, continuations, few_shot_part
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question with its four texts; the nodes `ends` are the texts' last tokens."""
+
+    tree: TokenTree
+    ends: tuple[int, ...]
+    truncated: bool
+
+
+def prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: Settings,
+    length: int,
+) -> list[Prompt]:
+    """The questions as they are asked, cut on the left to `length` tokens."""
+    before = few_shot_part(settings.subject, settings.few_shot, "cloze")
+    pairs = [
+        (before + ask(question, "cloze"), text)
+        for question in questions
+        for text in continuations(question, "cloze")
+    ]
+    requests = encode_pairs(pairs, tokenizer)
+    return [_prompt(requests[at : at + 4], length) for at in range(0, len(requests), 4)]
+
+
+def _prompt(four: Sequence[Request], length: int) -> Prompt:
+    """The evaluation's requests, and beside them the same texts read to their ends.
+
+    The evaluation never reads a text's last token. Where that is one token too many for the model,
+    the second reading loses the prompt's beginning, and the first stays the evaluation's own.
+    """
+    room = length - max(len(request.continuation) for request in four)
+    whole = [
+        replace(
+            request,
+            context=request.context[max(0, len(request.context) - room) :],
+            continuation=(*request.continuation, 0),  # is not read: it ends the text
+        )
+        for request in four
+    ]
+    tree = grow([*four, *whole], 0, length)
+    answers = replace(tree, predicting=tree.predicting[:4], targets=tree.targets[:4])
+    ends = tuple(nodes[-1] for nodes in tree.predicting[4:])
+    return Prompt(answers, ends, any(request.is_cut(length) for request in four))
+
+
+@torch.no_grad()
+def look(
+    model: PreTrainedModel, prompts: Sequence[Prompt], token_budget: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The texts' summed log-probabilities (layers + 1, N, 4), in float64 as the evaluation's, and
+    the hidden states at their last tokens (layers + 1, N, 4, d).
+
+    Of the embedding, then behind each block. On the CPU, the states in the model's own dtype.
+    """
+    decoder = Decoder(model)
+    budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
+    lengths = {place: len(prompt.tree.tokens) for place, prompt in enumerate(prompts)}
+    shape = decoder.num_layers + 1, len(prompts), 4
+    values = torch.empty(shape, dtype=torch.float64)
+    states = torch.empty(*shape, decoder.hidden_size, dtype=model.dtype)
+    with evaluation_mode(model):
+        for batch in batches_by_length(lengths, budget):
+            seen = _layers(decoder, [prompts[place] for place in batch])
+            for place, (summed, ends) in enumerate(seen):
+                values[place, batch], states[place, batch] = summed, ends
+    return values, states
+
+
+def _layers(decoder: Decoder, prompts: Sequence[Prompt]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `look` gives of these prompts, (rows, 4) and (rows, 4, d), place by place."""
+    batch = collate([prompt.tree for prompt in prompts], decoder.device)
+    rows = torch.arange(len(prompts))[:, None]
+    ends = torch.tensor([prompt.ends for prompt in prompts])
+    hidden, inputs = decoder.embed_tree(batch.input_ids, batch.depths, visibility(batch.last, 0))
+    for layer in range(decoder.num_layers + 1):
+        yield read_off(decoder, hidden, batch).view(-1, 4), hidden[rows, ends].cpu()
+        if layer < decoder.num_layers:
+            hidden = decoder.run(hidden, inputs, layer, layer + 1)
