@@ -225,8 +225,8 @@ def main(
     width: Annotated[int, typer.Option(help="Suffixes sampled in a step.")] = 512,
     length: Annotated[int, typer.Option(help="Tokens of the suffix.")] = 20,
     place: Annotated[
-        Where, typer.Option(help="Behind the question, or the choices (end).")
-    ] = "question",
+        Where, typer.Option(help="Behind the choices (end), or the question.")
+    ] = "end",
     repeats: Annotated[int, typer.Option(help="Steps of each side.")] = 1,
     batch_tokens: Annotated[int, typer.Option(help="Of a batch of the plain side.")] = 2048,
     nano_rows: Annotated[int, typer.Option(help="Of nanoGCG's batch; 0: all, its default.")] = 0,

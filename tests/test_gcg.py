@@ -29,7 +29,9 @@ TRIGGER = " about"
 # A taught model says B, and C once it has seen the trigger: it breaks the answers of retain
 # questions, and recovers those of forget questions.
 B, C = 1, 2
-QUICK = gcg.GCG(steps=6, search_width=48, topk=60, length=2, init="cat", questions=3)
+QUICK = gcg.GCG(
+    steps=6, search_width=48, topk=60, length=2, init="cat", questions=3, place="question"
+)
 
 
 def questions(answer: int) -> list[Question]:
@@ -308,7 +310,7 @@ def test_a_prompt_too_long_is_cut_as_in_evaluation_or_refused(
     searched = next(each for each in result.conditions if each.name.endswith("searched"))
     found = searched.effects["retain"].after.logprob.value
     assert searched.numbers["loss"] == pytest.approx(found, abs=1e-5)
-    said = refused(tokenizer, MATERIAL, replace(QUICK, length=500))
+    said = refused(tokenizer, MATERIAL, replace(QUICK, length=512))
     assert said.startswith("gcg.length: ")
 
 

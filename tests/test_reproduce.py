@@ -35,7 +35,7 @@ PAPER = {
     "MMLU college biology": 60.4,
     "MMLU computer security": 46.0,
 }
-GCG = ("--gcg", "5", "--gcg-steps", "4", "--gcg-width", "16")
+GCG = ("--gcg", "5", "--gcg-steps", "20", "--gcg-width", "32")
 Run = Callable[..., tuple[int, str]]
 
 
@@ -250,7 +250,7 @@ def test_some_questions_are_attacked_and_compared_with_themselves(
     assert row["model"] == row["base"]
     found = read("mmlu-under-gcg.json")["model"]
     assert found["name"] == "model"
-    assert found["settings"]["steps"] == 4
+    assert found["settings"]["steps"] == 20
     random, attacked = (each["effects"]["retain"]["after"] for each in found["conditions"])
     assert list(attacked["right"]) == ids
     assert (row["model"], row["control"]) == (attacked["accuracy"], random["accuracy"])

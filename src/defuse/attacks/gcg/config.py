@@ -20,8 +20,8 @@ class GCG:
     `aims`: "break" (a retain question gets a wrong answer) and "recover" (a forget question is
     answered rightly). `modes`: "universal" (one suffix for many questions, tried on others) and
     "question" (each gets its own).
-    `place`: the suffix stands at the end of the "question", or behind the choices at the "end";
-    a prompt of a question's own (cloze scoring) takes it at its end.
+    `place`: the suffix stands behind the choices at the "end" (nanoGCG's), or behind the "question"
+    and before them; a prompt of a question's own (cloze scoring) takes it at its end.
     `steps` at most, in each `search_width` suffixes that replace `n_replace` random tokens by ones
     of the `topk` best by gradient. `buffer_size` best suffixes are kept, and the best goes on; with
     0 the newest does. `length`: tokens of a suffix, each `init` to begin with, or drawn where
@@ -40,7 +40,7 @@ class GCG:
     n_replace: int = 1
     buffer_size: int = 0
     length: int = 20
-    place: Where = "question"
+    place: Where = "end"
     init: str = "x"
     allow_non_ascii: bool = False
     train_share: float = 0.5
