@@ -228,7 +228,7 @@ def planted_states(count: int, units: int, signal: float) -> tuple[torch.Tensor,
 
 
 def share_found(states: torch.Tensor, labels: list[int]) -> tuple[float, float, float]:
-    fold = probe.deal(probe.strata(labels, "cloze"), 5, generator(0))
+    fold = probe.deal(cloze.strata(labels), 5, generator(0))
     values = torch.tensor(probe.held_out(probe.features(states), labels, fold, 1.0))
     right = int((values.argmax(dim=1) == torch.tensor(labels)).sum())
     found = wilson(right, len(labels))
@@ -242,14 +242,14 @@ def test_a_probe_finds_planted_truth_and_none_where_there_is_none(units: int) ->
     assert value > 0.9
     low, _, high = share_found(*planted_states(100, units, 0.0))
     assert low < 0.25 < high
-    low, _, high = share_found(states, probe.mixed(labels, "cloze", generator(5)))
+    low, _, high = share_found(states, cloze.mixed(labels, generator(5)))
     assert low < 0.25 < high
 
 
 def test_what_a_question_s_four_share_plays_no_part() -> None:
     states, labels = planted_states(30, 8, 1.0)
     shift = torch.randn(30, 1, 8, generator=torch.Generator().manual_seed(2))
-    fold = probe.deal(probe.strata(labels, "cloze"), 5, generator(0))
+    fold = probe.deal(cloze.strata(labels), 5, generator(0))
     one, other = (
         torch.tensor(probe.held_out(probe.features(each), labels, fold, 1.0))
         for each in (states, states + 100 * shift)
@@ -261,7 +261,7 @@ def test_the_four_are_weighed_as_by_a_plain_fit_of_right_or_wrong() -> None:
     """P(only c is right) ∝ σ(s_c) Π (1 − σ(s_j)) over the others, from scikit-learn's own
     probabilities; all four texts of a question are held out together."""
     states, labels = planted_states(24, 150, 1.0)
-    fold = probe.deal(probe.strata(labels, "cloze"), 3, generator(0))
+    fold = probe.deal(cloze.strata(labels), 3, generator(0))
     assert sorted(fold.count(number) for number in range(3)) == [8, 8, 8]
     found = torch.tensor(probe.held_out(probe.features(states), labels, fold, 2.0)).numpy()
     rows = states.double().numpy()
@@ -282,7 +282,7 @@ def test_the_four_are_weighed_as_by_a_plain_fit_of_right_or_wrong() -> None:
 
 
 def test_the_control_does_not_know_that_the_first_is_always_right() -> None:
-    drawn = probe.mixed([0] * 400, "cloze", generator(0))
+    drawn = cloze.mixed([0] * 400, generator(0))
     assert all(80 < drawn.count(label) < 120 for label in range(4))
 
 

@@ -9,7 +9,7 @@ hides at its output alone, both find below.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ KIND = "lens"
 LENS, PROBE = "lens", "probe"
 CONTROL = "probe, shuffled labels"
 EMBEDDING = -1  # as a layer's number: what enters block 0
-WAYS: Mapping[Score, Any] = {"letters": letters, "cloze": cloze}  # how prompts are made and read
+# How prompts are made and read, and a probe's labels dealt out.
+WAYS: Mapping[Score, ModuleType] = {"letters": letters, "cloze": cloze}
 Prompts = Sequence[letters.Prompt] | Sequence[cloze.Prompt]
 
 
@@ -103,14 +104,14 @@ def run(
 def _prepare(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material, config: Lens
 ) -> dict[str, Prompts]:
-    score = material.settings.score
+    way = WAYS[material.settings.score]
     if config.folds:
         probe.check_installed()
         for name, questions in material.sets.items():
-            probe.check_labels(name, [question.answer for question in questions], score)
+            way.check_labels(name, [question.answer for question in questions])
     length = max_length(model, tokenizer)
     return {
-        name: WAYS[score].prompts_of(tokenizer, questions, material.settings, length)
+        name: way.prompts_of(tokenizer, questions, material.settings, length)
         for name, questions in material.sets.items()
     }
 
@@ -126,10 +127,10 @@ def _read_set(
     notes: Notes,
 ) -> Readings:
     """All that lens and probe read of one set of questions."""
-    questions, mine, score = material.sets[name], prompts[name], material.settings.score
+    questions, mine, way = material.sets[name], prompts[name], WAYS[material.settings.score]
 
     def find() -> tuple[list[list[list[float]]], Tensor]:
-        values, states = WAYS[score].look(model, mine, material.settings.token_budget)
+        values, states = way.look(model, mine, material.settings.token_budget)
         return values.tolist(), states
 
     read, states = once_beside(notes, f"{who}/{name}/lens", find)
@@ -139,7 +140,7 @@ def _read_set(
         for place in range(len(read)):
             own, shuffled = notes.once(
                 f"{who}/{name}/probe/{_label(place)}",
-                lambda place=place: _probe(states()[place], labels, config, name, score),
+                lambda place=place: _probe(states()[place], labels, config, name, way),
             )
             probed.append(_outcomes(questions, mine, own))
             control.append(shuffled)
@@ -148,20 +149,20 @@ def _read_set(
 
 
 def _probe(
-    states: Tensor, labels: Sequence[int], config: Lens, name: str, score: Score
+    states: Tensor, labels: Sequence[int], config: Lens, name: str, way: ModuleType
 ) -> tuple[list[list[float]], list[list[bool]]]:
     """Held-out log-probabilities, and right or wrong with labels mixed, by draw."""
     rows = probe.features(states)
 
     def held_out(labels: Sequence[int], *purpose: str | int) -> list[list[float]]:
         draws = generator(config.seed, "folds", name, *purpose)
-        fold = probe.deal(probe.strata(labels, score), config.folds, draws)
+        fold = probe.deal(way.strata(labels), config.folds, draws)
         return probe.held_out(rows, labels, fold, config.penalty)
 
     control = []
     for draw in range(config.shuffles):
         draws = generator(config.seed, "shuffled labels", name, draw)
-        mixed = probe.mixed(labels, score, draws)
+        mixed = way.mixed(labels, draws)
         values = torch.tensor(held_out(mixed, draw))
         control.append((values.argmax(dim=1) == torch.tensor(mixed)).tolist())
     return held_out(labels), control

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.borrowed import evaluation_mode
 from defuse.decoder import Decoder
+from defuse.errors import UsageError
 from defuse.evaluate import Settings
 from defuse.evaluate.encode import encode_pairs
 from defuse.evaluate.scorer import (
@@ -104,3 +105,23 @@ def _layers(decoder: Decoder, prompts: Sequence[Prompt]) -> Iterator[tuple[Tenso
         yield read_off(decoder, hidden, batch).view(-1, 4), hidden[rows, ends].cpu()
         if layer < decoder.num_layers:
             hidden = decoder.run(hidden, inputs, layer, layer + 1)
+
+
+def check_labels(name: str, labels: Sequence[int]) -> None:
+    """Raise UsageError for a single question: held out, it leaves a probe none to learn from."""
+    if len(labels) < 2:
+        raise UsageError(
+            f"{name}: there is one question, and a probe needs two; give more questions, or "
+            "lens.folds 0 for no probe"
+        )
+
+
+def strata(labels: Sequence[int]) -> Sequence[int]:
+    """Nothing is dealt out evenly over a probe's folds: which place is right means nothing."""
+    return [0] * len(labels)
+
+
+def mixed(labels: Sequence[int], draws: torch.Generator) -> list[int]:
+    """A probe's labels with nothing to be found in them: which text is right is drawn anew for each
+    question, so that chance is 1/4 even where the first always was."""
+    return torch.randint(4, (len(labels),), generator=draws).tolist()

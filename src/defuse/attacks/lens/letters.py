@@ -102,3 +102,24 @@ def _letters(decoder: Decoder, states: Tensor, letters: Tensor) -> Tensor:
         logits = upcast(decoder.logits(flat[some]))
         values.append(logits.gather(1, wanted[some]) - logits.logsumexp(dim=1, keepdim=True))
     return torch.cat(values).view(len(states), -1, 4)
+
+
+def check_labels(name: str, labels: Sequence[int]) -> None:
+    """Raise UsageError unless each letter is right twice: held out, it is then still known."""
+    fewest = min(labels.count(label) for label in range(4))
+    if fewest < 2:
+        raise UsageError(
+            f"{name}: a letter is right in {fewest} of {len(labels)} questions, and a probe needs "
+            "two of each; give more questions, or lens.folds 0 for no probe"
+        )
+
+
+def strata(labels: Sequence[int]) -> Sequence[int]:
+    """What is dealt out evenly over a probe's folds: the letters."""
+    return labels
+
+
+def mixed(labels: Sequence[int], draws: torch.Generator) -> list[int]:
+    """A probe's labels with nothing to be found in them (after Hewitt & Liang 1909.03368): dealt
+    out anew over the questions."""
+    return [labels[row] for row in torch.randperm(len(labels), generator=draws).tolist()]

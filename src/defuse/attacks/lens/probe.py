@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from defuse.errors import UsageError
-from defuse.questions import Score
 
 MOST_ITERATIONS = 2000
 
@@ -28,26 +27,6 @@ def check_installed() -> None:
     """Raise UsageError where scikit-learn is missing."""
     if find_spec("sklearn") is None:
         raise UsageError("lens.folds: a probe needs scikit-learn; pip install 'defuse[attacks]'")
-
-
-def check_labels(name: str, labels: Sequence[int], score: Score) -> None:
-    """Raise UsageError unless each letter is right twice: held out, it is then still known.
-
-    Of texts two questions will do.
-    """
-    if score == "cloze":
-        if len(labels) < 2:
-            raise UsageError(
-                f"{name}: there is one question, and a probe needs two; give more questions, or "
-                "lens.folds 0 for no probe"
-            )
-        return
-    fewest = min(labels.count(label) for label in range(4))
-    if fewest < 2:
-        raise UsageError(
-            f"{name}: a letter is right in {fewest} of {len(labels)} questions, and a probe needs "
-            "two of each; give more questions, or lens.folds 0 for no probe"
-        )
 
 
 def features(states: Tensor) -> Tensor:
@@ -69,27 +48,11 @@ def features(states: Tensor) -> Tensor:
     return scaled.view(*states.shape[:-1], -1)
 
 
-def strata(labels: Sequence[int], score: Score) -> Sequence[int]:
-    """What is dealt out evenly over the folds: letters, while texts have no such kinds."""
-    return labels if score == "letters" else [0] * len(labels)
-
-
-def mixed(labels: Sequence[int], score: Score, draws: torch.Generator) -> list[int]:
-    """The control's labels, in which nothing is to be found (after Hewitt & Liang 1909.03368).
-
-    Letters are dealt out anew over the questions. Of texts it is drawn anew for each question which
-    is right, so that also where the first always was, chance is 1/4.
-    """
-    if score == "letters":
-        return [labels[row] for row in torch.randperm(len(labels), generator=draws).tolist()]
-    return torch.randint(4, (len(labels),), generator=draws).tolist()
-
-
-def deal(labels: Sequence[int], folds: int, draws: torch.Generator) -> list[int]:
-    """The fold of each question, every label dealt out evenly, in drawn order."""
-    place = torch.randperm(len(labels), generator=draws).tolist()
-    order = sorted(range(len(labels)), key=lambda row: (labels[row], place[row]))
-    fold = [0] * len(labels)
+def deal(strata: Sequence[int], folds: int, draws: torch.Generator) -> list[int]:
+    """The fold of each question, every stratum dealt out evenly, in drawn order."""
+    place = torch.randperm(len(strata), generator=draws).tolist()
+    order = sorted(range(len(strata)), key=lambda row: (strata[row], place[row]))
+    fold = [0] * len(strata)
     for turn, row in enumerate(order):
         fold[row] = turn % folds
     return fold
