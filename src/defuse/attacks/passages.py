@@ -18,8 +18,8 @@ WHOLE = 10**9  # tokens: longer than any text
 
 
 class Drawing(Protocol):
-    """The settings of an attack that say which: `texts` from each set, each of at most `length`
-    tokens, `batch_size` at a time, drawn from `seed`."""
+    """What an attack's settings say: `texts` from each set, each of at most `length` tokens,
+    `batch_size` at a time, drawn from `seed`."""
 
     @property
     def texts(self) -> int: ...
@@ -46,9 +46,9 @@ def passages(
     name: str,
     drawing: Drawing,
 ) -> list[TextBatch]:
-    """At most so many texts of the set `name`, cut into batches, longest first.
+    """Texts of the set `name` in batches, longest first.
 
-    Texts are cut. Where there are none, questions stand in, of which the right answer alone is
+    Long ones are cut. Where there are none, questions stand in, of which the right answer alone is
     predicted; those that do not fit are left out. Raises UsageError for a text without a token to
     predict, and where no question fits.
     """
