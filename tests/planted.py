@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import Material, Notes, Result, open_notes
+from defuse.decoder import Decoder
 from defuse.lab.exam import build_exam
 from defuse.lab.models import SHIPPED, SHIPPED_FORGET, load_pair
 from defuse.lab.world import build_world
@@ -143,13 +144,20 @@ class KilledError(Exception):
     """Where the attack stops."""
 
 
-def check_resumes(attack: Callable[[Notes], Result], folder: Path) -> None:
-    """Killed anywhere, the attack goes on; run again, it finds everything."""
+def check_resumes(
+    attack: Callable[[Notes], Result], folder: Path, *models: PreTrainedModel
+) -> None:
+    """Killed anywhere, the attack goes on; run again, it finds everything.
+
+    Where `models` are given, all passes are counted once, and none of the models is run or copied
+    again once all is noted.
+    """
     told: list[str] = []
     whole = attack(open_notes(folder / "whole", {}, told.append))
     assert len(set(told)) == len(told)
     again: list[str] = []
-    assert attack(open_notes(folder / "whole", {}, again.append)) == whole
+    with idle(*models):
+        assert attack(open_notes(folder / "whole", {}, again.append)) == whole
     assert again == []
     for stop in (len(told) // 2, len(told) - 1):
         path, left = folder / f"stopped-{stop}", [stop]
@@ -165,3 +173,24 @@ def check_resumes(attack: Callable[[Notes], Result], folder: Path) -> None:
         resumed = attack(open_notes(path, {}, rest.append))
         assert rest == told[stop:]
         assert replace(resumed, cost=whole.cost) == whole
+        assert not models or without_seconds(resumed) == without_seconds(whole)
+
+
+def without_seconds(result: Result) -> Result:
+    """What must be the same however often an attack was stopped."""
+    return replace(result, cost=replace(result.cost, seconds=0.0))
+
+
+@contextmanager
+def idle(*models: PreTrainedModel) -> Iterator[None]:
+    """Fails where one of the models is run or copied."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("nothing was left to do")
+
+    with ExitStack() as stack:
+        for model in dict.fromkeys(models):
+            stack.callback(Decoder(model).blocks[0].register_forward_pre_hook(fail).remove)
+            vars(model)["__deepcopy__"] = fail
+            stack.callback(vars(model).pop, "__deepcopy__")
+        yield

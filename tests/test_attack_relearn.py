@@ -25,6 +25,7 @@ from defuse.train import unlearn
 from tests.architectures import CONFIGS, tiny_model
 from tests.attacked import lab_material, lab_pair, small_material, untouched
 from tests.conftest import build_llama
+from tests.planted import idle, without_seconds
 
 TEXTS = [f"The {name} sees a small {other}." for name in ("cat", "moon") for other in "abcdefgh"]
 QUICK = Relearning(
@@ -249,14 +250,15 @@ def test_a_killed_attack_goes_on_from_any_place(
     whole = attack(tmp_path / "whole.jsonl")
     pieces = 2 * (2 + 2 * 2)  # for each model: both sets before, and two checkpoints a source
     assert len(told) == pieces
-    assert attack(tmp_path / "whole.jsonl") == whole
+    with idle(tiny_llama):
+        assert attack(tmp_path / "whole.jsonl") == whole
     assert len(told) == pieces
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     for kept in (2, 4, 5, 8, 12):
         cut = tmp_path / f"{kept}.jsonl"
         cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
         told.clear()
-        assert replace(attack(cut), cost=whole.cost) == whole
+        assert without_seconds(attack(cut)) == without_seconds(whole)
         assert len(told) == pieces + 1 - kept
 
 

@@ -217,7 +217,7 @@ def test_a_killed_attack_goes_on_from_its_notes(tiny_model_folder, tmp_path):
     assert not (tmp_path / "out" / "quantise.json").exists()
     heard: list[str] = []
     (result,) = run(asked, lambda _, found: heard.append(found))
-    assert heard[0] == "8 bits/retain"
+    assert heard[0] == "8 bits/forget"
     assert result.conditions == whole.conditions
 
 

@@ -65,9 +65,8 @@ def test_nothing_happens_below_the_planted_layer() -> None:
 def test_the_planted_direction_is_the_one_that_is_found() -> None:
     base, tokenizer, material = lab()
     model, planted = suppressed()
-    batches = passages(
-        Decoder(model), tokenizer, material, "forget", count=24, length=64, batch_size=5, seed=0
-    )
+    how = Orthogonalisation(texts=24, length=64, batch_size=5, seed=0)
+    batches = passages(model, tokenizer, material, "forget", how)
     states = {
         who: means(each, batches).tolist() for who, each in (("model", model), ("reference", base))
     }
@@ -187,9 +186,8 @@ def test_texts_are_drawn_once_each_and_cut() -> None:
     model, tokenizer, material = lab()
     texts = [f"Sentence number {number}." for number in range(30)]
     given_texts = replace(material, forget_texts=texts)
-    batches = passages(
-        Decoder(model), tokenizer, given_texts, "forget", count=10, length=6, batch_size=4, seed=1
-    )
+    how = Orthogonalisation(texts=10, length=6, batch_size=4, seed=1)
+    batches = passages(model, tokenizer, given_texts, "forget", how)
     rows = [row for batch in batches for _, row in batch.items]
     assert len(set(rows)) == len(rows) == 10
     assert max(batch.input_ids.shape[1] for batch in batches) <= 6
@@ -199,14 +197,14 @@ def test_questions_stand_in_with_their_letters_where_they_fit() -> None:
     model, tokenizer, material = lab()
     long = replace(material.retain[3], stem="word " * 60)
     asked = replace(material, retain=[*material.retain[:3], long])
-    how = {"count": 9, "batch_size": 4, "seed": 1}
-    (batch,) = passages(Decoder(model), tokenizer, asked, "retain", length=60, **how)
+    how = Orthogonalisation(texts=9, length=60, batch_size=4, seed=1)
+    (batch,) = passages(model, tokenizer, asked, "retain", how)
     rows = [row for _, row in batch.items]
     assert sorted(rows) == [0, 1, 2]
     letters = ["ABCD"[asked.retain[row].answer] for row in rows]
     assert [str(tokenizer.decode(label)).strip() for label in batch.labels] == letters
     with pytest.raises(UsageError, match="retain: no question with its answer fits into 4 tokens"):
-        passages(Decoder(model), tokenizer, asked, "retain", length=4, **how)
+        passages(model, tokenizer, asked, "retain", replace(how, length=4))
 
 
 def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
@@ -218,6 +216,8 @@ def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
             model, tokenizer, few(), config, reference=base, notes=notes
         ),
         tmp_path,
+        model,
+        base,
     )
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F  # noqa: N812
 from defuse.attacks import Result, prune
 from defuse.attacks.passages import passages
 from defuse.attacks.prune import Pruning
-from defuse.attacks.prune.attack import drawn, pruned, set_difference, top
+from defuse.attacks.prune.attack import pruned
 from defuse.attacks.prune.sensitivity import Scores, matrix_name, neuron_scores, weight_scores
+from defuse.attacks.prune.units import drawn, reduced, set_difference, tops
 from defuse.batches import TextBatch, collate
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
@@ -53,13 +54,13 @@ def test_without_what_was_planted_the_answers_are_back(unit: str, score: str) ->
 def test_the_planted_neurons_are_those_that_are_found() -> None:
     base, tokenizer, material = lab()
     model, _ = suppressed()
-    decoder, how = Decoder(model), {"count": 24, "length": 64, "batch_size": 4, "seed": 0}
+    how, share = Pruning(texts=24, length=64, batch_size=4, seed=0), PLANTED / 387
     forget, retain = (
-        neuron_scores(model, passages(decoder, tokenizer, material, each, **how))
+        neuron_scores(model, passages(model, tokenizer, material, each, how))
         for each in material.sets
     )
-    name = matrix_name(decoder, LAYER)
-    mask = set_difference(forget[name], retain[name], PLANTED / 387, 0.05)
+    name = matrix_name(Decoder(model), LAYER)
+    mask = set_difference(tops(forget[name], [share]), tops(retain[name], [0.05]), share, 0.05)
     assert mask.nonzero()[:, 0].tolist() == list(range(384, 384 + PLANTED))
     # Without them the model is the base again.
     restored = pruned(model, {name: mask}).get_parameter(name)
@@ -145,20 +146,41 @@ def assert_close(found: Scores, expected: Scores) -> None:
         torch.testing.assert_close(found[name].double(), values, rtol=1e-3, atol=1e-3 * scale)
 
 
-@given(scores_of, st.data(), st.floats(0.01, 1), st.floats(0, 0.9))
+def plain_top(scores: Tensor, share: float) -> Tensor:
+    """On all scores at once: a mask."""
+    flat = scores.flatten()
+    highest = flat.topk(round(share * len(flat))).indices
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[highest] = flat[highest] > 0
+    return mask.view(scores.shape)
+
+
+@given(scores_of, st.data(), st.lists(st.floats(0.01, 1), min_size=1), st.floats(0, 0.9))
 def test_the_set_difference_is_the_forget_top_less_the_retain_top(
-    forget: list[int], data: st.DataObject, share: float, keep: float
+    forget: list[int], data: st.DataObject, shares: list[float], keep: float
 ) -> None:
+    """From places alone, with ties, as from all scores."""
     count = len(forget)
     retain = data.draw(st.lists(st.integers(-3, 9), min_size=count, max_size=count))
-    mask = set_difference(torch.tensor(forget).float(), torch.tensor(retain).float(), share, keep)
-    kept = top(torch.tensor(retain).float(), keep)
-    assert int(mask.sum()) <= round(share * count)
-    assert not (mask & kept).any()
-    assert all(forget[place] > 0 for place in mask.nonzero()[:, 0])
-    free = [forget[i] for i in range(count) if not mask[i] and not kept[i]]
-    if mask.any() and int(top(torch.tensor(forget).float(), share).sum()) == int(mask.sum()):
-        assert min(forget[i] for i in mask.nonzero()[:, 0]) >= max([*free, -9])
+    own, other = torch.tensor(forget).float(), torch.tensor(retain).float()
+    mine, others = reduced({"matrix": own}, shares)["matrix"], tops(other, [keep])
+    for share in shares:
+        mask, kept = set_difference(mine, others, share, keep), plain_top(other, keep)
+        assert torch.equal(mask, plain_top(own, share) & ~kept)
+        assert int(mask.sum()) <= round(share * count)
+        assert all(forget[place] > 0 for place in mask.nonzero()[:, 0])
+        free = [forget[i] for i in range(count) if not mask[i] and not kept[i]]
+        if mask.any() and int(mine.mask(share).sum()) == int(mask.sum()):
+            assert min(forget[i] for i in mask.nonzero()[:, 0]) >= max([*free, -9])
+
+
+def test_what_is_left_of_scores_is_a_few_per_cent_of_them() -> None:
+    scores = {name: torch.rand(200, 500) for name in ("a", "b")}
+    size = sum(values.nbytes for values in scores.values())
+    left = reduced(scores, Pruning().shares)
+    assert scores == {}
+    assert sum(p.nbytes for each in left.values() for p in each.places.values()) < 0.1 * size
+    assert left["a"].mask(0.01).shape == (200, 500)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 40), st.integers(0, 9))
@@ -197,7 +219,9 @@ def test_a_killed_attack_goes_on(tmp_path: Path, unit: Literal["neuron", "weight
     _, tokenizer, _ = lab()
     config = Pruning(shares=(0.01,), unit=unit, texts=4)
     model, _ = suppressed()
-    check_resumes(lambda notes: prune.run(model, tokenizer, few(), config, notes=notes), tmp_path)
+    check_resumes(
+        lambda notes: prune.run(model, tokenizer, few(), config, notes=notes), tmp_path, model
+    )
 
 
 def test_passes_of_pruned_copies_are_counted() -> None:

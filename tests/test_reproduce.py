@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from defuse.questions import Question, ask, few_shot_part
 from defuse.suites import SUITES, load_parts
 from defuse.suites.paper import ROWS
 from defuse.suites.reproduce import Order, reproduce
-from defuse.suites.under_gcg import Effort, spread
+from defuse.suites.under_gcg import Effort, spread, steps_behind
 from tests.benchmark_files import MMLU, write_mmlu_csv, write_wmdp_json
 from tests.conftest import CORPUS, build_llama
 from tests.tokenizers_on_the_spot import byte_bpe
@@ -296,13 +297,76 @@ def test_an_attack_that_was_killed_goes_on(lettered: Run, monkeypatch: pytest.Mo
     assert not Path("runs/reproduce.partial").exists()
 
 
-def test_other_rows_are_kept_where_a_model_cannot_be_attacked(run: Run) -> None:
+def test_a_model_that_cannot_be_attacked_is_refused_first(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mmlu_csv(Path("data"))
-    code, said = run("--gcg", "2")
+    with monkeypatch.context() as patched:
+        for module in ("evaluate.job", "suites.under_gcg"):
+            patched.setattr(f"defuse.{module}.load_model", None)
+        code, said = run("--gcg", "2")
     assert code == 2
     assert "the letters A to D are not a token each" in said
-    assert len(read()["rows"]) == 4
+    assert not Path("runs").exists()
     assert run()[0] == 0
+    assert run("--gcg", "2")[0] == 2
+    assert len(read()["rows"]) == 4
+
+
+def test_a_base_that_cannot_be_attacked_is_refused_first(
+    lettered: Run, tiny_model_folder: Path
+) -> None:
+    write_mmlu_csv(Path("data"))
+    code, said = lettered("--base", str(tiny_model_folder), "--gcg", "2")
+    assert code == 2
+    assert "the letters A to D are not a token each" in said
+    assert not Path("runs").exists()
+
+
+def bars(base: str | None = None, stop: int = 0) -> dict[str, list[int]]:
+    """Attack in `out`: each bar's length, then what it was moved by, `stop` times if at all."""
+    write_mmlu_csv(Path("data"))
+    order = Order("model", Path("out"), base, "data", device="cpu", gcg=Effort(5, 4, 16))
+    moved: dict[str, list[int]] = {}
+
+    def on_model(name: str, count: int) -> Callable[[int], None]:
+        assert name not in moved
+        moved[name] = [count]
+
+        def on_steps(steps: int) -> None:
+            moved[name].append(steps)
+            if len(moved[name]) - 1 == stop and "GCG" in name:
+                raise KeyboardInterrupt
+
+        return on_steps
+
+    with suppress(KeyboardInterrupt):
+        reproduce(order, on_model)
+    return {name: values for name, values in moved.items() if "GCG" in name}
+
+
+@pytest.mark.usefixtures("lettered")
+def test_the_bar_is_full_when_all_is_done_and_goes_on_where_it_was() -> None:
+    count, *before = bars(stop=3)["model under GCG"]
+    assert len(before) == 3
+    assert count == 5 * 4
+    count, *after = bars()["model under GCG"]
+    assert min(before + after) > 0
+    assert after[0] > sum(before)  # what was found before is behind it at once
+    assert sum(after) == count
+
+
+@pytest.mark.usefixtures("lettered")
+def test_a_base_that_is_the_model_is_attacked_once() -> None:
+    assert set(bars(base="model")) == {"model under GCG"}
+    found = json.loads(Path("out/mmlu-under-gcg.json").read_text())
+    assert found["base"] == found["model"]
+
+
+def test_a_question_that_is_through_counts_in_full() -> None:
+    found = ["0 a/1/step 0", "0 a/1/step 1", "2 b/7/step 0", "2 b/7/step 3"]
+    assert [steps_behind(f"break, question {each}", 4) for each in found] == [0, 1, 8, 11]
+    assert steps_behind("before/retain", 4) == 0
 
 
 def test_several_processes_do_not_attack(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Findings that JSON cannot hold, beside those that are noted."""
+"""What goes with noted findings and is not noted itself: made again only if it is needed."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,12 +9,40 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 
+class _UnknownError(Exception):
+    """There is no such note."""
+
+
+def is_noted(notes: Notes, name: str) -> bool:
+    """Whether a finding of that name is there already."""
+
+    def find() -> None:
+        raise _UnknownError
+
+    try:
+        notes.once(name, find)
+    except _UnknownError:
+        return False
+    return True
+
+
+def once_with(notes: Notes, name: str, make: Callable[[], K], find: Callable[[K], T]) -> T:
+    """What `find` sees in what `make` gives, noted as `name`.
+
+    Nothing is made where that is noted. What making costs is not noted, so that making again after
+    a stop is not counted a second time.
+    """
+    made = [] if is_noted(notes, name) else [make()]
+    return notes.once(name, lambda: find(*made))
+
+
 def once_beside(
     notes: Notes, name: str, find: Callable[[], tuple[T, K]]
 ) -> tuple[T, Callable[[], K]]:
     """The first thing that `find` gives, noted as `name`, and a way to the second.
 
-    The second stays in memory. After a resumption it is found again, once it is asked for.
+    The second stays in memory. After a resumption it is found again, once it is asked for: outside
+    of other findings, or these would be noted with its cost.
     """
     found: list[K] = []
 

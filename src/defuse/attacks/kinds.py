@@ -68,7 +68,7 @@ class Kind:
 
 # The quick ones first: their results are there soonest.
 KINDS: Mapping[str, Kind] = {
-    quantise.KIND: Kind(quantise, quantise.Quantisation),
+    quantise.KIND: Kind(quantise, quantise.Quantisation, check=quantise.check_installed),
     lens.KIND: Kind(
         lens,
         lens.Lens,

@@ -1,10 +1,12 @@
 """What an attacked model is asked, before and after."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.beside import once_with
 from defuse.attacks.notes import Notes
 from defuse.errors import UsageError
 from defuse.evaluate import Outcome, Settings, evaluate_questions
@@ -61,12 +63,7 @@ def ask_questions(
     name: str,
 ) -> list[Outcome]:
     """How `model` answers, asked once and noted as `name`."""
-
-    def find() -> Noted:
-        loaded = LoadedModel(model, tokenizer, name)
-        return noted(evaluate_questions(loaded, questions, settings).outcomes["clean"])
-
-    return restored(questions, notes.once(name, find))
+    return _ask(lambda: model, tokenizer, questions, settings, notes, name)
 
 
 def noted(outcomes: Sequence[Outcome]) -> Noted:
@@ -90,7 +87,34 @@ def ask_all(
     name: str,
 ) -> Answers:
     """How `model` answers both sets, noted as "`name`/forget" and "`name`/retain"."""
+    return ask_made(lambda: model, tokenizer, material, notes, name)
+
+
+def ask_made(
+    make: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+    notes: Notes,
+    name: str,
+) -> Answers:
+    """As `ask_all`, of a model that is made once, and not at all where all answers are noted."""
+    made = cache(make)
     return {
-        each: ask_questions(model, tokenizer, questions, material.settings, notes, f"{name}/{each}")
+        each: _ask(made, tokenizer, questions, material.settings, notes, f"{name}/{each}")
         for each, questions in material.sets.items()
     }
+
+
+def _ask(
+    make: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: Settings,
+    notes: Notes,
+    name: str,
+) -> list[Outcome]:
+    def find(model: PreTrainedModel) -> Noted:
+        loaded = LoadedModel(model, tokenizer, name)
+        return noted(evaluate_questions(loaded, questions, settings).outcomes["clean"])
+
+    return restored(questions, once_with(notes, name, make, find))

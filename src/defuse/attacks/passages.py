@@ -1,14 +1,14 @@
 """Running text about what was forgotten or kept, drawn and batched for what measures on it."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.material import Material
 from defuse.batches import TextBatch, collate
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
+from defuse.errors import UsageError, require
 from defuse.evaluate.scorer import max_length
 from defuse.questions import ask, continuations
 from defuse.schedule import generator
@@ -17,32 +17,51 @@ from defuse.texts import Encoded, QuestionAnswer, encode
 WHOLE = 10**9  # tokens: longer than any text
 
 
+class Drawing(Protocol):
+    """What an attack's settings say: `texts` from each set, each of at most `length` tokens,
+    `batch_size` at a time, drawn from `seed`."""
+
+    @property
+    def texts(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def check_drawing(drawing: Drawing, where: str) -> None:
+    """Raise UsageError for what cannot be drawn; the fields' names begin with `where`."""
+    texts, length, size = drawing.texts, drawing.length, drawing.batch_size
+    require(texts > 0, f"{where}texts", texts, "must be at least 1")
+    require(size > 0, f"{where}batch_size", size, "must be at least 1")
+    require(length > 1, f"{where}length", length, "must be at least 2")
+
+
 def passages(
-    decoder: Decoder,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     material: Material,
     name: str,
-    *,
-    count: int,
-    length: int,
-    batch_size: int,
-    seed: int,
+    drawing: Drawing,
 ) -> list[TextBatch]:
-    """At most `count` texts of the set `name`, each of at most `length` tokens, longest first.
+    """Texts of the set `name` in batches, longest first.
 
-    Texts are cut. Where there are none, questions stand in, of which the right answer alone is
+    Long ones are cut. Where there are none, questions stand in, of which the right answer alone is
     predicted; those that do not fit are left out. Raises UsageError for a text without a token to
     predict, and where no question fits.
     """
-    length = min(length, max_length(decoder.model, tokenizer))
+    length = min(drawing.length, max_length(model, tokenizer))
     given = material.given_texts(name)
-    order = _order(len(given or material.sets[name]), seed, name)
+    order = _order(len(given or material.sets[name]), drawing.seed, name)
     if given:
-        order = order[:count]
+        order = order[: drawing.texts]
         encoded = _encode([given[row] for row in order], tokenizer, length, name)
     else:
         asked = _encode([_answered(material, name, row) for row in order], tokenizer, WHOLE, name)
-        fitting = [place for place, text in enumerate(asked) if len(text.ids) <= length][:count]
+        fits = [place for place, text in enumerate(asked) if len(text.ids) <= length]
+        fitting = fits[: drawing.texts]
         if not fitting:
             raise UsageError(
                 f"{name}: no question with its answer fits into {length} tokens; raise the length, "
@@ -50,13 +69,14 @@ def passages(
             )
         order, encoded = [order[place] for place in fitting], [asked[place] for place in fitting]
     by_length = sorted(range(len(order)), key=lambda place: -len(encoded[place].ids))
-    groups = [by_length[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    size = drawing.batch_size
+    groups = [by_length[at : at + size] for at in range(0, len(order), size)]
     return [
         collate(
             [encoded[place] for place in group],
             [(name, order[place]) for place in group],
             pad_token_id=0,  # hidden from all real tokens, and counted nowhere
-            device=decoder.device,
+            device=model.device,
         )
         for group in groups
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from defuse.attacks.results import Result
 from defuse.errors import UsageError
 from defuse.evaluate import Evaluation, Interval
 from defuse.evaluate.groups import group_figures
@@ -77,6 +78,9 @@ def check_order(order: Order) -> None:
     Asking(limit=order.limit)
     for suite in SUITES_ASKED:
         check(_job(order, suite, {}))
+    if UNDER_GCG.benchmark not in _kept(order) and isinstance(attack := _attack(order), Attack):
+        for name in dict.fromkeys(_models(order).values()):
+            attack.check(name)
 
 
 def reproduce(order: Order, on_model: OnModel, processes: Processes = ALONE) -> Found:
@@ -103,7 +107,7 @@ def reproduce(order: Order, on_model: OnModel, processes: Processes = ALONE) -> 
             if processes.is_first:
                 _write(order, found)
         if UNDER_GCG.benchmark not in found:
-            found |= _attack(order, on_model)
+            found[UNDER_GCG.benchmark] = _attacked(order, on_model)
         if processes.is_first:
             _write(order, found)
             if isinstance(found[UNDER_GCG.benchmark], Measured):
@@ -200,26 +204,37 @@ def _figures(row: Row, model: Evaluation, base: Evaluation | None) -> Measured:
     )
 
 
-def _attack(order: Order, on_model: OnModel) -> Found:
-    """The row under attack, if it is asked for; what the attack found has a file of its own."""
+def _attack(order: Order) -> Attack | str:
+    """What attacks MMLU's questions, or what it needs."""
     if not order.gcg.questions:
-        return {UNDER_GCG.benchmark: order.gcg.needs}
+        return order.gcg.needs
     parts, needs = _available(order, [UNDER_GCG])
     if needs:
-        return needs
+        return str(needs[UNDER_GCG.benchmark])
     questions = spread([*parts.values()], order.gcg.questions)
     config = order.gcg.config(order.seed)
-    attack = Attack(questions, config, _notes(order), order.device, order.dtype)
-    models = {"model": order.model, "base": order.base}
-    results = {
-        part: attack.on(name, part, on_model) for part, name in models.items() if name is not None
-    }
-    found = {part: {"name": models[part], **each.as_json()} for part, each in results.items()}
+    return Attack(questions, config, _notes(order), order.device, order.dtype)
+
+
+def _attacked(order: Order, on_model: OnModel) -> Measured | str:
+    """The row under attack; what the attack found has a file of its own."""
+    attack, models = _attack(order), _models(order)
+    if isinstance(attack, str):
+        return attack
+    results: dict[str, Result] = {}  # by name, since the base may be the model itself
+    for part, name in models.items():
+        if name not in results:
+            results[name] = attack.on(name, part, on_model)
+    found = {part: {"name": name, **results[name].as_json()} for part, name in models.items()}
     write_json(order.out / ATTACKED, {**found, "versions": versions()})
-    figures = {part: accuracies(each) for part, each in results.items()}
+    figures = {part: accuracies(results[name]) for part, name in models.items()}
     model, base = figures["model"], figures.get("base")
-    measured = Measured(model.n, model.after, model.random, base and base.after, model.before)
-    return {UNDER_GCG.benchmark: measured}
+    return Measured(model.n, model.after, model.random, base and base.after, model.before)
+
+
+def _models(order: Order) -> dict[str, str]:
+    """The models that are attacked, by their part."""
+    return {"model": order.model} | ({} if order.base is None else {"base": order.base})
 
 
 def _notes(order: Order) -> Path:

@@ -5,12 +5,14 @@ for, evenly spread over all. It is Zou et al.'s search (2307.15043, `defuse.atta
 """
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from defuse.attacks.gcg import GCG, run
+from defuse.attacks.gcg.plan import Planner
 from defuse.attacks.material import RETAIN, Material
 from defuse.attacks.notes import open_notes
 from defuse.attacks.results import Result
@@ -18,10 +20,13 @@ from defuse.errors import require
 from defuse.evaluate import Interval, Settings
 from defuse.evaluate.job import OnModel
 from defuse.evaluate.results import Part
-from defuse.models import load_model
+from defuse.evaluate.scorer import OnScored
+from defuse.models import load_config, load_model, load_tokenizer, locate, skeleton
 from defuse.provenance import fingerprint
 from defuse.questions import Question, few_shot_part
 from defuse.schedule import spread as evenly
+
+STEP = re.compile(r"break, question (\d+) .*/step (\d+)", re.DOTALL)  # as GCG notes it
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,31 @@ class Attack:
     device: str = "auto"
     dtype: str = "auto"
 
+    @property
+    def material(self) -> Material:
+        """A set to forget must be there, and nothing is searched on it."""
+        settings = Settings("letters", seed=self.config.seed)
+        return Material(self.questions[:1], self.questions, settings)
+
+    def check(self, name: str) -> None:
+        """Raise UsageError for what GCG refuses of the model `name`, without reading weights."""
+        source = locate(name)
+        model, tokenizer = skeleton(load_config(source)), load_tokenizer(source)
+        planner = Planner(model, tokenizer, self.material, self.config)
+        planner.random_suffixes()
+        for aim in self.config.aims:
+            planner.each_question(aim)
+
     def on(self, name: str, part: str, on_model: OnModel) -> Result:
         """Attack the model `name`, its notes named after the `part` it plays.
 
-        Each step is on the disk before the next. Raises UsageError if notes there are of other
-        weights or of another search, and for what GCG refuses.
+        Each step is on the disk before the next. Progress is told in steps of all questions, and a
+        question that needs none or few of its own counts in full once it is through. Raises
+        UsageError if notes there are of other weights or of another search, and for what GCG
+        refuses.
         """
         most = len(self.questions) * self.config.steps
-        on_steps = on_model(f"{name} under GCG", most)
+        reach = _reaching(on_model(f"{name} under GCG", most))
         loaded = load_model(name, device=self.device, dtype=self.dtype)
         identity = {
             "questions": hashlib.sha256(repr(self.questions).encode()).hexdigest(),
@@ -110,14 +132,36 @@ class Attack:
             "weights": fingerprint(loaded.model),
             "precision": str(loaded.model.dtype).removeprefix("torch."),
         }
-        notes = open_notes(self.folder / f"{part}.jsonl", identity, lambda _: on_steps(1))
-        # A set to forget must be there, and nothing is searched on it.
-        material = Material(
-            self.questions[:1], self.questions, Settings("letters", seed=self.config.seed)
-        )
-        result = run(loaded.model, loaded.tokenizer, material, self.config, notes=notes)
-        on_steps(most)  # most searches end early
+
+        def on_found(found: str) -> None:
+            reach(steps_behind(found, self.config.steps))
+
+        notes = open_notes(self.folder / f"{part}.jsonl", identity, on_found)
+        result = run(loaded.model, loaded.tokenizer, self.material, self.config, notes=notes)
+        reach(most)
         return result
+
+
+def steps_behind(found: str, steps: int) -> int:
+    """How far a search's finding is, by its name: `steps` for each question before, and its own."""
+    match = STEP.fullmatch(found)
+    if match is None:
+        return 0
+    question, step = map(int, match.groups())
+    return question * steps + step
+
+
+def _reaching(on_steps: OnScored) -> Callable[[int], None]:
+    """What is told how far all is, where `on_steps` is told how much further; never backwards."""
+    reached = 0
+
+    def reach(now: int) -> None:
+        nonlocal reached
+        if now > reached:
+            on_steps(now - reached)
+            reached = now
+
+    return reach
 
 
 def accuracies(result: Result) -> Accuracies:

@@ -5,8 +5,9 @@ texts minus the reference's, and remove that direction r (‖r‖ = 1) as Arditi
 h − r rᵀh at every token, or W − r rᵀW for every matrix that writes into the residual stream.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.choice import crosswise
-from defuse.attacks.material import FORGET, RETAIN, Answers, Material, ask_all
+from defuse.attacks.material import FORGET, RETAIN, Answers, Material, ask_all, ask_made
 from defuse.attacks.notes import Notes
 from defuse.attacks.orthogonalise.ablation import Removal, means, with_weights, without
-from defuse.attacks.passages import passages
+from defuse.attacks.passages import check_drawing, passages
 from defuse.attacks.results import (
     Condition,
     Curves,
@@ -29,7 +30,6 @@ from defuse.attacks.results import (
     figures,
 )
 from defuse.batches import TextBatch
-from defuse.decoder import Decoder
 from defuse.errors import UsageError, check_choices, require
 from defuse.evaluate import Interval
 from defuse.schedule import generator
@@ -68,10 +68,7 @@ class Orthogonalisation:
         fits = self.to == "zero" or "weights" not in self.ways
         remedy = "is more than weights can hold; take 'weights' out of orthogonalise.ways"
         require(fits, "orthogonalise.to", self.to, remedy)
-        for name in ("texts", "batch_size"):
-            value = getattr(self, name)
-            require(value > 0, f"orthogonalise.{name}", value, "must be at least 1")
-        require(self.length > 1, "orthogonalise.length", self.length, "must be at least 2")
+        check_drawing(self, "orthogonalise.")
 
 
 @dataclass(frozen=True)
@@ -116,24 +113,13 @@ def run(
     config, notes = config or Orthogonalisation(), notes or Notes()
     reference = _check_reference(model, reference)
     wanted = (FORGET,) if config.source == FORGET else (FORGET, RETAIN)
-    decoder, batches = Decoder(model), {}
-    for name in wanted:
-        batches[name] = passages(
-            decoder,
-            tokenizer,
-            material,
-            name,
-            count=config.texts,
-            length=config.length,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
+    batches = {name: passages(model, tokenizer, material, name, config) for name in wanted}
     with notes.watching(model, reference):
         before = ask_all(model, tokenizer, material, notes, "before")
         found = notes.once("means", lambda: _means(model, reference, batches))
         directions = find_directions(found)
         after = {
-            name: ask_all(attacked, tokenizer, material, notes, name)
+            name: ask_made(attacked, tokenizer, material, notes, name)
             for name, attacked in _attacked(model, directions, config)
         }
     conditions, turned = _conditions(before, after, directions, material, config)
@@ -190,22 +176,24 @@ def find_directions(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 
 def _attacked(
     model: PreTrainedModel, directions: Directions, config: Orthogonalisation
-) -> Iterator[tuple[str, PreTrainedModel]]:
-    """Each condition's name and model, made when its turn comes."""
+) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
+    """Each condition's name, and what makes its model."""
     layers = range(len(directions.unit))
     if "each" in config.ways:
         for layer in layers:
-            yield _each(layer), without(model, {layer: directions.removal(layer, config)})
+            removals = {layer: directions.removal(layer, config)}
+            yield _each(layer), partial(without, model, removals)
     drawn = directions.random(config.seed)
     for control, some in (("", directions), (", random direction", drawn)):
         strongest = some.removal(some.strongest, config)
         if "all" in config.ways:
             own = {layer: some.removal(layer, config) for layer in layers}
-            yield f"all{control}", without(model, own)
+            yield f"all{control}", partial(without, model, own)
         if "strongest" in config.ways:
-            yield f"strongest{control}", without(model, dict.fromkeys(layers, strongest))
+            everywhere = dict.fromkeys(layers, strongest)
+            yield f"strongest{control}", partial(without, model, everywhere)
         if "weights" in config.ways:
-            yield f"weights{control}", with_weights(model, strongest.unit)
+            yield f"weights{control}", partial(with_weights, model, strongest.unit)
 
 
 def _each(layer: int) -> str:

@@ -6,28 +6,28 @@ knows may do so by few units that retain texts do not need (Łucki et al. 2409.1
 `defuse.attacks.prune.sensitivity`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.beside import once_beside
+from defuse.attacks.copies import Change, Made, ask_changed
 from defuse.attacks.material import FORGET, RETAIN, Material, ask_all
 from defuse.attacks.notes import Notes
-from defuse.attacks.passages import passages
-from defuse.attacks.prune.sensitivity import Scores, neuron_scores, weight_scores
-from defuse.attacks.results import Condition, Example, Result, condition, examples
+from defuse.attacks.passages import check_drawing, passages
+from defuse.attacks.prune.sensitivity import neuron_scores, weight_scores
+from defuse.attacks.prune.units import ByMatrix, Choices, Chosen, reduced
+from defuse.attacks.results import Result
 from defuse.batches import TextBatch
 from defuse.borrowed import sharing_copy
-from defuse.decoder import Decoder
 from defuse.errors import check_choices, require
-from defuse.schedule import generator
 
 KIND = "prune"
-Noted = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,7 @@ class Pruning:
         for share in self.shares:
             require(0 < share <= 1, "prune.shares", share, "must be above 0 and at most 1")
         require(0 <= self.keep < 1, "prune.keep", self.keep, "must be from 0 to below 1")
-        for name in ("texts", "batch_size"):
-            require(
-                getattr(self, name) > 0, f"prune.{name}", getattr(self, name), "must be above 0"
-            )
-        require(self.length > 1, "prune.length", self.length, "must be at least 2")
+        check_drawing(self, "prune.")
 
 
 def run(
@@ -71,106 +67,59 @@ def run(
 ) -> Result:
     """Ask `model` without the units that matter for forget texts alone, and without random ones."""
     config, notes = config or Pruning(), notes or Notes()
-    batches = {name: _passages(model, tokenizer, material, name, config) for name in material.sets}
-    conditions: list[Condition] = []
-    turned: list[Example] = []
+    drawing = config if config.unit == "neuron" else replace(config, batch_size=1)
+    batches = {name: passages(model, tokenizer, material, name, drawing) for name in material.sets}
     with notes.watching(model):
         before = ask_all(model, tokenizer, material, notes, "before")
-        scores = {
-            name: _noted_scores(model, name, some, config, notes) for name, some in batches.items()
-        }
-        for name, chosen in _choices(scores[FORGET], scores[RETAIN], config):
-            after = ask_all(pruned(model, chosen), tokenizer, material, notes, name)
-            numbers = {
-                "pruned": float(sum(mask.sum() for mask in chosen.values())),
-                "of": float(sum(mask.numel() for mask in chosen.values())),
-            }
-            conditions.append(condition(name, before, after, config.seed, numbers))
-            turned.extend(examples(name, before, after, material.settings.score))
+        forget, retain = (
+            _tops(model, name, batches[name], config, notes) for name in (FORGET, RETAIN)
+        )
+        choices = Choices(forget, retain, config.keep, config.seed)
+        changes = _changes(model, choices, config.shares)
+        conditions, turned = ask_changed(changes, tokenizer, material, before, notes, config.seed)
     return Result(KIND, asdict(config), conditions, notes.cost, turned)
 
 
-def _passages(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-    name: str,
-    config: Pruning,
-) -> list[TextBatch]:
-    return passages(
-        Decoder(model),
-        tokenizer,
-        material,
-        name,
-        count=config.texts,
-        length=config.length,
-        batch_size=config.batch_size if config.unit == "neuron" else 1,
-        seed=config.seed,
-    )
-
-
-def _noted_scores(
+def _tops(
     model: PreTrainedModel, name: str, batches: list[TextBatch], config: Pruning, notes: Notes
-) -> Scores:
+) -> Callable[[], ByMatrix]:
     """Scores of neurons are noted; of weights there are too many, so a resumption finds anew."""
-    find: Callable[..., Scores] = neuron_scores if config.unit == "neuron" else weight_scores
     signed = config.score == "signed" and name == FORGET
+    shares = config.shares if name == FORGET else [config.keep]
+    if config.unit == "weight":
 
-    def found() -> tuple[Noted, Scores]:
-        scores = find(model, batches, signed=signed)
-        few = scores if config.unit == "neuron" else {}
-        return {key: values.tolist() for key, values in few.items()}, scores
+        def find() -> tuple[None, ByMatrix]:
+            return None, reduced(weight_scores(model, batches, signed=signed), shares)
 
-    noted, kept = once_beside(notes, f"scores/{name}", found)
-    return {key: torch.tensor(values) for key, values in noted.items()} or kept()
+        return once_beside(notes, f"scores/{name}", find)[1]
 
+    def noted() -> dict[str, list[float]]:
+        scores = neuron_scores(model, batches, signed=signed)
+        return {matrix: values.tolist() for matrix, values in scores.items()}
 
-def _choices(
-    forget: Scores, retain: Scores, config: Pruning
-) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """Each condition's name and the units to prune, and as many random ones that may go."""
-    for share in config.shares:
-        chosen = {
-            name: set_difference(values, retain[name], share, config.keep)
-            for name, values in forget.items()
-        }
-        called = f"{100 * share:g}%"
-        yield called, chosen
-        draws = generator(config.seed, "random units", str(share))
-        yield (
-            f"{called}, random",
-            {
-                name: drawn(~top(retain[name], config.keep), int(mask.sum()), draws)
-                for name, mask in chosen.items()
-            },
-        )
+    known = notes.once(f"scores/{name}", noted)
+    found = reduced({matrix: torch.tensor(values) for matrix, values in known.items()}, shares)
+    return lambda: found
 
 
-def set_difference(forget: Tensor, retain: Tensor, share: float, keep: float) -> Tensor:
-    """The top `share` of one matrix's units by `forget` less the top `keep` by `retain`: a mask."""
-    return top(forget, share) & ~top(retain, keep)
+def _changes(model: PreTrainedModel, choices: Choices, shares: Sequence[float]) -> Iterator[Change]:
+    for share in shares:
+        name = f"{100 * share:g}%"
+        yield Change(name, partial(_without, model, choices.of_forget, share))
+        yield Change(f"{name}, random", partial(_without, model, choices.random, share))
 
 
-def top(scores: Tensor, share: float) -> Tensor:
-    """A mask of the round(share · n) highest scores, but of none that is 0 or below."""
-    flat = scores.flatten()
-    highest = flat.topk(round(share * len(flat))).indices
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[highest] = flat[highest] > 0
-    return mask.view(scores.shape)
-
-
-def drawn(allowed: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """A mask of `count` random units among those `allowed` (at most all of them)."""
-    places = allowed.flatten().nonzero()[:, 0]
-    picked = places[torch.randperm(len(places), generator=draws)[:count]]
-    mask = torch.zeros(allowed.numel(), dtype=torch.bool)
-    mask[picked] = True
-    return mask.view(allowed.shape)
+def _without(model: PreTrainedModel, choose: Callable[[float], Chosen], share: float) -> Made:
+    chosen = choose(share)
+    numbers = {
+        "pruned": float(sum(mask.sum() for mask in chosen.values())),
+        "of": float(sum(mask.numel() for mask in chosen.values())),
+    }
+    return pruned(model, chosen), numbers
 
 
 @torch.no_grad()
-def pruned(model: PreTrainedModel, chosen: Mapping[str, Tensor]) -> PreTrainedModel:
+def pruned(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
     """A copy with units set to 0; all tensors but those named in `chosen` are shared.
 
     A mask has its parameter's shape, or is one of its inputs' (inputs,): the neurons before it.

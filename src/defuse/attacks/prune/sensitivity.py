@@ -105,9 +105,14 @@ def _add(scores: Scores, name: str, gradients: Tensor, signed: bool) -> None:
     """`gradients` (texts, …) of one batch."""
     each = gradients.float() if signed else gradients.float().abs()
     total = each.sum(dim=0).cpu()
-    scores[name] = scores[name] + total if name in scores else total
+    if name in scores:
+        scores[name] += total
+    else:
+        scores[name] = total
 
 
 def _per_text(scores: Scores, batches: Sequence[TextBatch]) -> Scores:
     texts = sum(len(batch.items) for batch in batches)
-    return {name: total / texts for name, total in scores.items()}
+    for total in scores.values():
+        total /= texts  # in place: of all weights there is no room for two
+    return scores

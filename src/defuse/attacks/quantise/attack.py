@@ -8,15 +8,17 @@ runs on any device. Where torchao or bitsandbytes are installed, they can quanti
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.material import Answers, Material, ask_all
+from defuse.attacks.copies import Change, Made, ask_changed
+from defuse.attacks.material import Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.quantise.backends import BACKENDS, quiet_backends
-from defuse.attacks.results import Condition, Example, Result, condition, examples
+from defuse.attacks.results import Result
 from defuse.borrowed import sharing_copy
 from defuse.decoder import Decoder
 from defuse.errors import UsageError, check_choices, require
@@ -63,35 +65,23 @@ def run(
     """
     config, notes = config or Quantisation(), notes or Notes()
     check(model, config)
-    conditions: list[Condition] = []
-    turned: list[Example] = []
+    changes = [
+        Change(f"{bits} bits", partial(quantised, model, bits, config)) for bits in config.bits
+    ]
     with notes.watching(model), quiet_backends():
         before = ask_all(model, tokenizer, material, notes, "before")
-        for bits in config.bits:
-            name = f"{bits} bits"
-            after, error = _ask_quantised(model, tokenizer, material, config, bits, notes)
-            numbers = {"relative_error": error}
-            conditions.append(condition(name, before, after, config.seed, numbers))
-            turned.extend(examples(name, before, after, material.settings.score))
+        conditions, turned = ask_changed(changes, tokenizer, material, before, notes, config.seed)
     return Result(KIND, asdict(config), conditions, notes.cost, turned)
 
 
-def _ask_quantised(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-    config: Quantisation,
-    bits: int,
-    notes: Notes,
-) -> tuple[Answers, float]:
-    copy, error = quantised(model, bits, config)
-    return ask_all(copy, tokenizer, material, notes, f"{bits} bits"), error
+def check_installed(config: Quantisation) -> None:
+    """Raise UsageError where the backend's package is missing."""
+    BACKENDS[config.backend].check_installed(config.backend)
 
 
 def check(model: PreTrainedModel, config: Quantisation) -> None:
     """Raise UsageError for what `quantised` cannot do."""
-    backend = BACKENDS[config.backend]
-    backend.check_installed(config.backend)
+    check_installed(config)
     found = [
         (f"{index}.{name}", linear)
         for index, block in enumerate(Decoder(model).blocks)
@@ -107,15 +97,13 @@ def check(model: PreTrainedModel, config: Quantisation) -> None:
                 "already; give the model as it was before"
             )
         inputs, size = as_linear(linear).in_features, config.group_size
-        cut = backend.whole_groups and size > 0 and inputs % size > 0
+        cut = BACKENDS[config.backend].whole_groups and size > 0 and inputs % size > 0
         remedy = f"does not divide the {inputs} inputs of block {name}, as torchao needs: use 0"
         require(not cut, "quantise.group_size", size, remedy)
 
 
-def quantised(
-    model: PreTrainedModel, bits: int, config: Quantisation
-) -> tuple[PreTrainedModel, float]:
-    """A copy with quantised linear weights in all blocks, and ‖new − w‖ / ‖w‖ over all of them.
+def quantised(model: PreTrainedModel, bits: int, config: Quantisation) -> Made:
+    """A copy with quantised linear weights in all blocks, and their ‖new − w‖ / ‖w‖ over all.
 
     All other tensors are shared with `model`; embedding and head stay as they are.
     """
@@ -129,7 +117,7 @@ def quantised(
         setattr(parent, name, module)
         squares += float(upcast(old).square().sum())
         errors += float((upcast(new) - upcast(old)).square().sum())
-    return copy, (errors / squares) ** 0.5
+    return copy, {"relative_error": (errors / squares) ** 0.5}
 
 
 def linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, nn.Module]]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.beside import is_noted
 from defuse.attacks.material import FORGET, RETAIN, Material, ask_all, noted, restored
 from defuse.attacks.notes import Notes
 from defuse.attacks.relearn.loop import Pupil, Teaching
@@ -203,11 +204,13 @@ class _School:
     def _taught(self, source: str, texts: Sequence[Encoded]) -> Iterator[Stage]:
         """A copy that learns `texts` is asked at every checkpoint that has no answers yet.
 
-        After a stop it learns again from its start, as far as is needed.
+        After a stop it learns again from its start, as far as is needed, which is not counted.
         """
         pupil = Pupil(self.model, texts, self.config.teaching, f"{source}/{len(texts)}")
         for done, steps in pairwise([0, *self.config.asked_at]):
             name = f"{self.prefix}{source}, {len(texts)} texts, {steps} steps"
+            if not is_noted(self.notes, name):
+                pupil.after(done)  # what a stop undid was counted when it was done
             found = self.notes.once(name, partial(self._ask, pupil, done, steps))
             answers = {
                 each: restored(questions, found["answers"][each])
