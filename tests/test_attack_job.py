@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from defuse.attacks.job import BEFORE, Order, run
+from defuse.attacks.job import BEFORE, Order, check, run
 from defuse.attacks.kinds import KINDS, configs
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
@@ -136,7 +136,7 @@ def test_what_was_asked_before_a_kill_or_for_another_kind_is_not_asked_again(who
     assert heard[0] == "prune: before/retain"
     heard.clear()
     list(run(only(whole, ["quantise", "prune"]), listen))
-    assert heard == ["quantise: 4 bits/forget", "quantise: 4 bits/retain"]
+    assert heard == [f"quantise: 4 bits/{each}" for each in ("numbers", "forget", "retain")]
 
 
 def test_notes_about_something_else_are_refused_whatever_kind_is_next(whole):
@@ -152,3 +152,41 @@ def test_notes_about_something_else_are_refused_whatever_kind_is_next(whole):
         said = rf"quantise\.jsonl has notes of an attack with other {said}; finish it"
         with pytest.raises(UsageError, match=said):
             list(run(only(changed, ["rephrase"])))
+
+
+def few_retain(asked: Order) -> Order:
+    return replace(asked, material=replace(asked.material, retain=asked.material.retain[:3]))
+
+
+def smaller_reference(asked: Order) -> Order:
+    build_llama(layers=1, vocab_size=150).save_pretrained(str(asked.reference))
+    return asked
+
+
+REFUSED = {
+    "triggers": (few_retain, {}, "retain: 3 questions cannot be halved well"),
+    "orthogonalise": (smaller_reference, {}, "reference: is llama with 1 layers"),
+    "rephrase": (lambda asked: asked, {"ways": ("letters",)}, "rephrase.ways: 'letters' has no"),
+    "gcg": (lambda asked: asked, {"length": 10_000}, "gcg.length: question .* is longer than"),
+    "relearn": (lambda asked: replace(asked, dtype="float16"), {}, "dtype: 'float16' lets small"),
+    "lens": (lambda asked: asked, {"folds": 2}, "forget: a letter is right in . of 4 questions"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_an_attack_refuses_is_told_before_any_weights_are_read(whole, kind, monkeypatch):
+    """Also what only a model's sizes and its tokenizer tell, and though other kinds come first."""
+    spoil, settings, said = REFUSED[kind]
+    chosen = {name: whole.configs[name] for name in ("quantise", kind)}
+    chosen[kind] = replace(chosen[kind], **settings)
+    order = spoil(replace(whole, configs=chosen))
+    monkeypatch.setattr("defuse.models._load_weights", None)
+    with pytest.raises(UsageError, match=said):
+        check(order)
+    assert not order.out.exists()
+
+
+def test_an_order_that_can_be_run_passes_its_check_and_leaves_nothing(whole, monkeypatch):
+    monkeypatch.setattr("defuse.models._load_weights", None)
+    check(whole)
+    assert not whole.out.exists()

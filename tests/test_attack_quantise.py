@@ -237,8 +237,11 @@ def test_a_missing_package_is_named(
     said = f"quantise.backend: '{backend}' .* pip install {backend}"
     with pytest.raises(UsageError, match=said):
         quantise.run(tiny_llama, tiny_tokenizer, material, config)
-    with pytest.raises(UsageError, match=said):  # before the model is looked for
-        check(Order("nowhere", tmp_path / "out", {"quantise": config}, material))
+    for each in (tiny_llama, tiny_tokenizer):
+        each.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("defuse.models._load_weights", None)
+    with pytest.raises(UsageError, match=said):  # before any weights are read
+        check(Order(str(tmp_path / "model"), tmp_path / "out", {"quantise": config}, material))
 
 
 def test_weights_that_are_integers_already_are_refused(tiny_llama: PreTrainedModel) -> None:

@@ -195,7 +195,9 @@ def test_each_half_is_read_as_was_best_on_the_other(table: list[list[bool]]) -> 
 def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     base, tokenizer, _ = lab()
     config = Lens(folds=2, shuffles=1)
-    check_resumes(lambda notes: lens.run(base, tokenizer, few(), config, notes=notes), tmp_path)
+    check_resumes(
+        lambda notes: lens.run(base, tokenizer, few(), config, notes=notes), tmp_path, base
+    )
 
 
 @pytest.mark.parametrize(

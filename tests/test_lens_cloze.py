@@ -290,7 +290,7 @@ def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     base, tokenizer, _ = lab()
     some = Material(stated().forget[:4], stated().retain[:4], CLOZE)
     config = Lens(folds=2, shuffles=1)
-    check_resumes(lambda notes: run(base, tokenizer, some, config, notes=notes), tmp_path)
+    check_resumes(lambda notes: run(base, tokenizer, some, config, notes=notes), tmp_path, base)
 
 
 def test_one_question_is_too_few_for_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,18 @@ def load_model(
     return LoadedModel(model.eval(), tokenizer, name, hub_commit(source))
 
 
+def load_outline(name: str, dtype: str = "auto") -> LoadedModel:
+    """As `load_model`, but without memory for the weights: to check against what is still to come.
+
+    An adapter's is its base model's.
+    """
+    number_type, source = resolve_dtype(dtype), locate(name)
+    if source.gguf is not None and dtype == "auto":
+        number_type = torch.float32
+    model = skeleton(load_config(source), number_type)
+    return LoadedModel(model.eval(), load_tokenizer(source), name)
+
+
 def locate(name: str, revision: str | None = None) -> Source:
     """Where `name` leads, found out before any weights are read.
 

@@ -9,30 +9,13 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 
-class _UnknownError(Exception):
-    """There is no such note."""
-
-
-def is_noted(notes: Notes, name: str) -> bool:
-    """Whether a finding of that name is there already."""
-
-    def find() -> None:
-        raise _UnknownError
-
-    try:
-        notes.once(name, find)
-    except _UnknownError:
-        return False
-    return True
-
-
 def once_with(notes: Notes, name: str, make: Callable[[], K], find: Callable[[K], T]) -> T:
     """What `find` sees in what `make` gives, noted as `name`.
 
     Nothing is made where that is noted. What making costs is not noted, so that making again after
     a stop is not counted a second time.
     """
-    made = [] if is_noted(notes, name) else [make()]
+    made = [] if notes.knows(name) else [make()]
     return notes.once(name, lambda: find(*made))
 
 

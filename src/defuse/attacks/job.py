@@ -15,6 +15,7 @@ from defuse.architectures import architecture_of
 from defuse.attacks.kinds import GOLD, KINDS, REFERENCE, Target
 from defuse.attacks.material import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes, open_notes
+from defuse.attacks.rehearsal import rehearse
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
 from defuse.evaluate import Settings
@@ -23,6 +24,7 @@ from defuse.models import (
     LoadedModel,
     load_config,
     load_model,
+    load_outline,
     locate,
     resolve_device,
     resolve_dtype,
@@ -82,10 +84,12 @@ def check(order: Order) -> None:
                     f"{each}-texts: missing; the attack {name} needs --{each}-texts FILE, since "
                     "working on the questions themselves would give their answers away"
                 )
-        kind.check(order.configs[name])
     check_known(order)
     for name in (order.model, *order.others.values()):
         architecture_of(load_config(locate(name)).model_type)
+    outline = load_outline(order.model, order.dtype)
+    others = {part: load_outline(name, order.dtype).model for part, name in order.others.items()}
+    rehearse(Target(outline.model, outline.tokenizer, order.material, **others), order.configs)
 
 
 def check_known(order: Order) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import gcg, lens, orthogonalise, prune, quantise, relearn, rephrase, triggers
-from defuse.attacks.lens import probe
 from defuse.attacks.material import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes
-from defuse.attacks.relearn.attack import check_installed
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
 from defuse.fields import build, set_fields
@@ -41,7 +39,7 @@ class Kind:
     questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do
     without, or compares with.
     `reads_texts`: whether texts matter; `texts`: the sets of which there must be some, by the
-    settings. `check` raises UsageError for settings that cannot be run here.
+    settings.
     """
 
     module: Any
@@ -51,7 +49,6 @@ class Kind:
     uses: Sequence[str] = ()
     reads_texts: bool = False
     texts: Callable[[Any], Sequence[str]] = lambda _: ()
-    check: Callable[[Any], None] = lambda _: None
 
     @property
     def others(self) -> set[str]:
@@ -68,12 +65,11 @@ class Kind:
 
 # The quick ones first: their results are there soonest.
 KINDS: Mapping[str, Kind] = {
-    quantise.KIND: Kind(quantise, quantise.Quantisation, check=quantise.check_installed),
+    quantise.KIND: Kind(quantise, quantise.Quantisation),
     lens.KIND: Kind(
         lens,
         lens.Lens,
         main=re.compile(".*, chosen layer"),
-        check=lambda config: probe.check_installed() if config.folds else None,
         uses=(REFERENCE,),
     ),
     orthogonalise.KIND: Kind(
@@ -105,7 +101,6 @@ KINDS: Mapping[str, Kind] = {
         uses=(GOLD,),
         reads_texts=True,
         texts=lambda config: config.source,
-        check=check_installed,
     ),
 }
 

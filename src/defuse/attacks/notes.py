@@ -71,7 +71,7 @@ class Notes:
 
         The models it runs must be watched; one call must not be made within another.
         """
-        if name not in self._known:
+        if not self.knows(name):
             assert not self._busy, "Notes.once within Notes.once would count work twice"  # noqa: S101
             self._busy, before, began = True, self._passes, time.perf_counter()
             try:
@@ -85,10 +85,14 @@ class Notes:
         self._used[name] = cost
         return value
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a finding of that name."""
+        return name in self._known
+
     def adopt(self, other: "Notes", names: Iterable[str]) -> None:
         """Keep what `other` has by these names as if found here, at what it cost there."""
         for name in names:
-            if name in other._known and name not in self._known:
+            if other.knows(name) and not self.knows(name):
                 self._add(name, *other._known[name])
 
     def _add(self, name: str, value: Any, cost: Cost) -> None:  # noqa: ANN401 (any JSON)

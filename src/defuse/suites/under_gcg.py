@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from defuse.attacks.gcg import GCG, run
-from defuse.attacks.gcg.plan import Planner
+from defuse.attacks.gcg import GCG, KIND, run
+from defuse.attacks.kinds import Target
 from defuse.attacks.material import RETAIN, Material
 from defuse.attacks.notes import open_notes
+from defuse.attacks.rehearsal import rehearse
 from defuse.attacks.results import Result
 from defuse.errors import require
 from defuse.evaluate import Interval, Settings
 from defuse.evaluate.job import OnModel
 from defuse.evaluate.results import Part
 from defuse.evaluate.scorer import OnScored
-from defuse.models import load_config, load_model, load_tokenizer, locate, skeleton
+from defuse.models import load_model, load_outline
 from defuse.provenance import fingerprint
 from defuse.questions import Question, few_shot_part
 from defuse.schedule import spread as evenly
@@ -108,12 +109,9 @@ class Attack:
 
     def check(self, name: str) -> None:
         """Raise UsageError for what GCG refuses of the model `name`, without reading weights."""
-        source = locate(name)
-        model, tokenizer = skeleton(load_config(source)), load_tokenizer(source)
-        planner = Planner(model, tokenizer, self.material, self.config)
-        planner.random_suffixes()
-        for aim in self.config.aims:
-            planner.each_question(aim)
+        outline = load_outline(name, self.dtype)
+        target = Target(outline.model, outline.tokenizer, self.material)
+        rehearse(target, {KIND: self.config})
 
     def on(self, name: str, part: str, on_model: OnModel) -> Result:
         """Attack the model `name`, its notes named after the `part` it plays.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.beside import once_beside
+from defuse.attacks.beside import once_beside, once_with
 from defuse.attacks.choice import crosswise
 from defuse.attacks.lens import cloze, letters, probe
 from defuse.attacks.material import Answers, Material, ask_all
@@ -138,9 +138,11 @@ def _read_set(
     if config.folds:
         labels, probed = [question.answer for question in questions], []
         for place in range(len(read)):
-            own, shuffled = notes.once(
+            own, shuffled = once_with(
+                notes,
                 f"{who}/{name}/probe/{_label(place)}",
-                lambda place=place: _probe(states()[place], labels, config, name, way),
+                lambda place=place: states()[place],
+                lambda some: _probe(some, labels, config, name, way),
             )
             probed.append(_outcomes(questions, mine, own))
             control.append(shuffled)

@@ -114,5 +114,5 @@ def _add(scores: Scores, name: str, gradients: Tensor, signed: bool) -> None:
 def _per_text(scores: Scores, batches: Sequence[TextBatch]) -> Scores:
     texts = sum(len(batch.items) for batch in batches)
     for total in scores.values():
-        total /= texts  # in place: of all weights there is no room for two
+        total.div_(texts)  # in place: of all weights there is no room for two
     return scores

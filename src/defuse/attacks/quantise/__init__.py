@@ -1,5 +1,5 @@
 """Quantisation: weights rounded to few bits."""
 
-from defuse.attacks.quantise.attack import KIND, Quantisation, check_installed, run
+from defuse.attacks.quantise.attack import KIND, Quantisation, run
 
-__all__ = ["KIND", "Quantisation", "check_installed", "run"]
+__all__ = ["KIND", "Quantisation", "run"]

@@ -74,14 +74,10 @@ def run(
     return Result(KIND, asdict(config), conditions, notes.cost, turned)
 
 
-def check_installed(config: Quantisation) -> None:
-    """Raise UsageError where the backend's package is missing."""
-    BACKENDS[config.backend].check_installed(config.backend)
-
-
 def check(model: PreTrainedModel, config: Quantisation) -> None:
     """Raise UsageError for what `quantised` cannot do."""
-    check_installed(config)
+    backend = BACKENDS[config.backend]
+    backend.check_installed(config.backend)
     found = [
         (f"{index}.{name}", linear)
         for index, block in enumerate(Decoder(model).blocks)
@@ -97,7 +93,7 @@ def check(model: PreTrainedModel, config: Quantisation) -> None:
                 "already; give the model as it was before"
             )
         inputs, size = as_linear(linear).in_features, config.group_size
-        cut = BACKENDS[config.backend].whole_groups and size > 0 and inputs % size > 0
+        cut = backend.whole_groups and size > 0 and inputs % size > 0
         remedy = f"does not divide the {inputs} inputs of block {name}, as torchao needs: use 0"
         require(not cut, "quantise.group_size", size, remedy)
 

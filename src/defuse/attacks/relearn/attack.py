@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.beside import is_noted
 from defuse.attacks.material import FORGET, RETAIN, Material, ask_all, noted, restored
 from defuse.attacks.notes import Notes
 from defuse.attacks.relearn.loop import Pupil, Teaching
@@ -209,7 +208,7 @@ class _School:
         pupil = Pupil(self.model, texts, self.config.teaching, f"{source}/{len(texts)}")
         for done, steps in pairwise([0, *self.config.asked_at]):
             name = f"{self.prefix}{source}, {len(texts)} texts, {steps} steps"
-            if not is_noted(self.notes, name):
+            if not self.notes.knows(name):
                 pupil.after(done)  # what a stop undid was counted when it was done
             found = self.notes.once(name, partial(self._ask, pupil, done, steps))
             answers = {
