@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from defuse.cli import app
 from defuse.recipe import Recipe
+from tests.attacked import lab_material, lab_pair, untouched
 from tests.benchmark_files import write_mmlu_csv, write_wmdp_json
 from tests.conftest import build_llama
 from tests.datasets_on_the_spot import write_corpora
@@ -141,6 +143,18 @@ def test_the_examples_of_attacks_run(page: str, code: str, workplace: Path) -> N
     (workplace / "runs").mkdir()
     (workplace / "runs" / "first").symlink_to(workplace / "model")
     exec(compile(localise(code), page, "exec"), {})  # noqa: S102 (our own page)
+
+
+def test_the_guide_s_new_attack_finds_what_it_says() -> None:
+    *_, code = blocks(ROOT / "docs" / "attacks.md", "python")
+    guide: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(code, "attacks.md", "exec"), guide)  # noqa: S102 (our own page)
+    base, config = lab_pair().base, guide["Jitter"](shares=(0.0, 2.0))
+    with untouched(base.model):
+        result = guide["run"](base.model, base.tokenizer, lab_material(12, 12), config)
+    same, broken = (condition.effects["forget"] for condition in result.conditions)
+    assert same.before == same.after
+    assert broken.after.accuracy.value < broken.before.accuracy.value == 1
 
 
 def test_the_guide_s_new_method_runs(workplace: Path) -> None:
