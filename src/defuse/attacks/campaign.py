@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from defuse.attacks.job import Order, check_known, read_results, run
 from defuse.attacks.overview import Results, defence, overview
 from defuse.attacks.page import make_page
-from defuse.experiment.clock import Clock
+from defuse.experiment.clock import Clock, tokens_per_second
 from defuse.experiment.side_by_side import side_by_side
 from defuse.experiment.words import captioned
 from defuse.files import write_json, write_text
@@ -66,13 +67,14 @@ class Campaign:
         return self.work * len(subject.todo) / len(subject.order.configs)
 
 
-def announce(campaign: Campaign, pace: float, console: Console) -> Clock:
-    """Say how long it will take at `pace` tokens a second.
+def announce(campaign: Campaign, model: PreTrainedModel, jobs: int, console: Console) -> Clock:
+    """Say how long it will take in `jobs` processes with a thread each, for models like `model`.
 
     Raises UsageError for results that are there but of other settings or questions.
     """
     for subject in campaign.subjects:
         check_known(subject.order)
+    pace = jobs * tokens_per_second(model, threads=1)
     clock = Clock(sum(map(campaign.work_left, campaign.todo)), pace)
     there = len(campaign.subjects)
     console.print(f"{len(campaign.todo)} of {there} models to attack: {clock.left()} here.")

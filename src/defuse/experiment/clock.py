@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,16 +19,29 @@ EVERY_SECONDS = 5.0
 SHALLOW, DEEP, DEEP_TWICE = 0.25, 3.5, 4.5
 
 
-def tokens_per_second(model: PreTrainedModel) -> float:
-    """How many tokens pass forward through the model in a second (the better of two tries)."""
+def tokens_per_second(model: PreTrainedModel, threads: int | None = None) -> float:
+    """How many tokens pass forward through the model in a second (the better of two tries).
+
+    `threads` of the processor; None takes those that torch has.
+    """
     ids = torch.ones(PROBE_SHAPE, dtype=torch.long, device=model.device)
     seconds = []
-    with torch.inference_mode():
+    with torch.inference_mode(), _threads(threads or torch.get_num_threads()):
         for _ in range(2):
             began = time.perf_counter()
             model(ids, logits_to_keep=1).logits.sum().item()
             seconds.append(time.perf_counter() - began)
     return ids.numel() / min(seconds)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def step_work(method: str, retain: str, forget_tokens: int, retain_tokens: int) -> float:

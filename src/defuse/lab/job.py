@@ -106,7 +106,7 @@ def attack(order: Order, world: World, models: Path, console: Console) -> None:
     refuse_other_models(place)
     runs = attack_grid(full=order.full, only=order.only)
     campaign, jobs = make_campaign(runs, place), order.jobs or available_cores()
-    clock = announce(campaign, jobs * tokens_per_second(place.bench().base.model), console)
+    clock = announce(campaign, place.bench().base.model, jobs, console)
     if order.plan:
         return
     if not order.report:

@@ -102,7 +102,7 @@ def attack(order: Order, console: Console) -> None:
     prepare_folder(bench, material)
     runs = attack_grid(full=order.full, only=order.only)
     campaign = make_campaign(runs, bench, material)
-    clock = announce(campaign, order.jobs * tokens_per_second(bench.base.model), console)
+    clock = announce(campaign, bench.base.model, order.jobs, console)
     if order.plan:
         return
     carry_out_campaign(campaign, clock, order.jobs)
