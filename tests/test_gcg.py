@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -243,6 +243,25 @@ def test_settings_that_cannot_be_are_refused(field: str, value: object) -> None:
 PLACES = [("letters", "question"), ("letters", "end"), ("cloze", "question"), ("cloze", "end")]
 
 
+def check_losses(tokenizer: PreTrainedTokenizerBase, material: Material, place: Where) -> None:
+    """The loss of the suffix a search begins with is the figure that an evaluation finds."""
+    model = build_llama(layers=2, vocab_size=len(tokenizer)).double()
+    plan = Planner(model, tokenizer, material, replace(QUICK, place=place)).universal("break")
+    scorer = Scorer(Decoder(model), plan.problems, Budget(64))
+    with torch.no_grad():
+        losses, _ = scorer.judge(plan.start, torch.tensor([plan.start]))
+    (text,) = plan.spelling.texts([plan.start])
+    asked, settings = material.retain, material.settings
+    attacked = [with_suffix(asked[row], text, settings, place) for row in plan.rows]
+    outcomes = ask_questions(model, tokenizer, attacked, settings, Notes(), "x")
+    for problem, outcome, loss in zip(plan.problems, outcomes, losses[:, 0], strict=True):
+        figure = outcome.answer_logprob
+        if settings.score == "cloze":
+            tokens = len(problem.target.read) + 1
+            figure = outcome.logprobs[outcome.question.answer] / tokens
+        assert math.isclose(float(loss), figure, rel_tol=1e-6)
+
+
 @pytest.mark.parametrize(("score", "place"), PLACES)
 @pytest.mark.parametrize("prompt", [None, "The cat sees a"])
 def test_a_search_s_loss_is_the_evaluation_s_figure(
@@ -250,21 +269,7 @@ def test_a_search_s_loss_is_the_evaluation_s_figure(
 ) -> None:
     """Wherever the suffix stands, and however the questions are asked."""
     asked = [replace(each, prompt=prompt) for each in MATERIAL.retain]
-    material = replace(MATERIAL, retain=asked, settings=Settings(score=score))
-    model = build_llama(layers=2, vocab_size=len(tokenizer)).double()
-    plan = Planner(model, tokenizer, material, replace(QUICK, place=place)).universal("break")
-    scorer = Scorer(Decoder(model), plan.problems, Budget(64))
-    with torch.no_grad():
-        losses, _ = scorer.judge(plan.start, torch.tensor([plan.start]))
-    (text,) = plan.spelling.texts([plan.start])
-    attacked = [with_suffix(asked[row], text, material.settings, place) for row in plan.rows]
-    outcomes = ask_questions(model, tokenizer, attacked, material.settings, Notes(), "x")
-    for problem, outcome, loss in zip(plan.problems, outcomes, losses[:, 0], strict=True):
-        figure = outcome.answer_logprob
-        if score == "cloze":
-            tokens = len(problem.target.read) + 1
-            figure = outcome.logprobs[outcome.question.answer] / tokens
-        assert math.isclose(float(loss), figure, rel_tol=1e-6)
+    check_losses(tokenizer, replace(MATERIAL, retain=asked, settings=Settings(score)), place)
 
 
 def test_a_prompt_of_its_own_takes_the_suffix_at_its_end() -> None:
@@ -299,19 +304,26 @@ def test_a_suffix_that_cannot_begin_is_refused(
     assert said.startswith(f"gcg.init: {init!r}")
 
 
-def test_a_prompt_too_long_is_cut_as_in_evaluation_or_refused(
-    tokenizer: PreTrainedTokenizerBase,
+@pytest.mark.parametrize("score", get_args(Score))
+def test_a_prompt_too_long_is_cut_as_in_evaluation(
+    tokenizer: PreTrainedTokenizerBase, score: Score
 ) -> None:
-    shots = tuple(questions(C) * 3)
-    material = replace(MATERIAL, settings=Settings(few_shot=shots))
-    model = build_llama(layers=2, vocab_size=len(tokenizer))
-    config = replace(QUICK, steps=1, aims=("break",), modes=("universal",))
-    result = gcg.run(model, tokenizer, material, config)
-    searched = next(each for each in result.conditions if each.name.endswith("searched"))
-    found = searched.effects["retain"].after.logprob.value
-    assert searched.numbers["loss"] == pytest.approx(found, abs=1e-5)
+    """Where answers are many tokens, these are run, too."""
+    long = "two small birds " * 3
+    asked = [replace(each, choices=("one", long, "three", "four")) for each in MATERIAL.retain]
+    settings = Settings(score, few_shot=tuple(questions(C) * 8))
+    check_losses(tokenizer, replace(MATERIAL, retain=asked, settings=settings), "end")
+
+
+def test_a_suffix_that_leaves_no_room_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     said = refused(tokenizer, MATERIAL, replace(QUICK, length=512))
     assert said.startswith("gcg.length: ")
+
+
+@pytest.mark.parametrize(("score", "place"), PLACES)
+def test_no_text_leaves_a_question_as_it_is(score: Score, place: Where) -> None:
+    question = replace(MATERIAL.retain[0], stem=" What? ", choices=("a ", "b", "c", "d  "))
+    assert with_suffix(question, "", Settings(score), place) == question
 
 
 def test_one_set_of_one_question_may_be_attacked_by_itself(

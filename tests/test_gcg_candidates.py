@@ -1,5 +1,7 @@
 """Candidates differ where they shall, by tokens that may stand there, and survive as text."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from defuse.attacks.gcg.candidates import Spelling, allowed_tokens, random_suffix, sample
+from defuse.attacks.gcg.config import Where
 from defuse.attacks.gcg.places import question_place, with_suffix
 from defuse.decoder import Decoder
 from defuse.evaluate import Settings
@@ -23,11 +26,13 @@ QUESTIONS = (
 SETTINGS = Settings(subject="college_biology", few_shot=QUESTIONS[:1])
 
 
-def spelling_of(tokenizer: PreTrainedTokenizerBase) -> tuple[Spelling, torch.Tensor]:
+def spelling_of(
+    tokenizer: PreTrainedTokenizerBase, where: Where = "end"
+) -> tuple[Spelling, torch.Tensor]:
     decoder = Decoder(build_llama(vocab_size=len(tokenizer)))
     allowed = allowed_tokens(tokenizer, decoder, allow_non_ascii=False)
     probes = allowed[::7].tolist()
-    places = [question_place(each, SETTINGS, "question", tokenizer, probes) for each in QUESTIONS]
+    places = [question_place(each, SETTINGS, where, tokenizer, probes) for each in QUESTIONS]
     return Spelling(tokenizer, places, probes), allowed
 
 
@@ -87,24 +92,26 @@ def test_tokens_that_may_not_stand_in_a_suffix() -> None:
     assert {"x", "?", " cat"} <= set(texts)
 
 
+@pytest.mark.parametrize("where", get_args(Where))
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_is_what_an_evaluation_reads(kind: str) -> None:
+def test_what_stands_is_what_an_evaluation_reads(kind: str, where: Where) -> None:
     tokenizer = KINDS[kind](CORPUS)
-    spelling, allowed = spelling_of(tokenizer)
+    spelling, allowed = spelling_of(tokenizer, where)
     suffix = random_suffix(spelling, allowed, 6, generator(0, "test"))
     assert len(suffix) == 6
     assert suffix == random_suffix(spelling, allowed, 6, generator(0, "test"))
     (text,) = spelling.texts([suffix])
     front = few_shot_part(SETTINGS.subject, SETTINGS.few_shot, "letters")
     for question, place in zip(QUESTIONS, spelling.places, strict=True):
-        asked = front + ask(with_suffix(question, text, SETTINGS, "question"), "letters")
+        asked = front + ask(with_suffix(question, text, SETTINGS, where), "letters")
         (request,) = encode_pairs([(asked, " A")], tokenizer)
         assert request.context == (*place.before, *suffix, *place.after)
 
 
+@pytest.mark.parametrize("where", get_args(Where))
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_sieve_keeps_all_that_stand_and_little_else(kind: str) -> None:
-    spelling, allowed = spelling_of(KINDS[kind](CORPUS))
+def test_the_sieve_keeps_all_that_stand_and_little_else(kind: str, where: Where) -> None:
+    spelling, allowed = spelling_of(KINDS[kind](CORPUS), where)
     draws = torch.randint(len(allowed), (300, 2), generator=generator(0, "test"))
     candidates = allowed[draws]
     standing = [row for row in candidates.tolist() if spelling.stands(row)]

@@ -2,10 +2,21 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defuse.attacks.gcg.score import Budget, LetterTarget, Problem, Scorer, Target, TextTarget
+from defuse.attacks.gcg.score import (
+    BUSY,
+    KEYS,
+    Budget,
+    LetterTarget,
+    Problem,
+    Scorer,
+    Target,
+    TextTarget,
+)
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from tests.architectures import CONFIGS, tiny_model
@@ -137,6 +148,31 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(monkeypatch: pytest.Monkey
     sizes.clear()
     small.judge(parent, candidates)
     assert max(sizes) <= 7  # shorter rows fit more of them
+
+
+@given(
+    st.integers(1, 3000),
+    st.lists(st.integers(0, 9), min_size=1, max_size=80),
+    st.integers(10, 40),
+    st.integers(1, 3000),
+)
+def test_a_batch_is_bounded_and_ends_where_rows_begin_later(
+    tokens: int, drawn: list[int], length: int, prefix: int
+) -> None:
+    begins, budget = sorted(drawn), Budget(tokens)
+    count, time = budget.rows(begins, length, prefix), length - begins[0]
+    assert 1 <= count <= len(begins)
+    if count > 1:
+        assert count * time <= tokens
+        assert count * (prefix + time) <= KEYS * tokens
+    if (alike := begins.count(begins[0])) < count:
+        assert (count - 1) * time < tokens / BUSY  # only because it would be too small
+    elif count < alike:
+        more = count + 1
+        assert more * time > tokens or more * (prefix + time) > KEYS * tokens
+    if count > 1:
+        budget.shrink(begins, length, prefix)
+        assert budget.rows(begins, length, prefix) <= count // 2
 
 
 def test_a_single_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

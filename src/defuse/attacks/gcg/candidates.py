@@ -38,7 +38,7 @@ def allowed_tokens(
 
 
 def _is_allowed(text: str, allow_non_ascii: bool) -> bool:
-    # A question's stem is stripped, so that a space at its end would be lost.
+    # A space at the end is lost where a stem is stripped.
     whole = text.rstrip() == text != "" and "\N{REPLACEMENT CHARACTER}" not in text
     return whole and text.isprintable() and (allow_non_ascii or text.isascii())
 
@@ -82,7 +82,7 @@ class Spelling:
         self._near = find_place(head, tail, tokenizer, probes) or first
 
     def texts(self, suffixes: Sequence[Sequence[int]]) -> list[str]:
-        """Each suffix as it reads at the end of a stem."""
+        """Each suffix as it reads in its place."""
         return spell(self.tokenizer, self.places[0].before[-1], suffixes)
 
     def survivors(self, candidates: Tensor) -> Tensor:

@@ -31,17 +31,20 @@ class Place:
 
 
 def with_suffix(question: Question, text: str, settings: Settings, place: Where) -> Question:
-    """The question with `text` at the end of its stem, or of all that is asked.
+    """The question with `text` behind its stem, or on a line of its own behind its choices.
 
-    A prompt of the question's own, which cloze scoring asks verbatim, takes it at its end.
+    Cloze scoring, which asks a question's own prompt verbatim, shows no choices: `text` ends the
+    prompt. Without any `text` the question stays as it is.
     """
+    if not text:
+        return question
     if settings.score == "cloze" and (question.prompt is not None or place == "end"):
         return replace(question, prompt=ask(replace(question, before=""), "cloze") + text)
     if place == "question":
         return replace(question, stem=question.stem.strip() + text)
     *others, last = question.choices
     first, second, third = others
-    return replace(question, choices=(first, second, third, last.rstrip() + text))
+    return replace(question, choices=(first, second, third, f"{last}\n{text}"))
 
 
 def question_place(
@@ -55,12 +58,13 @@ def question_place(
     front = few_shot_part(settings.subject, settings.few_shot, settings.score)
     marked = with_suffix(question, MARK, settings, where)
     head, _, tail = ask(marked, settings.score).partition(MARK)
-    stands = bool(question.stem.strip())
+    # A stem is stripped: where nothing else is in it, a suffix would lose its space in front.
+    stands = bool(head.strip()) and (marked.stem == question.stem or bool(question.stem.strip()))
     place = find_place(front + head, tail, tokenizer, probes) if stands else None
     if place is None:
         raise UsageError(
-            f"gcg: behind {question.stem[-40:]!r}, the stem of question {question.id!r}, this "
-            "tokenizer keeps no token as it is; leave the question out"
+            f"gcg: behind {head[-40:]!r} in question {question.id!r} this tokenizer keeps no token "
+            "as it is; leave the question out, or set gcg.place to the other"
         )
     return place
 

@@ -21,6 +21,7 @@ from defuse.schedule import generator, spread
 
 CONTROLS = 10  # random suffixes that questions are asked with in turn
 PROBES = 64
+FEWEST = 2  # tokens, of which one can replace another
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Plan:
 
 
 class Planner:
-    """Makes plans. Raises UsageError for letters of several tokens and where no suffix stands."""
+    """Makes plans. Raises UsageError for letters of several tokens, where no suffix stands or too
+    few tokens may be in one, and for prompts that do not fit the model."""
 
     def __init__(
         self,
@@ -49,6 +51,11 @@ class Planner:
         self.tokenizer, self.material, self.config = tokenizer, material, config
         self.max_length = max_length(model, tokenizer)
         self.allowed: Tensor = allowed_tokens(tokenizer, Decoder(model), config.allow_non_ascii)
+        if len(self.allowed) < FEWEST:
+            raise UsageError(
+                f"tokenizer: {len(self.allowed)} of its tokens may stand in a suffix, too few to "
+                "search among; set gcg.allow_non_ascii to true"
+            )
         rng = generator(config.seed, "gcg", "probes")
         draws = torch.randint(len(self.allowed), (PROBES,), generator=rng)
         self.probes: list[int] = self.allowed[draws].tolist()
@@ -99,14 +106,16 @@ class Planner:
         return question_place(question, settings, where, self.tokenizer, self.probes)
 
     def _problem(self, question: Question, place: Place, aim: Aim) -> Problem:
+        target = self._target(question, aim)
         # As an evaluation does, which cuts long prompts on the left.
-        cut = len(place.before) + self.config.length + len(place.after) - self.max_length
+        behind = self.config.length + len(place.after) + len(target.read)
+        cut = len(place.before) + behind - self.max_length
         if cut >= len(place.before):
             raise UsageError(
                 f"gcg.length: question {question.id!r} with a suffix of {self.config.length} "
                 f"tokens is longer than the {self.max_length} that the model reads; shorten either"
             )
-        return Problem(place.before[max(0, cut) :], place.after, self._target(question, aim))
+        return Problem(place.before[max(0, cut) :], place.after, target)
 
     def _target(self, question: Question, aim: Aim) -> Target:
         settings = self.material.settings

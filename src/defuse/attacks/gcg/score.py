@@ -4,6 +4,7 @@ What all problems begin with is run once for a search; what else stands before a
 suffix that is improved, once for a step; a candidate from its first new token on.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from defuse.decoder import BlockInputs, Decoder
 from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET
 from defuse.evaluate.trees import common_length
 from defuse.prefix import PrefixCache, last_states
+
+# Of a batch's tokens: keys and values it may see, and the part of them that keeps a device busy.
+KEYS, BUSY = 16, 8
 
 
 class Target(Protocol):
@@ -107,6 +111,25 @@ class Budget:
         """`tokens`, or what suits the device."""
         return cls(tokens or TOKEN_BUDGET.get(device.type, DEVICE_TOKEN_BUDGET))
 
+    def rows(self, begins: Sequence[int], length: int, prefix: int) -> int:
+        """How many of the rows make the next batch, which begins with the first of `begins`.
+
+        Rows are `length` tokens, run from where they begin (never falling) and behind `prefix`
+        tokens, whose keys every row gets a copy of. A batch that keeps the device busy ends where
+        rows begin later, since it would run what these have in common.
+        """
+        time = length - begins[0]
+        most = min(self.tokens // time, KEYS * self.tokens // (prefix + time))
+        alike = bisect_right(begins, begins[0])
+        busy = -(-self.tokens // (BUSY * time))
+        return max(1, min(len(begins), most, max(alike, busy)))
+
+    def shrink(self, begins: Sequence[int], length: int, prefix: int) -> None:
+        """After a batch that did not fit: so far that the same is at most half as large."""
+        half = self.rows(begins, length, prefix) // 2
+        while self.rows(begins, length, prefix) > half:
+            self.tokens //= 2
+
 
 class Scorer:
     """Losses and gradients over one or more problems, for a model whose parameters are frozen."""
@@ -138,6 +161,7 @@ class Scorer:
 
         (length, A): its columns of the other tokens are never computed.
         """
+        tokens = tokens.to(self.decoder.device)
         gradients = [self._gradient(problem, suffix) for problem in self.problems]
         gradient = torch.stack(gradients).mean(dim=0)
         slices = chunks(len(tokens), self.decoder.hidden_size)
@@ -183,17 +207,17 @@ class Scorer:
         values, done = [], 0
         while done < len(rows):
             begin = begins[done]
-            time = rows.shape[1] - begin
-            some = rows[done : done + max(1, self.budget.tokens // time), begin:]
+            prefix = known.first(known.length - length + begin)
+            count = self.budget.rows(begins[done:], rows.shape[1], prefix.length)
             try:
-                prefix = known.first(known.length - length + begin)
+                some = rows[done : done + count, begin:]
                 values.append(self._judge_batch(target, some, prefix))
             except torch.OutOfMemoryError:
-                if len(some) == 1:
+                if count == 1:
                     raise
-                self.budget.tokens = len(some) // 2 * time
+                self.budget.shrink(begins[done:], rows.shape[1], prefix.length)
             else:
-                done += len(some)
+                done += count
         return torch.cat(values, dim=1)
 
     def _judge_batch(self, target: Target, rows: Tensor, prefix: PrefixCache) -> Tensor:

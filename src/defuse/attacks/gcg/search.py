@@ -81,7 +81,7 @@ class Search:
         config = self.config
         candidates = sample(
             parent.suffix,
-            self.scorer.gradient(parent.suffix, self.allowed.to(self.scorer.decoder.device)),
+            self.scorer.gradient(parent.suffix, self.allowed),
             self.allowed,
             search_width=config.search_width,
             topk=config.topk,
