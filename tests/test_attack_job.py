@@ -1,5 +1,6 @@
 """`defuse attack` from end to end: what is in memory when, and what is asked once for all kinds."""
 
+import json
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from defuse.attacks.job import BEFORE, Order, check, run
+from defuse.attacks.job import BEFORE, Order, check, run, without_refused
 from defuse.attacks.kinds import KINDS, configs
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
@@ -159,11 +160,34 @@ def few_retain(asked: Order) -> Order:
 
 
 def smaller_reference(asked: Order) -> Order:
-    build_llama(layers=1, vocab_size=150).save_pretrained(str(asked.reference))
+    build_llama(layers=1, vocab_size=431).save_pretrained(str(asked.reference))
+    return asked
+
+
+def other_vocabulary(asked: Order) -> Order:
+    build_llama(layers=2, vocab_size=20).save_pretrained(str(asked.reference))
+    return asked
+
+
+def with_config(folder: str | None, **changed: object) -> None:
+    config = Path(str(folder)) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+
+
+def shorter_gold(asked: Order) -> Order:
+    with_config(asked.gold, max_position_embeddings=64)
+    return asked
+
+
+def quantised_weights(asked: Order) -> Order:
+    with_config(asked.model, quantization_config={})
     return asked
 
 
 REFUSED = {
+    "rephrase-reference": (other_vocabulary, {}, "reference: has 20 embeddings, and the tokenizer"),
+    "relearn-gold": (shorter_gold, {}, "gold: reads 64 tokens, and the attacked model 512"),
+    "prune": (quantised_weights, {}, "model: the model's weights are quantised already"),
     "triggers": (few_retain, {}, "retain: 3 questions cannot be halved well"),
     "orthogonalise": (smaller_reference, {}, "reference: is llama with 1 layers"),
     "rephrase": (lambda asked: asked, {"ways": ("letters",)}, "rephrase.ways: 'letters' has no"),
@@ -177,6 +201,7 @@ REFUSED = {
 def test_what_an_attack_refuses_is_told_before_any_weights_are_read(whole, kind, monkeypatch):
     """Also what only a model's sizes and its tokenizer tell, and though other kinds come first."""
     spoil, settings, said = REFUSED[kind]
+    kind = kind.partition("-")[0]
     chosen = {name: whole.configs[name] for name in ("quantise", kind)}
     chosen[kind] = replace(chosen[kind], **settings)
     order = spoil(replace(whole, configs=chosen))
@@ -184,6 +209,14 @@ def test_what_an_attack_refuses_is_told_before_any_weights_are_read(whole, kind,
     with pytest.raises(UsageError, match=said):
         check(order)
     assert not order.out.exists()
+
+
+def test_refused_attacks_are_left_out_of_an_order_and_say_why(whole):
+    left, reasons = without_refused(few_retain(whole))
+    assert reasons == {"triggers": "retain: 3 questions cannot be halved well; give four or more"}
+    assert [*left.configs] == [kind for kind in whole.configs if kind != "triggers"]
+    with pytest.raises(UsageError, match="retain: 3 questions"):
+        without_refused(few_retain(only(whole, ["triggers"])))
 
 
 def test_an_order_that_can_be_run_passes_its_check_and_leaves_nothing(whole, monkeypatch):

@@ -344,7 +344,9 @@ def test_what_cannot_be_learnt_is_refused_before_any_question(
     assert "dtype: 'float16' lets small gradients vanish" in refused(half, TEXTS, QUICK)
     quantised = build_llama()
     quantised.register_parameter("x", nn.Parameter(torch.ones(2, dtype=torch.uint8), False))
-    assert "relearn.lora: None trains every weight, but some" in refused(quantised, TEXTS, QUICK)
+    assert "relearn.lora: the model's weights are quantised already" in refused(
+        quantised, TEXTS, QUICK
+    )
     monkeypatch.setattr("defuse.attacks.relearn.attack.find_spec", lambda _: None)
     assert "relearn.lora: needs the peft package" in refused(
         tiny_llama, TEXTS, replace(QUICK, lora=4)

@@ -79,6 +79,13 @@ def load_model(
     return LoadedModel(model.eval(), tokenizer, name, hub_commit(source))
 
 
+def require_plain_weights(model: PreTrainedModel, field: str, remedy: str) -> None:
+    """Raise UsageError, about `field`, for weights that are quantised, be they loaded or not."""
+    packed = any(not tensor.is_floating_point() for tensor in model.parameters())
+    if packed or getattr(model.config, "quantization_config", None) is not None:
+        raise UsageError(f"{field}: the model's weights are quantised already; {remedy}")
+
+
 def load_outline(name: str, dtype: str = "auto") -> LoadedModel:
     """As `load_model`, but without memory for the weights: to check against what is still to come.
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from defuse.architectures import architecture_of
 from defuse.attacks.kinds import GOLD, KINDS, REFERENCE, Target
 from defuse.attacks.material import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes, open_notes
-from defuse.attacks.rehearsal import rehearse
+from defuse.attacks.rehearsal import refused, rehearse
 from defuse.attacks.results import Result
 from defuse.errors import UsageError
 from defuse.evaluate import Settings
@@ -87,9 +87,25 @@ def check(order: Order) -> None:
     check_known(order)
     for name in (order.model, *order.others.values()):
         architecture_of(load_config(locate(name)).model_type)
+    rehearse(_outline(order), order.configs)
+
+
+def without_refused(order: Order) -> tuple[Order, dict[str, str]]:
+    """The order without the attacks that refuse what is there, and what each of them says.
+
+    Raises UsageError where none is left.
+    """
+    reasons = refused(_outline(order), order.configs)
+    left = {name: config for name, config in order.configs.items() if name not in reasons}
+    if reasons and not left:
+        raise UsageError(next(iter(reasons.values())))
+    return replace(order, configs=left), reasons
+
+
+def _outline(order: Order) -> Target:
     outline = load_outline(order.model, order.dtype)
     others = {part: load_outline(name, order.dtype).model for part, name in order.others.items()}
-    rehearse(Target(outline.model, outline.tokenizer, order.material, **others), order.configs)
+    return Target(outline.model, outline.tokenizer, order.material, **others)
 
 
 def check_known(order: Order) -> None:

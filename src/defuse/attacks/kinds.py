@@ -11,17 +11,20 @@ from defuse.attacks import gcg, lens, orthogonalise, prune, quantise, relearn, r
 from defuse.attacks.material import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
+from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.fields import build, set_fields
 
 REFERENCE, GOLD = "reference", "gold"
+MANY = 10**9  # tokens: what a model reads that sets no bound
 
 
 @dataclass(frozen=True)
 class Target:
     """The attacked model and what goes with it.
 
-    `reference`: the model before unlearning. `gold`: one that never knew the forget set.
+    `reference`: the model before unlearning. `gold`: one that never knew the forget set. Raises
+    UsageError if either cannot be asked what the model is asked.
     """
 
     model: PreTrainedModel
@@ -30,16 +33,38 @@ class Target:
     reference: PreTrainedModel | None = None
     gold: PreTrainedModel | None = None
 
+    def __post_init__(self) -> None:
+        for part, other in ((REFERENCE, self.reference), (GOLD, self.gold)):
+            if other is not None:
+                _check_reads_alike(part, Decoder(other), Decoder(self.model), self.tokenizer)
+
+
+def _check_reads_alike(
+    part: str, other: Decoder, attacked: Decoder, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    # Tokens that were added may lie behind the embeddings of a model before they were.
+    written = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
+    tokens = min(attacked.num_embeddings, 1 + max(written, default=0))
+    if other.num_embeddings < tokens:
+        raise UsageError(
+            f"{part}: has {other.num_embeddings} embeddings, and the tokenizer {tokens} tokens; "
+            "give a model of the attacked one's vocabulary"
+        )
+    if (other.max_positions or MANY) < (attacked.max_positions or MANY):
+        raise UsageError(
+            f"{part}: reads {other.max_positions} tokens, and the attacked model "
+            f"{attacked.max_positions or 'any number'}; give one that reads as many"
+        )
+
 
 @dataclass(frozen=True)
 class Kind:
     """An attack: the module with its `run`, and its settings (a frozen dataclass).
 
-    `main`: which conditions stand in a table of several models: none that was selected on the
-    questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it cannot do
-    without, or compares with.
-    `reads_texts`: whether texts matter; `texts`: the sets of which there must be some, by the
-    settings.
+    `main`: which conditions stand in a table of several models: no layer and no way that was chosen
+    on the questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it
+    cannot do without, or compares with. `reads_texts`: whether texts matter; `texts`: the sets of
+    which there must be some, by the settings.
     """
 
     module: Any

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from defuse.attacks.kinds import KINDS, Target
 from defuse.attacks.notes import Notes
+from defuse.errors import UsageError
 
 
 def rehearse(target: Target, configs: Mapping[str, Any]) -> None:
@@ -16,6 +17,17 @@ def rehearse(target: Target, configs: Mapping[str, Any]) -> None:
     for name, config in configs.items():
         with suppress(_Begun):
             KINDS[name].run(target, config, _Rehearsal())
+
+
+def refused(target: Target, configs: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the attacks refuse what, in a sentence each."""
+    reasons = {}
+    for name, config in configs.items():
+        try:
+            rehearse(target, {name: config})
+        except UsageError as error:
+            reasons[name] = str(error)
+    return reasons
 
 
 class _Begun(Exception):  # noqa: N818 (no error)

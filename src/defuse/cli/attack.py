@@ -33,7 +33,7 @@ def attack(
     reference: Annotated[Text, _option("The model before unlearning.", MODELS)] = None,
     gold: Annotated[Text, _option("A model that never knew the forget set.", MODELS)] = None,
     forget_texts: Annotated[
-        Text, _option("File or hub dataset; relearning needs it.", TEXTS)
+        Text, _option("File or hub dataset; pruning and relearning need both.", TEXTS)
     ] = None,
     retain_texts: Annotated[Text, _option("File or hub dataset.", TEXTS)] = None,
     text_limit: Annotated[int, _option("The first so many texts of either.", TEXTS)] = 1000,
@@ -53,7 +53,7 @@ def attack(
     from rich.console import Console
     from rich.markup import escape
 
-    from defuse.attacks.job import Order, check, read_results, run
+    from defuse.attacks.job import Order, check, read_results, run, without_refused
     from defuse.attacks.kinds import KINDS, configs, possible
     from defuse.attacks.page import make_page
     from defuse.attacks.tables import markdown, screen_table
@@ -77,8 +77,12 @@ def attack(
         dtype=dtype,
         sources=dict(zip(("forget", "retain", "forget_texts", "retain_texts"), files, strict=True)),
     )
-    check(order)
     console, progress = Console(), Console(stderr=True)
+    if not kind:
+        order, reasons = without_refused(order)
+        for name, reason in reasons.items():
+            progress.print(f"left out: {name} ({reason})", highlight=False, markup=False)
+    check(order)
     if plan:
         for name, config in order.configs.items():
             console.print(f"{name}: {config}", highlight=False, markup=False)

@@ -32,6 +32,7 @@ from defuse.attacks.results import (
 from defuse.batches import TextBatch
 from defuse.errors import UsageError, check_choices, require
 from defuse.evaluate import Interval
+from defuse.models import require_plain_weights
 from defuse.schedule import generator
 
 KIND = "orthogonalise"
@@ -112,6 +113,8 @@ def run(
     """
     config, notes = config or Orthogonalisation(), notes or Notes()
     reference = _check_reference(model, reference)
+    if "weights" in config.ways:
+        require_plain_weights(model, "model", "take 'weights' out of orthogonalise.ways")
     wanted = (FORGET,) if config.source == FORGET else (FORGET, RETAIN)
     batches = {name: passages(model, tokenizer, material, name, config) for name in wanted}
     with notes.watching(model, reference):

@@ -26,6 +26,7 @@ from defuse.attacks.results import Result
 from defuse.batches import TextBatch
 from defuse.borrowed import sharing_copy
 from defuse.errors import check_choices, require
+from defuse.models import require_plain_weights
 
 KIND = "prune"
 
@@ -67,6 +68,7 @@ def run(
 ) -> Result:
     """Ask `model` without the units that matter for forget texts alone, and without random ones."""
     config, notes = config or Pruning(), notes or Notes()
+    require_plain_weights(model, "model", "give it as it was before")
     drawing = config if config.unit == "neuron" else replace(config, batch_size=1)
     batches = {name: passages(model, tokenizer, material, name, drawing) for name in material.sets}
     with notes.watching(model):

@@ -24,6 +24,7 @@ from defuse.decoder import Decoder
 from defuse.errors import UsageError, check_choices, require
 from defuse.lora import LINEAR
 from defuse.losses import upcast
+from defuse.models import require_plain_weights
 
 KIND = "quantise"
 
@@ -78,6 +79,7 @@ def check(model: PreTrainedModel, config: Quantisation) -> None:
     """Raise UsageError for what `quantised` cannot do."""
     backend = BACKENDS[config.backend]
     backend.check_installed(config.backend)
+    require_plain_weights(model, "model", "give it as it was before")
     found = [
         (f"{index}.{name}", linear)
         for index, block in enumerate(Decoder(model).blocks)
@@ -87,11 +89,6 @@ def check(model: PreTrainedModel, config: Quantisation) -> None:
     if not found:
         raise UsageError("model: its blocks have no linear modules whose weights to quantise")
     for name, linear in found:
-        if not linear.weight.is_floating_point():
-            raise UsageError(
-                f"model: block {name} has weights of {linear.weight.dtype}, which are quantised "
-                "already; give the model as it was before"
-            )
         inputs, size = as_linear(linear).in_features, config.group_size
         cut = backend.whole_groups and size > 0 and inputs % size > 0
         remedy = f"does not divide the {inputs} inputs of block {name}, as torchao needs: use 0"

@@ -26,6 +26,7 @@ from defuse.attacks.results import Condition, Example, Result, condition, exampl
 from defuse.borrowed import frozen_model
 from defuse.decoder import Decoder
 from defuse.errors import UsageError, require
+from defuse.models import require_plain_weights
 from defuse.schedule import generator
 from defuse.texts import Encoded, encode
 
@@ -131,10 +132,8 @@ def run(
 def _check_trainable(model: PreTrainedModel, config: Relearning) -> None:
     remedy = "lets small gradients vanish in training: use bfloat16 or float32"
     require(model.dtype != torch.float16, "dtype", "float16", remedy)
-    whole = config.lora is None
-    exact = all(tensor.is_floating_point() for tensor in model.parameters())
-    remedy = "trains every weight, but some of the model's are quantised: give a rank"
-    require(exact or not whole, "relearn.lora", config.lora, remedy)
+    if config.lora is None:
+        require_plain_weights(model, "relearn.lora", "give a rank, or the model as it was before")
 
 
 def make_lessons(
