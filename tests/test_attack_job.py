@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from defuse.attacks.job import BEFORE, Order, check, run, without_refused
 from defuse.attacks.kinds import KINDS, configs
@@ -223,3 +224,15 @@ def test_an_order_that_can_be_run_passes_its_check_and_leaves_nothing(whole, mon
     monkeypatch.setattr("defuse.models._load_weights", None)
     check(whole)
     assert not whole.out.exists()
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_every_kind_runs_in_half_precision_on_any_device(whole, device):
+    order = replace(whole, device=device, dtype="bfloat16")
+    check(order)
+    results = list(run(order))
+    assert [result.kind for result in results] == list(KINDS)
+    assert all(result.conditions for result in results)

@@ -76,9 +76,13 @@ def test_a_model_that_never_learnt_gives_nothing_away_and_any_way_is_no_find(lab
     for each in result.conditions:
         assert each.effects["forget"].accuracy.p_value > 0.01, each.name
     numbers = named(result, "vote over all ways").numbers
-    assert numbers["right in any way, model"] > 0.6  # as often as a given wrong choice
+    assert numbers["forget, right in any way, model"] > 0.6  # as often as a given wrong choice
     assert (
-        abs(numbers["right in any way, model"] - numbers["a wrong choice in any way, model"]) < 0.3
+        abs(
+            numbers["forget, right in any way, model"]
+            - numbers["forget, a wrong choice in any way, model"]
+        )
+        < 0.3
     )
 
 
@@ -89,7 +93,7 @@ def test_the_reference_is_asked_beside_the_model(lab):
         pair.gold.model, pair.gold.tokenizer, material, config, reference=pair.base.model
     )
     numbers = named(result, "vote over all ways").numbers
-    assert numbers["right in any way, reference"] == 1.0
+    assert numbers["forget, right in any way, reference"] == 1.0
     assert result.tables[0].head[-1] == "forget, reference"
 
 
@@ -204,8 +208,8 @@ def test_any_way_counts_wrong_choices_as_it_counts_right_ones():
         for number, way in enumerate(ways)
     }
     _, numbers = any_way(asked, {})
-    assert numbers["right in any way, model"] == 1
-    assert numbers["a wrong choice in any way, model"] == pytest.approx(1 / 3)
+    assert numbers["forget, right in any way, model"] == 1
+    assert numbers["forget, a wrong choice in any way, model"] == pytest.approx(1 / 3)
 
 
 def test_the_mean_of_answers_gives_every_form_the_same_weight():

@@ -235,7 +235,7 @@ def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, sentence: str) -> None:
-    with pytest.raises(UsageError, match=rf"orthogonalise\..*{sentence}|{sentence}"):
+    with pytest.raises(UsageError, match=rf"orthogonalise\..*{sentence}"):
         Orthogonalisation(**settings)
 
 

@@ -103,6 +103,7 @@ KINDS: Mapping[str, Kind] = {
         main=re.compile("(all|strongest|weights)(, random direction)?|each, chosen layer"),
         needs=(REFERENCE,),
         reads_texts=True,
+        texts=lambda config: (FORGET,) if config.source == FORGET else (FORGET, RETAIN),
     ),
     prune.KIND: Kind(prune, prune.Pruning, reads_texts=True, texts=lambda _: (FORGET, RETAIN)),
     rephrase.KIND: Kind(

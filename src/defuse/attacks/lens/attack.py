@@ -130,7 +130,8 @@ def _read_set(
     questions, mine, way = material.sets[name], prompts[name], WAYS[material.settings.score]
 
     def find() -> tuple[list[list[list[float]]], Tensor]:
-        values, states = way.look(model, mine, material.settings.token_budget)
+        budget, probes = material.settings.token_budget, config.folds > 0
+        values, states = way.look(model, mine, budget, with_states=probes)
         return values.tolist(), states
 
     read, states = once_beside(notes, f"{who}/{name}/lens", find)

@@ -6,7 +6,7 @@ h − r rᵀh at every token, or W − r rᵀW for every matrix that writes into
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal, get_args
 
@@ -121,11 +121,12 @@ def run(
         before = ask_all(model, tokenizer, material, notes, "before")
         found = notes.once("means", lambda: _means(model, reference, batches))
         directions = find_directions(found)
+        variants = list(_variants(model, directions, config))
         after = {
-            name: ask_made(attacked, tokenizer, material, notes, name)
-            for name, attacked in _attacked(model, directions, config)
+            each.name: ask_made(each.make, tokenizer, material, notes, each.name)
+            for each in variants
         }
-    conditions, turned = _conditions(before, after, directions, material, config)
+    conditions, turned = _conditions(before, variants, after, material, config)
     curves = _curves(before, after, directions, config)
     return Result(KIND, asdict(config), conditions, notes.cost, turned, curves)
 
@@ -177,26 +178,37 @@ def find_directions(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
     return Directions(unit, size / mean.norm(dim=1), mean)
 
 
-def _attacked(
+@dataclass(frozen=True)
+class Variant:
+    """A condition: what makes its model, and the one layer that is changed where it is one."""
+
+    name: str
+    make: Callable[[], PreTrainedModel]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    layer: int | None = None
+
+
+def _variants(
     model: PreTrainedModel, directions: Directions, config: Orthogonalisation
-) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
-    """Each condition's name, and what makes its model."""
+) -> Iterator[Variant]:
     layers = range(len(directions.unit))
     if "each" in config.ways:
         for layer in layers:
-            removals = {layer: directions.removal(layer, config)}
-            yield _each(layer), partial(without, model, removals)
-    drawn = directions.random(config.seed)
+            make = partial(without, model, {layer: directions.removal(layer, config)})
+            numbers = {"strength": float(directions.strength[layer])}
+            yield Variant(_each(layer), make, numbers, layer)
+    drawn, chosen = directions.random(config.seed), {"layer": float(directions.strongest)}
     for control, some in (("", directions), (", random direction", drawn)):
         strongest = some.removal(some.strongest, config)
         if "all" in config.ways:
             own = {layer: some.removal(layer, config) for layer in layers}
-            yield f"all{control}", partial(without, model, own)
+            yield Variant(f"all{control}", partial(without, model, own))
         if "strongest" in config.ways:
             everywhere = dict.fromkeys(layers, strongest)
-            yield f"strongest{control}", partial(without, model, everywhere)
+            yield Variant(f"strongest{control}", partial(without, model, everywhere), chosen)
         if "weights" in config.ways:
-            yield f"weights{control}", partial(with_weights, model, strongest.unit)
+            make = partial(with_weights, model, strongest.unit)
+            yield Variant(f"weights{control}", make, chosen)
 
 
 def _each(layer: int) -> str:
@@ -205,22 +217,19 @@ def _each(layer: int) -> str:
 
 def _conditions(
     before: Answers,
+    variants: Sequence[Variant],
     after: Mapping[str, Answers],
-    directions: Directions,
     material: Material,
     config: Orthogonalisation,
 ) -> tuple[list[Condition], list[Example]]:
-    strength = {_each(at): float(value) for at, value in enumerate(directions.strength)}
     conditions, turned = [], []
-    for name, answers in after.items():
-        numbers = {"strength": strength[name]} if name in strength else {}
-        if name.startswith(("strongest", "weights")):
-            numbers = {"layer": float(directions.strongest)}
-        conditions.append(condition(name, before, answers, config.seed, numbers))
-        if name not in strength:
-            turned.extend(examples(name, before, answers, material.settings.score))
+    for each in variants:
+        answers = after[each.name]
+        conditions.append(condition(each.name, before, answers, config.seed, each.numbers))
+        if each.layer is None:
+            turned.extend(examples(each.name, before, answers, material.settings.score))
     if "each" in config.ways:
-        forget = [after[name][FORGET] for name in strength]
+        forget = [after[each.name][FORGET] for each in variants if each.layer is not None]
         outcomes, places = crosswise(forget, config.seed, FORGET)
         numbers = {f"layer for half {half}": float(at) for half, at in enumerate(places, start=1)}
         chosen = condition("each, chosen layer", before, {FORGET: outcomes}, config.seed, numbers)

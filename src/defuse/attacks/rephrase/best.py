@@ -8,7 +8,7 @@ every model. So the best way is chosen on one half of the questions and measured
 from collections.abc import Mapping
 
 from defuse.attacks.asking import mean_outcome
-from defuse.attacks.choice import halves, merit
+from defuse.attacks.choice import crosswise, halves
 from defuse.attacks.material import FORGET, Answers
 from defuse.evaluate import Outcome, wilson
 from defuse.experiment.words import interval
@@ -33,19 +33,16 @@ def vote_of_all(asked: Asked) -> Answers:
 def best_way(asked: Asked, seed: int) -> tuple[Answers, TableData]:
     """Every question in the way that answers most of the other half's forget questions rightly
     (of equals, with the higher log-probability); and which ways these are."""
-    parts = halves(len(asked[PLAIN][FORGET]), seed, FORGET)
-    chosen = [
-        max(asked, key=lambda way, half=half: merit(asked[way][FORGET], half)) for half in parts
-    ]
+    ways = list(asked)
+    _, taken = crosswise([asked[way][FORGET] for way in ways], seed, FORGET)
     answers: dict[str, list[Outcome]] = {}
     for each, outcomes in asked[PLAIN].items():
-        best = list(outcomes)
-        # A half is asked in the way that was chosen on the other.
-        for half, way in zip(halves(len(outcomes), seed, each), reversed(chosen), strict=True):
+        answers[each] = list(outcomes)
+        for half, way in zip(halves(len(outcomes), seed, each), taken, strict=True):
             for place in half:
-                best[place] = asked[way][each][place]
-        answers[each] = best
-    rows = [[f"half {1 + number}", way] for number, way in enumerate(chosen)]
+                answers[each][place] = asked[ways[way]][each][place]
+    # A half is asked in the way that was best on the other.
+    rows = [[f"half {1 + number}", ways[way]] for number, way in enumerate(reversed(taken))]
     return answers, TableData(
         "The best way on each half of the forget questions", ("of", "way"), rows
     )
@@ -66,8 +63,8 @@ def any_way(ours: Asked, theirs: Asked) -> tuple[TableData, dict[str, float]]:
         wrong = sum(len({o.choice for o in outcomes} - {outcomes[0].question.answer})
                     for outcomes in questions) / 3  # fmt: skip
         share = wilson(right, len(questions))
-        numbers[f"right in any way, {name}"] = share.value
-        numbers[f"a wrong choice in any way, {name}"] = wrong / len(questions)
+        numbers[f"forget, right in any way, {name}"] = share.value
+        numbers[f"forget, a wrong choice in any way, {name}"] = wrong / len(questions)
         rows.append([name, interval(share, 3), f"{wrong / len(questions):.3f}"])
     head = ("", "the right choice", "a wrong choice")
     return TableData(
