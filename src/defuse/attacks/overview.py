@@ -1,4 +1,4 @@
-"""Several models under the same attacks, in tables: nothing is selected, controls stand beside."""
+"""Several models under the same attacks, in tables: conditions named beforehand, controls beside."""
 
 from collections.abc import Mapping, Sequence
 

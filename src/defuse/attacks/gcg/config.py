@@ -15,13 +15,14 @@ AIMED: dict[Aim, str] = {"break": RETAIN, "recover": FORGET}
 
 @dataclass(frozen=True)
 class GCG:
-    """Greedy coordinate gradient (Zou et al. 2307.15043); defaults are the paper's.
+    """Greedy coordinate gradient (Zou et al. 2307.15043), in the paper's numbers by default.
 
     `aims`: "break" (a retain question gets a wrong answer) and "recover" (a forget question is
     answered rightly). `modes`: "universal" (one suffix for many questions, tried on others) and
     "question" (each gets its own).
-    `place`: the suffix stands behind the choices at the "end" (nanoGCG's), or behind the "question"
-    and before them; a prompt of a question's own (cloze scoring) takes it at its end.
+    `place`: the suffix stands on a line of its own behind the choices at the "end" (of a prompt, as
+    nanoGCG's), or behind the "question"; a prompt of a question's own (cloze scoring) takes it at
+    its end.
     `steps` at most, in each `search_width` suffixes that replace `n_replace` random tokens by ones
     of the `topk` best by gradient. `buffer_size` best suffixes are kept, and the best goes on; with
     0 the newest does. `length`: tokens of a suffix, each `init` to begin with, or drawn where
