@@ -1,4 +1,4 @@
-"""Several models under the same attacks, in tables: conditions named beforehand, controls beside."""
+"""Several models under the same attacks: conditions named beforehand, controls beside them."""
 
 from collections.abc import Mapping, Sequence
 
