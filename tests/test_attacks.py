@@ -245,6 +245,16 @@ def test_texts_may_be_added_for_kinds_that_read_them(tiny_model_folder, tmp_path
     assert {"relearn", "orthogonalise"} <= set(possible(chosen, both, "base", None))
 
 
+def test_without_a_kind_what_is_refused_is_left_out_with_its_reason(tiny_model_folder, tmp_path):
+    given = command(tiny_model_folder, tmp_path, "--plan")
+    without = [each for each in given if each not in ("--kind", "quantise")]
+    said = " ".join(CliRunner().invoke(app, without, catch_exceptions=False).output.split())
+    assert "left out: lens (forget: a letter is right in 1 of 4 questions, and a probe" in said
+    assert "quantise: Quantisation(bits=(8, 4)" in said
+    assert "lens: Lens(" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_finished_is_told_though_the_next_kind_fails(
     tiny_model_folder, tmp_path, monkeypatch
 ):
