@@ -19,8 +19,9 @@ from defuse.train import unlearn
 # What lets every attack end within minutes on a tiny model; all else is each kind's own default.
 LAB_SETTINGS = (
     "prune.score=signed",
-    # Many random tokens break a tiny model, two hardly do.
-    *("gcg.length=2", "gcg.init=''", "gcg.steps=5", "gcg.search_width=256", "gcg.questions=20"),
+    # A tiny model knows one form of prompt: more random tokens, or a further line, break answers.
+    *("gcg.place=question", "gcg.length=1", "gcg.init=''"),
+    *("gcg.steps=5", "gcg.search_width=256", "gcg.questions=20"),
     *("triggers.top=20", "triggers.shown=5", "triggers.mined=40", "triggers.questions=60"),
     *("relearn.texts=[0,10,100,1000]", "relearn.steps=64", "relearn.checkpoints=4"),
     *("relearn.batch_size=4", "relearn.learning_rate=5e-4", "relearn.lora=null"),
