@@ -245,6 +245,22 @@ def test_texts_may_be_added_for_kinds_that_read_them(tiny_model_folder, tmp_path
     assert {"relearn", "orthogonalise"} <= set(possible(chosen, both, "base", None))
 
 
+def test_many_models_stand_below_one_another_in_a_table_for_each_kind():
+    def results(name: str, count: int) -> Result:
+        return Result(name, {}, [fixed("4 bits", {"forget": count})], Cost())
+
+    many = {
+        f"model {n}": {kind: results(kind, n) for kind in ("quantise", "prune")} for n in range(9)
+    }
+    del many["model 3"]["prune"]
+    quantised, pruned = overview(many)
+    assert quantised.head == ["", "quantise: 4 bits (n = 8)"]
+    assert [row[0] for row in quantised.rows] == [*many]
+    assert [row[1][:11] for row in quantised.rows][::8] == ["0.50 → 0.00", "0.50 → 1.00"]
+    assert pruned.head == ["", "prune: 4 bits (n = 8)"]
+    assert [row[0] for row in pruned.rows] == [name for name in many if name != "model 3"]
+
+
 def test_without_a_kind_what_is_refused_is_left_out_with_its_reason(tiny_model_folder, tmp_path):
     given = command(tiny_model_folder, tmp_path, "--plan")
     without = [each for each in given if each not in ("--kind", "quantise")]

@@ -10,6 +10,8 @@ from defuse.experiment.words import interval
 from defuse.report import TableData
 
 Results = Mapping[str, Mapping[str, Result]]  # of each model, by kind
+Main = Mapping[str, Sequence[tuple[str, Condition]]]  # of each model
+BESIDE = 8  # models, at most
 CAPTIONS = {
     FORGET: "What comes back: accuracy on the forget set",
     RETAIN: "What breaks: accuracy on the retain set",
@@ -17,12 +19,26 @@ CAPTIONS = {
 
 
 def overview(results: Results) -> list[TableData]:
-    """Each main condition's accuracies, model beside model, for either set of questions."""
-    main = {
+    """Each main condition's accuracies for either set of questions.
+
+    Model beside model; where they are too many, one below the other, in a table for each kind.
+    """
+    if len(results) <= BESIDE:
+        return [_overview(_main(results), questions) for questions in CAPTIONS]
+    kinds = [kind for kind in KINDS if any(kind in own for own in results.values())]
+    alone = {
+        kind: _main({name: {kind: own[kind]} for name, own in results.items() if kind in own})
+        for kind in kinds
+    }
+    tables = [_overview(alone[kind], questions) for questions in CAPTIONS for kind in kinds]
+    return [_turned(table) for table in tables if table.rows]
+
+
+def _main(results: Results) -> Main:
+    return {
         name: [each for kind, result in own.items() for each in main_conditions(kind, result)]
         for name, own in results.items()
     }
-    return [_overview(main, questions) for questions in CAPTIONS]
 
 
 def main_conditions(kind: str, result: Result) -> list[tuple[str, Condition]]:
@@ -31,7 +47,7 @@ def main_conditions(kind: str, result: Result) -> list[tuple[str, Condition]]:
     return [(f"{kind}: {c.name}", c) for c in result.conditions if wanted.fullmatch(c.name)]
 
 
-def _overview(main: Mapping[str, Sequence[tuple[str, Condition]]], questions: str) -> TableData:
+def _overview(main: Main, questions: str) -> TableData:
     asked = {
         name: {label: each.effects[questions] for label, each in own if questions in each.effects}
         for name, own in main.items()
@@ -44,6 +60,14 @@ def _overview(main: Mapping[str, Sequence[tuple[str, Condition]]], questions: st
         cells = [_change(each) if each else "" for each in effects]
         rows.append([label, str(n), *cells])
     return TableData(CAPTIONS[questions], ["", "n", *asked], rows)
+
+
+def _turned(table: TableData) -> TableData:
+    """Its columns of models as rows."""
+    labels = [f"{label} (n = {n})" for label, n, *_ in table.rows]
+    columns = list(zip(*(row[2:] for row in table.rows), strict=True))
+    rows = [[model, *cells] for model, cells in zip(table.head[2:], columns, strict=True)]
+    return TableData(table.caption, ["", *labels], rows)
 
 
 def _change(effect: Effect) -> str:
