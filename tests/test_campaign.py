@@ -57,7 +57,12 @@ def test_the_lab_attacks_its_pair_and_unlearned_models_without_and_with_noise(pl
 def test_models_are_made_once_attacked_in_processes_and_reported(place: Place, capsys):
     campaign = quick(lab.make_campaign([SHORT, NOISED], place))
     base, gold, plain, _ = campaign.subjects
+    with pytest.raises(UsageError, match=r"report: nothing was attacked in .* yet; run it first"):
+        report(campaign, Console())
     attack(plain)
+    report(campaign, Console())
+    assert f"|  | n | {SHORT.name} |" in (campaign.folder / "attacks.md").read_text()
+    assert not base.order.out.exists()
     model = Path(plain.order.model) / "model.safetensors"
     written = model.stat().st_mtime_ns
     (plain.order.out / "quantise.json").unlink()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from defuse.attacks.job import Order, check_known, read_results, run
 from defuse.attacks.overview import Results, defence, overview
 from defuse.attacks.page import make_page
+from defuse.errors import UsageError
 from defuse.experiment.clock import Clock, tokens_per_second
 from defuse.experiment.side_by_side import side_by_side
 from defuse.experiment.words import captioned
@@ -98,12 +99,20 @@ def attack(subject: Subject) -> None:
 
 
 def report(campaign: Campaign, console: Console) -> None:
-    """A page for each model, and tables, page and data of all of them."""
-    results: Results = {each.name: read_results(each.order.out) for each in campaign.subjects}
-    for each in campaign.subjects:
+    """A page for each model that was attacked, and tables, page and data of all of them.
+
+    Raises UsageError where none was.
+    """
+    found = {each.name: read_results(each.order.out) for each in campaign.subjects}
+    results: Results = {name: own for name, own in found.items() if own}
+    if not results:
+        raise UsageError(f"report: nothing was attacked in {campaign.folder} yet; run it first")
+    attacked = [each for each in campaign.subjects if each.name in results]
+    for each in attacked:
         page = make_page(each.name, results[each.name])
         write_text(each.order.out / "report.html", render(page))
-    tables = [*overview(results), defence(results, campaign.pairs)]
+    pairs = [pair for pair in campaign.pairs if all(name in results for name in pair)]
+    tables = [*overview(results), defence(results, pairs)]
     folder = campaign.folder
     write_text(
         folder / "report.html", render(Page("Attacks", [SAYING], [Section("All", tables=tables)]))
@@ -113,6 +122,6 @@ def report(campaign: Campaign, console: Console) -> None:
         name: {kind: each.as_json() for kind, each in own.items()} for name, own in results.items()
     }
     write_json(folder / "results.json", {"models": data, "versions": versions()})
-    pages = f"{campaign.subjects[0].order.out}/report.html"
+    pages = f"{attacked[0].order.out}/report.html"
     console.print(f"written in {folder}: report.html, attacks.md, results.json", highlight=False)
     console.print(f"and a page for each model, such as {pages}", highlight=False)
