@@ -92,7 +92,7 @@ def test_every_layer_is_read_as_in_plain_passes(kind: str) -> None:
             with torch.no_grad():
                 output = model(ids, output_hidden_states=True)
                 hidden = torch.cat(output.hidden_states[:-1])
-                logits = head(norm(hidden))
+                logits = head(norm(hidden))  # type: ignore[misc]
             cap = getattr(model.config, "final_logit_softcapping", None)
             logits = logits if cap is None else cap * (logits / cap).tanh()
             logits = torch.cat([logits, output.logits])  # the last hidden states are normed
@@ -153,7 +153,8 @@ def stated() -> Material:
         return replace(question, prompt=sentence.removesuffix(f" {fact.value}."))
 
     _, _, material = lab()
-    return Material(*([as_sentence(q) for q in qs] for qs in material.sets.values()), CLOZE)
+    forget, retain = ([as_sentence(q) for q in questions] for questions in material.sets.values())
+    return Material(forget, retain, CLOZE)
 
 
 @cache
@@ -200,14 +201,15 @@ def test_a_probe_finds_a_planted_mark_in_a_model_and_none_where_there_is_none() 
     level = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106 (no password)
     level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=level, unk_token="<unk>")  # noqa: S106
-    fours = [tuple(f"w{4 * i + k}" for k in range(4)) for i in range(60)]
+    numbers = range(0, 240, 4)
+    fours = [(f"w{n}", f"w{n + 1}", f"w{n + 2}", f"w{n + 3}") for n in numbers]
     questions = [Question(str(i), "Which?", four, i % 4) for i, four in enumerate(fours)]
     right = [words[question.choices[question.answer]] for question in questions]
     direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
     for planted in (False, True):
         model = build_llama(layers=1)
         with torch.no_grad():
-            model.get_input_embeddings().weight[right] += planted * direction
+            model.get_parameter("model.embed_tokens.weight")[right] += planted * direction
         material = Material(questions, questions[:4], CLOZE)
         result = run(model, tokenizer, material, Lens(shuffles=5))
         lines = {line.name: line.y for line in result.curves[0].lines}

@@ -79,26 +79,26 @@ def look(
     token_budget: int | None = None,
     *,
     with_states: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """The texts' summed log-probabilities (layers + 1, N, 4), in float64 as the evaluation's, and
     the hidden states at their last tokens (layers + 1, N, 4, d).
 
-    Of the embedding, then behind each block. On the CPU, the states in the model's own dtype, and
-    only `with_states`: they fill memory.
+    Of the embedding, then behind each block. On the CPU, the states in the model's own dtype;
+    unless `with_states` they are of no question: they fill memory.
     """
     decoder = Decoder(model)
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     lengths = {place: len(prompt.tree.tokens) for place, prompt in enumerate(prompts)}
     shape = decoder.num_layers + 1, len(prompts), 4
     values = torch.empty(shape, dtype=torch.float64)
-    space = *shape, decoder.hidden_size
-    states = torch.empty(space, dtype=model.dtype) if with_states else None
+    kept = len(prompts) if with_states else 0
+    states = torch.empty(shape[0], kept, 4, decoder.hidden_size, dtype=model.dtype)
     with evaluation_mode(model):
         for batch in batches_by_length(lengths, budget):
             seen = _layers(decoder, [prompts[place] for place in batch])
             for place, (summed, ends) in enumerate(seen):
                 values[place, batch] = summed
-                if states is not None:
+                if with_states:
                     states[place, batch] = ends
     return values, states
 

@@ -64,24 +64,24 @@ def look(
     token_budget: int | None = None,
     *,
     with_states: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """The letters' log-probabilities (layers + 1, N, 4) and hidden states (layers + 1, N, d).
 
     Both at each prompt's last token: of the embedding, then behind each block. On the CPU, the
-    states in the model's own dtype, and only `with_states`: they fill memory.
+    states in the model's own dtype; unless `with_states` they are of no prompt: they fill memory.
     """
     decoder = Decoder(model)
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     lengths = {place: len(prompt.ids) for place, prompt in enumerate(prompts)}
     values = torch.empty(decoder.num_layers + 1, len(prompts), 4)
-    shape = decoder.num_layers + 1, len(prompts), decoder.hidden_size
-    states = torch.empty(shape, dtype=model.dtype) if with_states else None
+    kept = len(prompts) if with_states else 0
+    states = torch.empty(decoder.num_layers + 1, kept, decoder.hidden_size, dtype=model.dtype)
     with evaluation_mode(model):
         for batch in batches_by_length(lengths, budget):
             seen = _last_states(decoder, [prompts[place].ids for place in batch])
             letters = torch.tensor([prompts[place].letters for place in batch])
             values[:, batch] = _letters(decoder, seen, letters.to(seen.device)).cpu()
-            if states is not None:
+            if with_states:
                 states[:, batch] = seen.cpu()
     return values, states
 
