@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.lens.asked import fours
 from defuse.borrowed import evaluation_mode
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate import Settings
-from defuse.evaluate.encode import encode_pairs
 from defuse.evaluate.scorer import (
     DEVICE_TOKEN_BUDGET,
     TOKEN_BUDGET,
@@ -22,7 +22,7 @@ from defuse.evaluate.scorer import (
     read_off,
 )
 from defuse.evaluate.trees import Request, TokenTree, collate, grow, visibility
-from defuse.questions import Question, ask, continuations, few_shot_part
+from defuse.questions import Question
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,7 @@ def prompts_of(
     length: int,
 ) -> list[Prompt]:
     """The questions as they are asked, cut on the left to `length` tokens."""
-    before = few_shot_part(settings.subject, settings.few_shot, "cloze")
-    pairs = [
-        (before + ask(question, "cloze"), text)
-        for question in questions
-        for text in continuations(question, "cloze")
-    ]
-    requests = encode_pairs(pairs, tokenizer)
-    return [_prompt(requests[at : at + 4], length) for at in range(0, len(requests), 4)]
+    return [_prompt(four, length) for four in fours(tokenizer, questions, settings)]
 
 
 def _prompt(four: Sequence[Request], length: int) -> Prompt:

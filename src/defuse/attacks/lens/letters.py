@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.lens.asked import fours
 from defuse.borrowed import evaluation_mode
 from defuse.chunks import chunks
 from defuse.decoder import Decoder
 from defuse.errors import UsageError
 from defuse.evaluate import Settings
-from defuse.evaluate.encode import encode_pairs
 from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET, batches_by_length
 from defuse.losses import upcast
-from defuse.questions import Question, ask, continuations, few_shot_part
+from defuse.questions import Question
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,19 @@ def prompts_of(
     length: int,
 ) -> list[Prompt]:
     """The questions as they are asked, cut on the left to `length` tokens."""
-    before = few_shot_part(settings.subject, settings.few_shot, "letters")
-    pairs = [
-        (before + ask(question, "letters"), letter)
-        for question in questions
-        for letter in continuations(question, "letters")
-    ]
-    requests = encode_pairs(pairs, tokenizer)
-    if any(len(request.continuation) != 1 for request in requests):
+    asked = fours(tokenizer, questions, settings)
+    if any(len(request.continuation) != 1 for four in asked for request in four):
         raise UsageError(
             "tokenizer: a letter behind 'Answer:' takes several tokens, and a lens reads one; "
             "ask by --score cloze, or attack this model by another kind"
         )
-    fours = [requests[at : at + 4] for at in range(0, len(requests), 4)]
     return [
         Prompt(
             four[0].inputs(length),
             tuple(request.continuation[0] for request in four),
             four[0].is_cut(length),
         )
-        for four in fours
+        for four in asked
     ]
 
 
