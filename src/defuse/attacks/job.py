@@ -71,6 +71,27 @@ class Order:
 
 def check(order: Order) -> None:
     """Raise UsageError for what cannot be run or written, before any weights are read."""
+    _check_given(order)
+    check_known(order)
+    rehearse(_outline(order), order.configs)
+
+
+def without_refused(order: Order) -> tuple[Order, dict[str, str]]:
+    """The order without the attacks that refuse what is there, and what each of them says.
+
+    Raises UsageError as `check` does for all else, and where none is left.
+    """
+    _check_given(order)
+    reasons = refused(_outline(order), order.configs)
+    left = {name: config for name, config in order.configs.items() if name not in reasons}
+    if reasons and not left:
+        raise UsageError(next(iter(reasons.values())))
+    possible = replace(order, configs=left)
+    check_known(possible)
+    return possible, reasons
+
+
+def _check_given(order: Order) -> None:
     check_writable(order.out, "out")
     resolve_device(order.device)
     resolve_dtype(order.dtype)
@@ -84,25 +105,11 @@ def check(order: Order) -> None:
                     f"{each}-texts: missing; the attack {name} needs --{each}-texts FILE, since "
                     "working on the questions themselves would give their answers away"
                 )
-    check_known(order)
-    for name in (order.model, *order.others.values()):
-        architecture_of(load_config(locate(name)).model_type)
-    rehearse(_outline(order), order.configs)
-
-
-def without_refused(order: Order) -> tuple[Order, dict[str, str]]:
-    """The order without the attacks that refuse what is there, and what each of them says.
-
-    Raises UsageError where none is left.
-    """
-    reasons = refused(_outline(order), order.configs)
-    left = {name: config for name, config in order.configs.items() if name not in reasons}
-    if reasons and not left:
-        raise UsageError(next(iter(reasons.values())))
-    return replace(order, configs=left), reasons
 
 
 def _outline(order: Order) -> Target:
+    for name in (order.model, *order.others.values()):
+        architecture_of(load_config(locate(name)).model_type)
     outline = load_outline(order.model, order.dtype)
     others = {part: load_outline(name, order.dtype).model for part, name in order.others.items()}
     return Target(outline.model, outline.tokenizer, order.material, **others)

@@ -78,11 +78,12 @@ def attack(
         sources=dict(zip(("forget", "retain", "forget_texts", "retain_texts"), files, strict=True)),
     )
     console, progress = Console(), Console(stderr=True)
-    if not kind:
+    if kind:
+        check(order)
+    else:
         order, reasons = without_refused(order)
         for name, reason in reasons.items():
             progress.print(f"left out: {name} ({reason})", highlight=False, markup=False)
-    check(order)
     if plan:
         for name, config in order.configs.items():
             console.print(f"{name}: {config}", highlight=False, markup=False)
