@@ -47,7 +47,7 @@ real-attacks: .venv/real
 # TOFU on the same model: teach invented authors, unlearn two, compare with who never knew them.
 # TOFU=folder for its files, else they come from the hub. What is finished stays in runs/real-tofu.
 TOFU ?= $(firstword $(wildcard ../shared/data/tofu) locuslab/TOFU)
-WHEEL = $(BIN)/python -c 'from defuse.real.job import installed_model; print(installed_model())'
+WHEEL = $(BIN)/python -c 'from defuse.experiments.elements.job import installed_model; print(installed_model())'
 real-tofu: .venv/real
 	$(BIN)/defuse tofu smollm2 data=$(TOFU) model="$$($(WHEEL))"
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.shapes import Shape
 from defuse.methods import HiddenMSE, RepresentationMethod
-from defuse.unlearning import Unlearning
+from defuse.unlearning.config import Unlearning
 
 
 @dataclass(frozen=True)

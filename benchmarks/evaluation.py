@@ -29,9 +29,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks import lm_eval_reference as reference
 from benchmarks.machine import measured_peak, on_one_thread
 from benchmarks.shapes import SEED, SHAPES, random_model
-from defuse.decoder import Decoder
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
-from defuse.models import LoadedModel, load_model
+from defuse.models.decoder import Decoder
+from defuse.models.load import LoadedModel, load_model
 from defuse.questions import Question, ask, load_questions
 
 MMLU = Path("../shared/data/mmlu")

@@ -37,16 +37,16 @@ from defuse.attacks.gcg.candidates import Spelling, allowed_tokens, random_suffi
 from defuse.attacks.gcg.config import Where
 from defuse.attacks.gcg.places import answer_tokens, question_place
 from defuse.attacks.gcg.score import Budget, Problem, Scorer, TextTarget
-from defuse.borrowed import frozen_model
-from defuse.decoder import Decoder
 from defuse.evaluate import Settings
-from defuse.lab.exam import build_exam
-from defuse.lab.models import SHIPPED, SHIPPED_FORGET, load_pair
-from defuse.lab.world import build_world
-from defuse.models import LoadedModel, load_model
+from defuse.experiments.elements.job import installed_model
+from defuse.experiments.synthetic.exam import build_exam
+from defuse.experiments.synthetic.models import SHIPPED, SHIPPED_FORGET, load_pair
+from defuse.experiments.synthetic.world import build_world
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import frozen_model
+from defuse.models.load import LoadedModel, load_model
 from defuse.questions import Question, load_questions
-from defuse.real.job import installed_model
-from defuse.schedule import generator
+from defuse.utils.random import generator
 
 MMLU = Path("../shared/data/mmlu/test/college_biology_test.csv")
 TOPK, SEED, SHOTS = 256, 0, 5

@@ -38,18 +38,18 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTraine
 from benchmarks.machine import resident
 from benchmarks.plain import PlainStep
 from benchmarks.sides import adamw, objective_for
-from defuse.batches import TextBatch, collate
-from defuse.decoder import Decoder
-from defuse.engine import StepBatch
+from defuse.data.collate import TextBatch, collate
+from defuse.data.text import Encoded
 from defuse.methods import RMU
-from defuse.models import LoadedModel, load_model, skeleton
-from defuse.partial import load_part
-from defuse.saving import save_changed, save_model
-from defuse.schedule import generator
-from defuse.shards import INDEX
-from defuse.texts import Encoded
-from defuse.train import unlearn
-from defuse.unlearning import Topic, Training, Unlearning, trained_parameters
+from defuse.models.decoder import Decoder
+from defuse.models.load import LoadedModel, load_model, skeleton
+from defuse.models.partial_load import load_part
+from defuse.models.safetensors_index import INDEX
+from defuse.models.save import save_changed, save_model
+from defuse.unlearning.config import Topic, Training, Unlearning, trained_parameters
+from defuse.unlearning.step import StepBatch
+from defuse.unlearning.train import unlearn
+from defuse.utils.random import generator
 
 LAYER, SEED = 7, 0
 LARGEST_SHARD = 2 * 10**9

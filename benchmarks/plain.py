@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from defuse.batches import TextBatch
-from defuse.decoder import Decoder
-from defuse.engine import Objective, StepBatch
+from defuse.data.collate import TextBatch
 from defuse.methods import (
     DPO,
     NPO,
@@ -28,8 +26,10 @@ from defuse.methods import (
     PreferenceMethod,
     SimNPO,
 )
-from defuse.noise import add_noise
-from defuse.unlearning import Unlearning
+from defuse.models.decoder import Decoder
+from defuse.unlearning.config import Unlearning
+from defuse.unlearning.noise import add_noise
+from defuse.unlearning.step import Objective, StepBatch
 
 
 @dataclass(frozen=True)

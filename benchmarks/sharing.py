@@ -14,12 +14,12 @@ import torch
 import typer
 from rich.console import Console
 
-from defuse.models import LoadedModel, load_model
-from defuse.recipe import load_recipe
-from defuse.run import Job, check
-from defuse.shipped import find_recipe
-from defuse.store import Kept
-from defuse.train import Result, unlearn
+from defuse.models.load import LoadedModel, load_model
+from defuse.recipes import find_recipe
+from defuse.unlearning.activation_cache import Kept
+from defuse.unlearning.recipe import load_recipe
+from defuse.unlearning.run import Job, check
+from defuse.unlearning.train import Result, unlearn
 
 
 def timed(job: Job, base: LoadedModel, kept: Kept | None) -> tuple[Result, float]:

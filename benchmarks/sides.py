@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 
 from benchmarks.plain import PlainStep
 from benchmarks.shapes import SEED, Shape, random_model
-from defuse.batches import TextBatch, collate
-from defuse.decoder import Decoder
-from defuse.engine import Objective, SharedPrefixStep, StepBatch
+from defuse.data.collate import TextBatch, collate
+from defuse.data.text import Encoded
 from defuse.methods import METHODS, HiddenMSE, LogitKL, RepresentationMethod, Steering
-from defuse.noise import GaussianNoise
-from defuse.schedule import generator
-from defuse.store import Bucket, FrozenStore
-from defuse.texts import Encoded
-from defuse.unlearning import Unlearning, trained_parameters
+from defuse.models.decoder import Decoder
+from defuse.unlearning.activation_cache import Bucket, FrozenStore
+from defuse.unlearning.config import Unlearning, trained_parameters
+from defuse.unlearning.noise import GaussianNoise
+from defuse.unlearning.step import Objective, SharedPrefixStep, StepBatch
+from defuse.utils.random import generator
 
 
 @dataclass(frozen=True)

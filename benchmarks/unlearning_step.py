@@ -31,8 +31,8 @@ from benchmarks.cost import kept_bytes, step_flops
 from benchmarks.machine import Memory, measured_peak, seconds
 from benchmarks.shapes import SHAPES
 from benchmarks.sides import Setting, Side, plain_side, shared_side, unlearning_for
-from defuse.decoder import Decoder
 from defuse.methods import METHODS
+from defuse.models.decoder import Decoder
 
 AGAIN = 2  # the batch that comes again
 # Relative to what is compared. bfloat16 rounds by 2⁻⁹, and a gradient comes through many roundings:

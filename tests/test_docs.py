@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from defuse.cli import app
-from defuse.recipe import Recipe
-from tests.attacked import lab_material, lab_pair, untouched
-from tests.benchmark_files import write_mmlu_csv, write_wmdp_json
+from defuse.unlearning.recipe import Recipe
 from tests.conftest import build_llama
-from tests.datasets_on_the_spot import write_corpora
+from tests.helpers.attacked import lab_material, lab_pair, untouched
+from tests.helpers.benchmark_files import write_mmlu_csv, write_wmdp_json
+from tests.helpers.datasets_on_the_spot import write_corpora
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -31,6 +31,6 @@ def test_importing_the_command_line_loads_no_heavy_library() -> None:
 def test_nobody_imports_the_command_line_and_files_stay_short() -> None:
     for path in SOURCES.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 300, path
+        assert len(text.splitlines()) <= 400, path
         if path.parent.name != "cli" and path.name != "__main__.py":
             assert "defuse.cli" not in text, path

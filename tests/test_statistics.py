@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, bootstrap
 
-from defuse.evaluate.statistics import bootstrap_mean, compare, mcnemar, newcombe_paired, wilson
+from defuse.statistics import bootstrap_mean, compare, mcnemar, newcombe_paired, wilson
 
 COUNT = st.integers(0, 40)
 

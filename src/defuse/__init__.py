@@ -8,35 +8,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from defuse.corpora import load_texts
-    from defuse.decoder import Decoder
-    from defuse.errors import UsageError
+    from defuse.data.corpora import load_texts
+    from defuse.data.text import QuestionAnswer
     from defuse.evaluate import Evaluation, Settings, compare, evaluate_questions, summarise
-    from defuse.methods import (
-        DPO,
-        NPO,
-        RMU,
-        RSV,
-        AdaptiveRMU,
-        HiddenMSE,
-        LogitKL,
-        LogitMSE,
-        SimNPO,
-    )
-    from defuse.models import LoadedModel, load_model
-    from defuse.noise import GaussianNoise
-    from defuse.partial import load_part
+    from defuse.methods import DPO, NPO, RMU, RSV, AdaptiveRMU, HiddenMSE, LogitKL, LogitMSE, SimNPO
+    from defuse.models.decoder import Decoder
+    from defuse.models.load import LoadedModel, load_model
+    from defuse.models.partial_load import load_part
+    from defuse.models.save import save_changed, save_model
     from defuse.questions import Perturbation, Question, load_questions, perturb
-    from defuse.recipe import Recipe, load_recipe
-    from defuse.saving import save_changed, save_model
-    from defuse.texts import QuestionAnswer
-    from defuse.train import Result, StepRecord, unlearn
-    from defuse.unlearning import Topic, Training, Unlearning
+    from defuse.unlearning.config import Topic, Training, Unlearning
+    from defuse.unlearning.noise import GaussianNoise
+    from defuse.unlearning.recipe import Recipe, load_recipe
+    from defuse.unlearning.train import Result, StepRecord, unlearn
+    from defuse.utils.errors import UsageError
 
 _HOMES = {
-    "defuse.corpora": ("load_texts",),
-    "defuse.decoder": ("Decoder",),
-    "defuse.errors": ("UsageError",),
+    "defuse.data.corpora": ("load_texts",),
+    "defuse.models.decoder": ("Decoder",),
+    "defuse.utils.errors": ("UsageError",),
     "defuse.evaluate": (
         "Evaluation",
         "Settings",
@@ -55,15 +45,15 @@ _HOMES = {
         "LogitMSE",
         "SimNPO",
     ),
-    "defuse.models": ("LoadedModel", "load_model"),
-    "defuse.noise": ("GaussianNoise",),
-    "defuse.partial": ("load_part",),
+    "defuse.models.load": ("LoadedModel", "load_model"),
+    "defuse.unlearning.noise": ("GaussianNoise",),
+    "defuse.models.partial_load": ("load_part",),
     "defuse.questions": ("Perturbation", "Question", "load_questions", "perturb"),
-    "defuse.recipe": ("Recipe", "load_recipe"),
-    "defuse.saving": ("save_changed", "save_model"),
-    "defuse.texts": ("QuestionAnswer",),
-    "defuse.train": ("Result", "StepRecord", "unlearn"),
-    "defuse.unlearning": ("Topic", "Training", "Unlearning"),
+    "defuse.unlearning.recipe": ("Recipe", "load_recipe"),
+    "defuse.models.save": ("save_changed", "save_model"),
+    "defuse.data.text": ("QuestionAnswer",),
+    "defuse.unlearning.train": ("Result", "StepRecord", "unlearn"),
+    "defuse.unlearning.config": ("Topic", "Training", "Unlearning"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

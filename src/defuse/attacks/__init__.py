@@ -3,7 +3,7 @@
 One folder for each kind, each with `run(model, tokenizer, material, config) -> Result`.
 """
 
-from defuse.attacks.material import Material
+from defuse.attacks.data import Material
 from defuse.attacks.notes import Cost, Notes, open_notes
 from defuse.attacks.results import Condition, Effect, Example, Figures, Result
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
-from defuse.jsonl import append_line, drop_torn_line, read_lines
+from defuse.models.decoder import Decoder
+from defuse.utils.errors import UsageError
+from defuse.utils.jsonl import append_line, drop_torn_line, read_lines
 
 T = TypeVar("T")
 

@@ -6,13 +6,13 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.material import Material
-from defuse.batches import TextBatch, collate
-from defuse.errors import UsageError, require
-from defuse.evaluate.scorer import max_length
+from defuse.attacks.data import Material
+from defuse.data.collate import TextBatch, collate
+from defuse.data.text import Encoded, QuestionAnswer, encode
+from defuse.evaluate.loglikelihood import max_length
 from defuse.questions import ask, continuations
-from defuse.schedule import generator
-from defuse.texts import Encoded, QuestionAnswer, encode
+from defuse.utils.errors import UsageError, require
+from defuse.utils.random import generator
 
 WHOLE = 10**9  # tokens: longer than any text
 

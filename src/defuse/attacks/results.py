@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from defuse.attacks.material import Answers
+from defuse.attacks.data import Answers
 from defuse.attacks.notes import Cost
 from defuse.evaluate import Interval, Outcome, Paired, bootstrap_mean, compare, wilson
 from defuse.questions import Score, ask

@@ -8,7 +8,7 @@ from rich.table import Table as ScreenTable
 
 from defuse.attacks.notes import Cost
 from defuse.attacks.results import Condition, Result
-from defuse.experiment.words import captioned, interval, markdown_table
+from defuse.report.format import captioned, interval, markdown_table
 
 HEAD = ("", "questions", "n", "before", "after", "change", "p", "change, nats")
 

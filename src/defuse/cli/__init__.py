@@ -16,7 +16,7 @@ from defuse.cli.sweep import sweep
 from defuse.cli.theory import theory
 from defuse.cli.tofu import tofu
 from defuse.cli.unlearn import unlearn
-from defuse.errors import UsageError
+from defuse.utils.errors import UsageError
 
 app = typer.Typer(
     help="Unlearn knowledge from language models, and measure whether it holds.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from defuse.attacks.material import Material
+    from defuse.attacks.data import Material
 
 Text = str | None
 Score = Literal["letters", "cloze"]
@@ -53,13 +53,13 @@ def attack(
     from rich.console import Console
     from rich.markup import escape
 
-    from defuse.attacks.job import Order, check, read_results, run, without_refused
-    from defuse.attacks.kinds import KINDS, configs, possible
-    from defuse.attacks.page import make_page
+    from defuse.attacks.registry import KINDS, configs, possible
+    from defuse.attacks.report import make_page
+    from defuse.attacks.run import Order, check, read_results, run, without_refused
     from defuse.attacks.tables import markdown, screen_table
-    from defuse.evaluate.material import Asking
-    from defuse.files import write_text
+    from defuse.evaluate.sources import Asking
     from defuse.report import render
+    from defuse.utils.files import write_text
 
     files = (forget, retain, forget_texts, retain_texts)
     asking = Asking(few_shot, limit, score, seed)
@@ -105,9 +105,9 @@ def _material(
     dev: Text,
     asking: Any,  # noqa: ANN401 (Asking, which is imported late)
 ) -> "Material":
-    from defuse.attacks.material import Material
-    from defuse.corpora import load_texts
-    from defuse.evaluate.material import load_part
+    from defuse.attacks.data import Material
+    from defuse.data.corpora import load_texts
+    from defuse.evaluate.sources import load_part
 
     asked = [load_part(file, None, dev, asking) for file in map(str, files[:2])]
     texts = [

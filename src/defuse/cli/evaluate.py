@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from defuse.evaluate.job import Job
-    from defuse.processes import Processes
+    from defuse.evaluate.run import Job
     from defuse.questions import Perturbation
+    from defuse.utils.distributed import Processes
 
 Text = str | None
 Score = Literal["letters", "cloze"]
@@ -69,18 +69,18 @@ def evaluate(
 
     What is finished is kept beside OUT; the same command goes on from there.
     """
-    from defuse.errors import UsageError
-    from defuse.evaluate.job import Job, check
-    from defuse.evaluate.material import Asking, load_part
-    from defuse.evaluate.text import read_passage
-    from defuse.models import resolve_device
-    from defuse.processes import join_processes
+    from defuse.evaluate.perplexity import read_passage
+    from defuse.evaluate.run import Job, check
+    from defuse.evaluate.sources import Asking, load_part
+    from defuse.evaluate.tasks import choose_suite, load_parts
+    from defuse.models.load import resolve_device
     from defuse.questions import load_tokens
-    from defuse.suites import choose_suite, load_parts
+    from defuse.utils.distributed import join_processes
+    from defuse.utils.errors import UsageError
 
     if suite == TOFU:
         from defuse.cli.tofu import ask_tofu
-        from defuse.tofu.job import Suite
+        from defuse.experiments.tofu.job import Suite
 
         useless = {
             "questions": questions,
@@ -138,7 +138,7 @@ def evaluate(
 def _check_source(
     questions: Text, suite: Text, of_file: dict[str, Text], of_suite: dict[str, Text]
 ) -> None:
-    from defuse.errors import UsageError
+    from defuse.utils.errors import UsageError
 
     if (questions is None) == (suite is None):
         raise UsageError("questions: give one of --questions FILE and --suite NAME")
@@ -161,8 +161,8 @@ def _tokens(
     model: str,
     seed: int,
 ) -> "Perturbation | None":
-    from defuse.errors import UsageError
-    from defuse.evaluate.material import TokenFiles, build_perturbation
+    from defuse.evaluate.sources import TokenFiles, build_perturbation
+    from defuse.utils.errors import UsageError
 
     if perturb is not None:
         files = TokenFiles(perturb, control, control_corpus)
@@ -173,7 +173,7 @@ def _tokens(
 
 
 def _check_base(base: Text, perturbation: "Perturbation | None") -> None:
-    from defuse.errors import UsageError
+    from defuse.utils.errors import UsageError
 
     if base is not None and (perturbation is None or not perturbation.controls):
         raise UsageError(
@@ -186,7 +186,7 @@ def _run_and_show(job: "Job", processes: "Processes") -> None:
     from rich.console import Console
 
     from defuse.cli.progress import answers_shown
-    from defuse.evaluate.job import run
+    from defuse.evaluate.run import run
     from defuse.evaluate.tables import show
 
     with answers_shown(processes) as on_model:

@@ -41,9 +41,9 @@ def finetune(
 
     from defuse.cli.progress import losses_shown
     from defuse.finetune import FineTuning
-    from defuse.finetune.job import Order, check, execute, finished
-    from defuse.models import resolve_device
-    from defuse.processes import join_processes
+    from defuse.finetune.run import Order, check, execute, finished
+    from defuse.models.load import resolve_device
+    from defuse.utils.distributed import join_processes
 
     settings = FineTuning(
         epochs=epochs,

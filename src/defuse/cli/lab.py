@@ -52,7 +52,7 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    from defuse.lab.job import Order, carry_out
+    from defuse.experiments.synthetic.job import Order, carry_out
 
     order = Order(
         full=full,
@@ -81,10 +81,10 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("runs/lab/models"),
 ) -> None:
     """Teach the tiny base model and its gold standard, which never saw the forget domain."""
-    from defuse.errors import UsageError
-    from defuse.lab.domains import choose_domains
-    from defuse.lab.models import missing, teach_pair, world_label
-    from defuse.lab.world import build_world
+    from defuse.experiments.synthetic.domains import choose_domains
+    from defuse.experiments.synthetic.models import missing, teach_pair, world_label
+    from defuse.experiments.synthetic.world import build_world
+    from defuse.utils.errors import UsageError
 
     world = build_world(seed, size, choose_domains(domain or ()))
     world.of(forget)

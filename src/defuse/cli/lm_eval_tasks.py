@@ -7,4 +7,4 @@ import typer
 
 def lm_eval_tasks() -> None:
     """Print the folder for `lm_eval --include_path "$(defuse lm-eval-tasks)"`."""
-    typer.echo(files("defuse.lm_eval_tasks"))
+    typer.echo(files("defuse") / "evaluate" / "lm_eval_tasks")

@@ -13,10 +13,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from defuse.evaluate.job import OnModel
-from defuse.evaluate.scorer import OnScored
-from defuse.processes import Processes
-from defuse.train import StepRecord
+from defuse.evaluate.loglikelihood import OnScored
+from defuse.evaluate.run import OnModel
+from defuse.unlearning.train import StepRecord
+from defuse.utils.distributed import Processes
 
 
 @contextmanager

@@ -34,6 +34,6 @@ def real(
 
     Stops and starts as you like: what is finished is kept in OUTPUT.
     """
-    from defuse.real.job import Order, carry_out
+    from defuse.experiments.elements.job import Order, carry_out
 
     carry_out(Order(full, tune, attacks, jobs, plan, tuple(only or ()), output, model))

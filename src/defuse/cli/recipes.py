@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defuse.errors import UsageError
-from defuse.files import write_text
-from defuse.shipped import GATED, shipped_recipe, shipped_recipes
+from defuse.recipes import GATED, shipped_recipe, shipped_recipes
+from defuse.utils.errors import UsageError
+from defuse.utils.files import write_text
 
 if TYPE_CHECKING:
-    from defuse.recipe import Recipe
+    from defuse.unlearning.recipe import Recipe
 
 HEAD = ("recipe", "method", "retain", "noise", "topics", "gated")
 Name = Annotated[str, typer.Argument(help="As listed, such as zephyr-7b-beta/rmu.")]
@@ -26,7 +26,7 @@ def list_recipes(context: typer.Context) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from defuse.recipe import load_recipe
+    from defuse.unlearning.recipe import load_recipe
 
     found = [(name, load_recipe(path)) for name, path in shipped_recipes().items()]
     for model in dict.fromkeys(recipe.model for _, recipe in found):

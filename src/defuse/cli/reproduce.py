@@ -31,12 +31,12 @@ def reproduce(
     from rich.table import Table
 
     from defuse.cli.progress import answers_shown
-    from defuse.models import resolve_device
-    from defuse.processes import join_processes
-    from defuse.suites.paper import CAPTION
-    from defuse.suites.reproduce import HEAD, Order, check_order, table
-    from defuse.suites.reproduce import reproduce as measure
-    from defuse.suites.under_gcg import Effort
+    from defuse.experiments.reproduce.paper import CAPTION
+    from defuse.experiments.reproduce.reproduce import HEAD, Order, check_order, table
+    from defuse.experiments.reproduce.reproduce import reproduce as measure
+    from defuse.experiments.reproduce.under_gcg import Effort
+    from defuse.models.load import resolve_device
+    from defuse.utils.distributed import join_processes
 
     effort = Effort(gcg, gcg_steps, gcg_width)
     order = Order(model, out, base, data, limit, device, dtype, seed, effort)

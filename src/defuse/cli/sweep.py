@@ -67,12 +67,12 @@ def sweep(
     """
     from rich.console import Console
 
-    from defuse.errors import UsageError
-    from defuse.evaluate.material import TokenFiles
-    from defuse.shipped import find_recipe
-    from defuse.sweep.cluster import Resources
-    from defuse.sweep.exam import Sources
-    from defuse.sweep.job import Order, carry_out
+    from defuse.evaluate.sources import TokenFiles
+    from defuse.experiments.sweep.cluster import Resources
+    from defuse.experiments.sweep.exam import Sources
+    from defuse.experiments.sweep.job import Order, carry_out
+    from defuse.recipes import find_recipe
+    from defuse.utils.errors import UsageError
 
     if perturb is None and (position or control or control_corpus or sentence):
         raise UsageError("perturb: missing; give a file of tokens, or no option about them")

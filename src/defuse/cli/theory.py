@@ -36,8 +36,8 @@ def theory(
     from rich.table import Table
 
     from defuse.evaluate import Settings
+    from defuse.experiments.theory.job import HEAD, Job, check, run, table
     from defuse.questions import SENTENCE, Perturbation, load_questions, load_tokens
-    from defuse.theory.job import HEAD, Job, check, run, table
 
     asked = load_questions(questions, subject=subject, limit=limit)
     perturbation = Perturbation(load_tokens(perturb), position, (), sentence or SENTENCE)

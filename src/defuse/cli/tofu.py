@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from defuse.tofu.job import Suite
+    from defuse.experiments.tofu.job import Suite
 
 
 def tofu(
@@ -26,8 +26,8 @@ def tofu(
     from rich.console import Console
     from rich.progress import Progress
 
-    from defuse.tofu.job import carry_out
-    from defuse.tofu.recipe import load_whole_way
+    from defuse.experiments.tofu.job import carry_out
+    from defuse.experiments.tofu.recipe import load_whole_way
 
     settings = load_whole_way(recipe, overrides or ())
     with Progress(console=Console(stderr=True)) as progress:
@@ -51,9 +51,9 @@ def ask_tofu(
     from rich.console import Console
     from rich.progress import Progress
 
-    from defuse.errors import UsageError
-    from defuse.tofu.job import run_suite
-    from defuse.tofu.table import figures_table
+    from defuse.experiments.tofu.job import run_suite
+    from defuse.experiments.tofu.table import figures_table
+    from defuse.utils.errors import UsageError
 
     for name, value in useless.items():
         if value is not None:

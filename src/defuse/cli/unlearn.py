@@ -24,11 +24,11 @@ def unlearn(
     from rich.console import Console
 
     from defuse.cli.progress import steps_shown
-    from defuse.models import resolve_device
-    from defuse.processes import join_processes
-    from defuse.recipe import load_recipe
-    from defuse.run import check, execute, finished
-    from defuse.shipped import find_recipe
+    from defuse.models.load import resolve_device
+    from defuse.recipes import find_recipe
+    from defuse.unlearning.recipe import load_recipe
+    from defuse.unlearning.run import check, execute, finished
+    from defuse.utils.distributed import join_processes
 
     settings = load_recipe(find_recipe(recipe), overrides or ())
     processes = join_processes(resolve_device(settings.device))

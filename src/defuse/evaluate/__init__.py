@@ -1,16 +1,7 @@
 """Ask models questions, clean and with a stray token, and say how sure the figures are."""
 
-from defuse.evaluate.results import Evaluation, Outcome, Settings
-from defuse.evaluate.robustness import evaluate_questions
-from defuse.evaluate.statistics import (
-    Interval,
-    Paired,
-    bootstrap_mean,
-    compare,
-    mcnemar,
-    newcombe_paired,
-    wilson,
-)
+from defuse.evaluate.answers import Evaluation, Outcome, Settings
+from defuse.evaluate.evaluate import evaluate_questions
 from defuse.evaluate.summary import (
     Contrast,
     VariantSummary,
@@ -19,6 +10,15 @@ from defuse.evaluate.summary import (
     contrasts,
     summarise,
     vulnerability,
+)
+from defuse.statistics import (
+    Interval,
+    Paired,
+    bootstrap_mean,
+    compare,
+    mcnemar,
+    newcombe_paired,
+    wilson,
 )
 
 __all__ = [

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from defuse.evaluate.results import Evaluation, Outcome
-from defuse.evaluate.statistics import Interval, wilson
+from defuse.evaluate.answers import Evaluation, Outcome
 from defuse.questions import Variant
+from defuse.statistics import Interval, wilson
 
 Groups = Mapping[str, Sequence[str]]  # a group's name to its subjects
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from defuse.errors import UsageError
-from defuse.evaluate.results import Evaluation
-from defuse.evaluate.statistics import Interval, Paired, bootstrap_mean, compare, wilson
+from defuse.evaluate.answers import Evaluation
 from defuse.questions import Variant
+from defuse.statistics import Interval, Paired, bootstrap_mean, compare, wilson
+from defuse.utils.errors import UsageError
 
 PAIRS: tuple[tuple[Variant, Variant], ...] = (
     ("clean", "forget"),

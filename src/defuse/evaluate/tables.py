@@ -8,10 +8,10 @@ from pathlib import PurePath
 from rich.console import Console
 from rich.table import Table
 
+from defuse.evaluate.answers import Evaluation
 from defuse.evaluate.groups import Groups, group_figures, subjects_of
-from defuse.evaluate.results import Evaluation
-from defuse.evaluate.statistics import Interval, Paired
 from defuse.evaluate.summary import Vulnerability, contrast, contrasts, summarise, vulnerability
+from defuse.statistics import Interval, Paired
 
 TITLE_STYLE = "bold"
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from defuse.schedule import generator
-from defuse.texts import Text, encode
+from defuse.data.text import Text, encode
+from defuse.utils.random import generator
 
 IGNORED = -100  # the label that transformers' losses leave out
 WINDOW = 32  # batches' worth of examples that are sorted by length together

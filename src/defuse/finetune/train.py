@@ -24,14 +24,14 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from defuse.borrowed import cache_setting_kept, generators_kept
-from defuse.decoder import Decoder
-from defuse.errors import UsageError, require
+from defuse.data.text import Plain
 from defuse.finetune.examples import Example, collate, epoch_batches, make_examples
-from defuse.lora import LoRA, adapted_modules, add_factors, factors
-from defuse.models import LoadedModel, quiet
-from defuse.processes import ALONE, Processes
-from defuse.texts import Plain
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import cache_setting_kept, generators_kept
+from defuse.models.load import LoadedModel, quiet
+from defuse.models.lora import LoRA, adapted_modules, add_factors, factors
+from defuse.utils.distributed import ALONE, Processes
+from defuse.utils.errors import UsageError, require
 
 OnStep = Callable[[int, float], None]
 

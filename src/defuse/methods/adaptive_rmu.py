@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from defuse.errors import check_choices
-from defuse.losses import mean_norm
+from defuse.losses.hidden import mean_norm
 from defuse.methods.base import Steering, StrengthField, Vector
+from defuse.utils.errors import check_choices
 
 
 @dataclass(frozen=True)

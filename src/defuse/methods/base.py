@@ -12,8 +12,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from defuse.errors import require
-from defuse.losses import SequenceLogProbs
+from defuse.losses.sequences import SequenceLogProbs
+from defuse.utils.errors import require
 
 Vector = Literal["uniform", "gaussian"]
 StrengthField = Literal["coefficient", "scale"]

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.errors import check_choices, require
-from defuse.losses import Normalise, Reduction, SequenceLogProbs, dpo
+from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, dpo
 from defuse.methods.base import check_beta
+from defuse.utils.errors import check_choices, require
 
 REFUSALS = (
     "I don't know.",

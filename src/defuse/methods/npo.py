@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.errors import check_choices
-from defuse.losses import Normalise, Reduction, SequenceLogProbs, npo
+from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, npo
 from defuse.methods.base import check_beta
+from defuse.utils.errors import check_choices
 
 
 @dataclass(frozen=True)

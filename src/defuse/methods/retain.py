@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from defuse.losses import token_kl, token_logit_mse
+from defuse.losses.tokens import token_kl, token_logit_mse
 
 
 @dataclass(frozen=True)

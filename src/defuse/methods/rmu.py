@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.errors import check_choices
 from defuse.methods.base import Steering, StrengthField, Vector
+from defuse.utils.errors import check_choices
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.errors import check_choices
-from defuse.losses import upcast
 from defuse.methods.base import Steering, StrengthField, Vector
+from defuse.utils.errors import check_choices
+from defuse.utils.precision import upcast
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from defuse.errors import check_choices, require
-from defuse.losses import Normalise, Reduction, SequenceLogProbs, simnpo
+from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, simnpo
 from defuse.methods.base import check_beta
+from defuse.utils.errors import check_choices, require
 
 
 @dataclass(frozen=True)

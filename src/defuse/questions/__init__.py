@@ -1,10 +1,10 @@
 """Multiple-choice questions: read them, write their prompts, perturb them."""
 
-from defuse.questions.items import Position, Question, Replaced, Variant
+from defuse.questions.control_tokens import draw_controls, load_tokens
 from defuse.questions.load import load_questions
 from defuse.questions.perturb import SENTENCE, Perturbation, perturb
 from defuse.questions.prompts import Score, ask, continuations, few_shot_part
-from defuse.questions.tokens import draw_controls, load_tokens
+from defuse.questions.question import Position, Question, Replaced, Variant
 
 __all__ = [
     "SENTENCE",

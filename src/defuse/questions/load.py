@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from defuse.errors import UsageError
-from defuse.questions.items import Choices, Question
+from defuse.data.readers import Row, read_rows
 from defuse.questions.prompts import LETTERS
-from defuse.rows import Row, read_rows
+from defuse.questions.question import Choices, Question
+from defuse.utils.errors import UsageError
 
 # Without a header a csv has these columns; with one, choices may be choice0..3 or A..D.
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")

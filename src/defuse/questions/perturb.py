@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from defuse.errors import UsageError, check_choices
-from defuse.questions.items import Choices, Position, Question, Replaced, Variant
-from defuse.schedule import generator
+from defuse.questions.question import Choices, Position, Question, Replaced, Variant
+from defuse.utils.errors import UsageError, check_choices
+from defuse.utils.random import generator
 
 SENTENCE = "I read about {token} today."
 

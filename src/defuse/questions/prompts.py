@@ -7,7 +7,7 @@ layout is that of `ConfigurableTask.fewshot_context`.
 from collections.abc import Sequence
 from typing import Literal
 
-from defuse.questions.items import Question
+from defuse.questions.question import Question
 
 Score = Literal["letters", "cloze"]
 LETTERS = ("A", "B", "C", "D")

@@ -11,25 +11,17 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.data import Answers, Material, ask_all, ask_questions
 from defuse.attacks.gcg.config import GCG, Aim
 from defuse.attacks.gcg.places import with_suffix
 from defuse.attacks.gcg.plan import Plan, Planner
 from defuse.attacks.gcg.score import Budget, Scorer
 from defuse.attacks.gcg.search import Found, Search
-from defuse.attacks.material import Answers, Material, ask_all, ask_questions
 from defuse.attacks.notes import Notes
-from defuse.attacks.results import (
-    Condition,
-    Curves,
-    Example,
-    Line,
-    Result,
-    condition,
-    examples,
-)
-from defuse.borrowed import frozen_model
-from defuse.decoder import Decoder
+from defuse.attacks.results import Condition, Curves, Example, Line, Result, condition, examples
 from defuse.evaluate import bootstrap_mean
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import frozen_model
 from defuse.report import TableData
 
 KIND = "gcg"

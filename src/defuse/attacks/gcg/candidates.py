@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from defuse.attacks.gcg.places import Place, decode, find_place, spell
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
+from defuse.models.decoder import Decoder
+from defuse.utils.errors import UsageError
 
 NEAR = 12, 3  # characters before and after a suffix: tokens seldom reach further
 DRAWS = 32  # tokens tried for each place of a random suffix

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from defuse.attacks.material import FORGET, RETAIN
-from defuse.errors import check_choices, require
+from defuse.attacks.data import FORGET, RETAIN
+from defuse.utils.errors import check_choices, require
 
 Aim = Literal["break", "recover"]
 Mode = Literal["universal", "question"]

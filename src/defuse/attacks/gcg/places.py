@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from defuse.attacks.gcg.config import Where
-from defuse.errors import UsageError
 from defuse.evaluate import Settings
-from defuse.evaluate.encode import encode_pairs, encode_text
+from defuse.evaluate.encoding import encode_pairs, encode_text
 from defuse.questions import Question, ask, continuations, few_shot_part
+from defuse.utils.errors import UsageError
 
 MARK = "\0"  # no text has it
 

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.data import Material
 from defuse.attacks.gcg.candidates import Spelling, allowed_tokens, random_suffix
 from defuse.attacks.gcg.config import AIMED, GCG, Aim
 from defuse.attacks.gcg.places import Place, answer_tokens, question_place
 from defuse.attacks.gcg.score import AnswerTarget, LetterTarget, Problem, Target
 from defuse.attacks.gcg.search import first_suffix
-from defuse.attacks.material import Material
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
-from defuse.evaluate.scorer import max_length
+from defuse.data.sampling import spread
+from defuse.evaluate.loglikelihood import max_length
+from defuse.models.decoder import Decoder
 from defuse.questions import Question
-from defuse.schedule import generator, spread
+from defuse.utils.errors import UsageError
+from defuse.utils.random import generator
 
 CONTROLS = 10  # random suffixes that questions are asked with in turn
 PROBES = 64

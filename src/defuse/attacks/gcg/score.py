@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from defuse.attacks.gcg.config import Aim
-from defuse.chunks import chunks
-from defuse.decoder import BlockInputs, Decoder
-from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET
-from defuse.evaluate.trees import common_length
-from defuse.prefix import PrefixCache, last_states
+from defuse.evaluate.loglikelihood import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET
+from defuse.evaluate.token_tree import common_length
+from defuse.models.decoder import BlockInputs, Decoder
+from defuse.models.kv_cache import PrefixCache, last_states
+from defuse.models.lm_head import chunks
 
 # Of a batch's tokens: keys and values it may see, and the part of them that keeps a device busy.
 KEYS, BUSY = 16, 8

@@ -12,8 +12,8 @@ from defuse.attacks.gcg.candidates import Spelling, random_suffix, sample
 from defuse.attacks.gcg.config import GCG
 from defuse.attacks.gcg.score import Scorer
 from defuse.attacks.notes import Notes
-from defuse.errors import UsageError
-from defuse.schedule import generator
+from defuse.utils.errors import UsageError
+from defuse.utils.random import generator
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from defuse.evaluate import Settings
-from defuse.evaluate.encode import encode_pairs
-from defuse.evaluate.trees import Request
+from defuse.evaluate.encoding import encode_pairs
+from defuse.evaluate.token_tree import Request
 from defuse.questions import Question, ask, continuations, few_shot_part
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.beside import once_beside, once_with
-from defuse.attacks.choice import crosswise
+from defuse.attacks.data import Answers, Material, ask_all
 from defuse.attacks.lens import cloze, letters, probe
-from defuse.attacks.material import Answers, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import (
     Condition,
@@ -30,11 +29,12 @@ from defuse.attacks.results import (
     condition,
     examples,
 )
-from defuse.errors import require
+from defuse.attacks.split_half import crosswise
 from defuse.evaluate import Interval, Outcome, bootstrap_mean
-from defuse.evaluate.scorer import max_length
+from defuse.evaluate.loglikelihood import max_length
 from defuse.questions import Question, Score
-from defuse.schedule import generator
+from defuse.utils.errors import require
+from defuse.utils.random import generator
 
 KIND = "lens"
 LENS, PROBE = "lens", "probe"

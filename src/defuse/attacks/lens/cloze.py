@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.lens.asked import fours
-from defuse.borrowed import evaluation_mode
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
 from defuse.evaluate import Settings
-from defuse.evaluate.scorer import (
+from defuse.evaluate.loglikelihood import (
     DEVICE_TOKEN_BUDGET,
     TOKEN_BUDGET,
     batches_by_length,
     read_off,
 )
-from defuse.evaluate.trees import Request, TokenTree, collate, grow, visibility
+from defuse.evaluate.token_tree import Request, TokenTree, collate, grow, visibility
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import evaluation_mode
 from defuse.questions import Question
+from defuse.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.lens.asked import fours
-from defuse.borrowed import evaluation_mode
-from defuse.chunks import chunks
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
 from defuse.evaluate import Settings
-from defuse.evaluate.scorer import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET, batches_by_length
-from defuse.losses import upcast
+from defuse.evaluate.loglikelihood import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET, batches_by_length
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import evaluation_mode
+from defuse.models.lm_head import chunks
 from defuse.questions import Question
+from defuse.utils.errors import UsageError
+from defuse.utils.precision import upcast
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from defuse.errors import UsageError
+from defuse.utils.errors import UsageError
 
 MOST_ITERATIONS = 2000
 

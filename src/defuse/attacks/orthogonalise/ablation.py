@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from defuse.batches import TextBatch
-from defuse.borrowed import evaluation_mode, sharing_copy
-from defuse.decoder import Decoder
-from defuse.losses import upcast
+from defuse.data.collate import TextBatch
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import evaluation_mode, sharing_copy
+from defuse.utils.precision import upcast
 
 
 @dataclass(frozen=True)

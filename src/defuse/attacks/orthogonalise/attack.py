@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.choice import crosswise
-from defuse.attacks.material import FORGET, RETAIN, Answers, Material, ask_all, ask_made
+from defuse.attacks.data import FORGET, RETAIN, Answers, Material, ask_all, ask_made
 from defuse.attacks.notes import Notes
 from defuse.attacks.orthogonalise.ablation import Removal, means, with_weights, without
 from defuse.attacks.passages import check_drawing, passages
@@ -29,11 +28,12 @@ from defuse.attacks.results import (
     examples,
     figures,
 )
-from defuse.batches import TextBatch
-from defuse.errors import UsageError, check_choices, require
+from defuse.attacks.split_half import crosswise
+from defuse.data.collate import TextBatch
 from defuse.evaluate import Interval
-from defuse.models import require_plain_weights
-from defuse.schedule import generator
+from defuse.models.load import require_plain_weights
+from defuse.utils.errors import UsageError, check_choices, require
+from defuse.utils.random import generator
 
 KIND = "orthogonalise"
 Way = Literal["all", "each", "strongest", "weights"]

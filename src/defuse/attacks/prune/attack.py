@@ -16,17 +16,17 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.beside import once_beside
-from defuse.attacks.copies import Change, Made, ask_changed
-from defuse.attacks.material import FORGET, RETAIN, Material, ask_all
+from defuse.attacks.data import FORGET, RETAIN, Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.passages import check_drawing, passages
 from defuse.attacks.prune.sensitivity import neuron_scores, weight_scores
 from defuse.attacks.prune.units import ByMatrix, Choices, Chosen, reduced
 from defuse.attacks.results import Result
-from defuse.batches import TextBatch
-from defuse.borrowed import sharing_copy
-from defuse.errors import check_choices, require
-from defuse.models import require_plain_weights
+from defuse.attacks.variants import Change, Made, ask_changed
+from defuse.data.collate import TextBatch
+from defuse.models.freeze import sharing_copy
+from defuse.models.load import require_plain_weights
+from defuse.utils.errors import check_choices, require
 
 KIND = "prune"
 

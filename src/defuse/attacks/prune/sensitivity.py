@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from defuse.batches import TextBatch
-from defuse.borrowed import frozen_model, sharing_copy
-from defuse.chunks import tokenwise
-from defuse.decoder import Decoder
-from defuse.lora import adapted_modules
-from defuse.losses import next_token_log_probs
+from defuse.data.collate import TextBatch
+from defuse.losses.tokens import next_token_log_probs
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import frozen_model, sharing_copy
+from defuse.models.lm_head import tokenwise
+from defuse.models.lora import adapted_modules
 
 Scores = dict[str, Tensor]  # by the parameter's full name, in float32 on the CPU
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from defuse.attacks.prune.sensitivity import Scores
-from defuse.schedule import generator
+from defuse.utils.random import generator
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.copies import Change, Made, ask_changed
-from defuse.attacks.material import Material, ask_all
+from defuse.attacks.data import Material, ask_all
 from defuse.attacks.notes import Notes
 from defuse.attacks.quantise.backends import BACKENDS, quiet_backends
 from defuse.attacks.results import Result
-from defuse.borrowed import sharing_copy
-from defuse.decoder import Decoder
-from defuse.errors import UsageError, check_choices, require
-from defuse.lora import LINEAR
-from defuse.losses import upcast
-from defuse.models import require_plain_weights
+from defuse.attacks.variants import Change, Made, ask_changed
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import sharing_copy
+from defuse.models.load import require_plain_weights
+from defuse.models.lora import LINEAR
+from defuse.utils.errors import UsageError, check_choices, require
+from defuse.utils.precision import upcast
 
 KIND = "quantise"
 

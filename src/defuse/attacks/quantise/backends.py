@@ -14,8 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from defuse.errors import UsageError
-from defuse.losses import upcast
+from defuse.utils.errors import UsageError
+from defuse.utils.precision import upcast
 
 Quantised = tuple[nn.Module, Tensor]
 

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.material import FORGET, RETAIN, Material, ask_all, noted, restored
+from defuse.attacks.data import FORGET, RETAIN, Material, ask_all, noted, restored
 from defuse.attacks.notes import Notes
 from defuse.attacks.relearn.loop import Pupil, Teaching
 from defuse.attacks.relearn.tables import Stage, against_texts, beside_gold, curves
 from defuse.attacks.results import Condition, Example, Result, condition, examples
-from defuse.borrowed import frozen_model
-from defuse.decoder import Decoder
-from defuse.errors import UsageError, require
-from defuse.models import require_plain_weights
-from defuse.schedule import generator
-from defuse.texts import Encoded, encode
+from defuse.data.text import Encoded, encode
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import frozen_model
+from defuse.models.load import require_plain_weights
+from defuse.utils.errors import UsageError, require
+from defuse.utils.random import generator
 
 KIND = "relearn"
 PREFIXES = {"model": "", "gold": "gold, "}  # of conditions' and notes' names

@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from defuse.batches import TextBatch, collate
-from defuse.borrowed import sharing_copy
-from defuse.chunks import chunks
-from defuse.decoder import Decoder
-from defuse.errors import UsageError
-from defuse.lora import LoRA, adapted_modules, add_factors
-from defuse.losses import next_token_log_probs, upcast
-from defuse.schedule import rows
-from defuse.texts import Encoded
+from defuse.data.collate import TextBatch, collate
+from defuse.data.sampling import rows
+from defuse.data.text import Encoded
+from defuse.losses.tokens import next_token_log_probs
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import sharing_copy
+from defuse.models.lm_head import chunks
+from defuse.models.lora import LoRA, adapted_modules, add_factors
+from defuse.utils.errors import UsageError
+from defuse.utils.precision import upcast
 
 ALPHA = 16.0  # of LoRA, whatever its rank (2409.18025, code)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from defuse.attacks.material import FORGET, Answers
+from defuse.attacks.data import FORGET, Answers
 from defuse.attacks.results import Curves, Line, accuracy
 from defuse.evaluate import Interval, compare
 from defuse.report import TableData

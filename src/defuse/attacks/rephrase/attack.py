@@ -10,23 +10,16 @@ from dataclasses import asdict, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.asking import mean_outcome, score_forms
-from defuse.attacks.material import FORGET, Answers, Material, ask_all
+from defuse.attacks.data import FORGET, Answers, Material, ask_all
 from defuse.attacks.notes import Notes
+from defuse.attacks.prompts import mean_outcome, score_forms
 from defuse.attacks.rephrase.best import PLAIN, Asked, any_way, best_way, vote_of_all
 from defuse.attacks.rephrase.rewording import FEW_SHOT, Rephrasing, Way, plan, unknown_share
-from defuse.attacks.results import (
-    Condition,
-    Example,
-    Result,
-    accuracy,
-    condition,
-    examples,
-)
+from defuse.attacks.results import Condition, Example, Result, accuracy, condition, examples
 from defuse.evaluate import Outcome
-from defuse.evaluate.scorer import max_length
-from defuse.experiment.words import interval
+from defuse.evaluate.loglikelihood import max_length
 from defuse.report import TableData
+from defuse.report.format import interval
 
 KIND = "rephrase"
 

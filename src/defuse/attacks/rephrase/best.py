@@ -7,12 +7,12 @@ every model. So the best way is chosen on one half of the questions and measured
 
 from collections.abc import Mapping
 
-from defuse.attacks.asking import mean_outcome
-from defuse.attacks.choice import crosswise, halves
-from defuse.attacks.material import FORGET, Answers
+from defuse.attacks.data import FORGET, Answers
+from defuse.attacks.prompts import mean_outcome
+from defuse.attacks.split_half import crosswise, halves
 from defuse.evaluate import Outcome, wilson
-from defuse.experiment.words import interval
 from defuse.report import TableData
+from defuse.report.format import interval
 
 PLAIN = "plain"
 

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from defuse.attacks.asking import Form
-from defuse.attacks.choice import halves
-from defuse.attacks.material import FORGET, Material
+from defuse.attacks.data import FORGET, Material
+from defuse.attacks.prompts import Form
 from defuse.attacks.rephrase.templates import (
     ALL_ORDERS,
     ROTATIONS,
@@ -19,12 +18,13 @@ from defuse.attacks.rephrase.templates import (
     plain,
     reordered,
 )
-from defuse.errors import UsageError, check_choices, require
+from defuse.attacks.split_half import halves
 from defuse.evaluate import Settings
-from defuse.evaluate.encode import encode_pairs
+from defuse.evaluate.encoding import encode_pairs
 from defuse.questions import Question, Score
 from defuse.questions.prompts import description
-from defuse.schedule import generator
+from defuse.utils.errors import UsageError, check_choices, require
+from defuse.utils.random import generator
 
 ORDERS, FEW_SHOT, TYPOS = "orders", "few-shot", "typos"
 WAYS = (*TEMPLATES, ORDERS, FEW_SHOT, TYPOS)

@@ -11,11 +11,11 @@ from itertools import permutations
 
 import torch
 
-from defuse.attacks.asking import Form
+from defuse.attacks.prompts import Form
 from defuse.questions import Question, Score, ask, continuations
-from defuse.questions.items import Choices
 from defuse.questions.prompts import LETTERS
-from defuse.schedule import generator
+from defuse.questions.question import Choices
+from defuse.utils.random import generator
 
 Template = Callable[[Question, Score], Form]
 Order = tuple[int, ...]  # place p shows choice order[p]

@@ -13,10 +13,10 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.choice import halves
-from defuse.attacks.material import RETAIN, Material
+from defuse.attacks.data import RETAIN, Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
+from defuse.attacks.split_half import halves
 from defuse.attacks.triggers.exact import Bench, Place
 from defuse.attacks.triggers.first_order import Asked, first_order, placed
 from defuse.attacks.triggers.found import (
@@ -27,12 +27,12 @@ from defuse.attacks.triggers.found import (
     worst_conditions,
 )
 from defuse.attacks.triggers.words import Candidates, find_candidates
-from defuse.decoder import Decoder
-from defuse.errors import UsageError, check_choices, require
-from defuse.evaluate.scorer import max_length
+from defuse.data.trigger_mixing import MINED
+from defuse.evaluate.loglikelihood import max_length
+from defuse.models.decoder import Decoder
 from defuse.questions import SENTENCE, Position
-from defuse.schedule import generator
-from defuse.triggers import MINED
+from defuse.utils.errors import UsageError, check_choices, require
+from defuse.utils.random import generator
 
 KIND = "triggers"
 

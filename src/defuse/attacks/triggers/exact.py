@@ -6,9 +6,9 @@ from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.asking import ROW, Scored, score_forms
-from defuse.attacks.material import RETAIN, Answers, Material, ask_all, ask_questions
+from defuse.attacks.data import RETAIN, Answers, Material, ask_all, ask_questions
 from defuse.attacks.notes import Notes
+from defuse.attacks.prompts import ROW, Scored, score_forms
 from defuse.attacks.rephrase.templates import plain
 from defuse.evaluate import Outcome
 from defuse.questions import Position, Question, few_shot_part, perturb

@@ -14,15 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from defuse.attacks.rephrase.templates import plain
 from defuse.attacks.triggers.exact import Place
 from defuse.attacks.triggers.words import Ids
-from defuse.borrowed import frozen_model
-from defuse.chunks import tokenwise
-from defuse.decoder import Decoder
 from defuse.evaluate import Settings
-from defuse.evaluate.encode import encode_pairs
-from defuse.evaluate.scorer import TOKEN_BUDGET
-from defuse.evaluate.trees import TokenTree, collate, common_length, grow, visibility
+from defuse.evaluate.encoding import encode_pairs
+from defuse.evaluate.loglikelihood import TOKEN_BUDGET
+from defuse.evaluate.token_tree import TokenTree, collate, common_length, grow, visibility
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import frozen_model
+from defuse.models.lm_head import tokenwise
 from defuse.questions import Question, few_shot_part
-from defuse.schedule import generator
+from defuse.utils.random import generator
 
 DEVICE_TOKEN_BUDGET = 4096  # tokens of a batch; backward passes keep more than forward ones
 ROWS = 4096  # of the embedding at a time

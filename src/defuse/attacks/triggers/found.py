@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from defuse.attacks.asking import mean_outcome
-from defuse.attacks.material import FORGET, RETAIN, Answers
+from defuse.attacks.data import FORGET, RETAIN, Answers
+from defuse.attacks.prompts import mean_outcome
 from defuse.attacks.results import Condition, Example, condition, examples
 from defuse.attacks.triggers.exact import Changes, Reading, WithWords, is_foreign, known
 from defuse.attacks.triggers.ranks import Enrichment, RankTest, enrichment, rank_test
 from defuse.attacks.triggers.words import Candidates
 from defuse.evaluate import Outcome, bootstrap_mean
-from defuse.experiment.words import interval
 from defuse.questions import Score
 from defuse.report import TableData
+from defuse.report.format import interval
 
 HEAD = ("word", "tokens", "of the forget corpus", "first order", "effect")
 

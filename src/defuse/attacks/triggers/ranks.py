@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from scipy.stats import hypergeom, mannwhitneyu
 
 from defuse.evaluate import Interval
-from defuse.evaluate.statistics import Z
+from defuse.statistics import Z
 
 TINY = 1e-12
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from defuse.attacks.material import FORGET, RETAIN, Material
-from defuse.errors import UsageError
+from defuse.attacks.data import FORGET, RETAIN, Material
+from defuse.data.trigger_mixing import WORD, mine_triggers
 from defuse.questions import draw_controls
-from defuse.triggers import WORD, mine_triggers
+from defuse.utils.errors import UsageError
 
 LEAD = "I read about"  # a word is encoded as it stands behind others
 

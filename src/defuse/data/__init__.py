@@ -1,0 +1,1 @@
+"""Texts: reading, tokenising, batching and sampling."""

@@ -1,0 +1,76 @@
+"""Texts to forget, to keep and to refuse with, from files or the hub."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from defuse.data.readers import Row, read_lines, read_rows
+from defuse.data.text import Plain, QuestionAnswer
+from defuse.utils.errors import UsageError, require
+
+
+def load_texts(
+    source: str,
+    *,
+    field: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    min_characters: int = 1,
+    raw_lines: bool = False,
+) -> list[Plain]:
+    """The texts of a file or of a hub dataset, blank ones left out; read no further than needed.
+
+    A `.txt` file gives a text per line. `.jsonl`, `.json` (a list, or a value per line), `.csv` and
+    `.parquet` rows have a column `text` (or the one named by `field`), or `question` and `answer`;
+    `.jsonl` lines may be plain texts instead. Anything else is a hub dataset, "id", "id:config" or
+    "id:config:split" (`split` where it names none), or a folder that holds one. `limit`: the first
+    so many texts, of a hub dataset fetched without the rest; `min_characters`: shorter texts are
+    left out. `raw_lines`: each line of a file of any kind is a text as it stands, line break
+    included. Raises UsageError for what cannot be read, naming file and line, and for a source
+    without any text.
+    """
+    require(limit is None or limit > 0, "limit", limit, "must be at least 1")
+    part = limit is not None
+    rows = read_lines(source) if raw_lines else read_rows(source, split, stream=part)
+    texts = (text for row in rows if (text := _text(row, field)) is not None)
+    found = list(islice((text for text in texts if len(str(text)) >= min_characters), limit))
+    if not found:
+        about = f" of at least {min_characters} characters" if min_characters > 1 else ""
+        raise UsageError(f"{source}: holds no text{about}; give a corpus of at least one")
+    return found
+
+
+def load_refusals(source: str) -> tuple[str, ...]:
+    """Refusals to prefer to a forget text, as `load_texts`; of question-answer pairs the answers.
+
+    TOFU's `idontknow.jsonl` holds plain lines.
+    """
+    texts = load_texts(source)
+    return tuple(text.answer if isinstance(text, QuestionAnswer) else text for text in texts)
+
+
+def _text(row: Row, field: str | None) -> Plain | None:
+    """A row's text; None if it is blank."""
+    where, value = row
+    if isinstance(value, Mapping) and field is None and "text" not in value:
+        return _question_answer(where, value)
+    wanted = field or "text"
+    text = value.get(wanted) if isinstance(value, Mapping) else value
+    if not isinstance(text, str):
+        raise UsageError(f"{where}: has no {wanted!r} with text in it; {_columns(value)}")
+    return text if text.strip() else None
+
+
+def _question_answer(where: str, value: Mapping[str, Any]) -> QuestionAnswer:
+    parts = [value.get(name) for name in ("question", "answer")]
+    question, answer = (p.strip() if isinstance(p, str) else "" for p in parts)
+    if not (question and answer):
+        raise UsageError(
+            f"{where}: has neither 'text' nor 'question' and 'answer'; {_columns(value)}"
+        )
+    return QuestionAnswer(question, answer)
+
+
+def _columns(value: object) -> str:
+    names = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+    return f"it has {names or 'nothing'}"

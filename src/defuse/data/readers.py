@@ -1,0 +1,143 @@
+"""Rows of files and hub datasets, each read only when it is asked for."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from defuse.data.hub import read_dataset
+from defuse.utils.errors import UsageError
+from defuse.utils.files import read_utf8
+
+Row = tuple[str, Any]  # where it stands ("forget.jsonl, line 3") and what stands there
+PARQUET_ROWS = 256  # held at a time
+CARD = "README.md"  # what tells a dataset's folder from any other
+
+
+def read_rows(source: str, split: str, *, stream: bool = False) -> Iterable[Row]:
+    """Where each row of a file or dataset stands, and its text or its columns.
+
+    A dataset is a hub id or a folder with a dataset card, perhaps with ":config:split"; `stream`
+    fetches its rows one by one instead of storing it in the hub's cache. Raises UsageError, when it
+    gets there, for a row that cannot be read.
+    """
+    path, folder = Path(source), Path(source.partition(":")[0])
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        if path.is_file() or (folder.is_dir() and not (folder / CARD).is_file()):
+            kinds = ", ".join(READERS)
+            raise UsageError(
+                f"{source}: is no corpus; give a file of {kinds}, or a dataset's folder with its "
+                f"{CARD}"
+            )
+        return _dataset_rows(source, split, stream)
+    if not path.is_file():
+        raise UsageError(f"{source}: no such file; give a corpus file or a hub dataset")
+    return reader(path)
+
+
+def read_lines(source: str) -> Iterator[Row]:
+    """Every line of a text file as it stands, with its line break."""
+    for number, line in _lines(Path(source)):
+        yield f"{source}, line {number}", line
+
+
+def _lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str]]:
+    try:
+        # Lines end at line breaks only: form feeds and the like stand inside them.
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield from enumerate(file, start=1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _txt_rows(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        yield f"{path}, line {number}", line.strip()
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    """A JSON value a line; if the first line is none, the lines are plain texts."""
+    plain: bool | None = None
+    for number, line in _lines(path):
+        if line.strip():
+            where = f"{path}, line {number}"
+            plain = _is_plain(line) if plain is None else plain
+            yield where, _plain(where, line.strip()) if plain else _json(where, line)
+
+
+def _is_plain(line: str) -> bool:
+    """Whether a line is meant as text: a JSON object stays one when it is broken."""
+    if line.lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _plain(where: str, line: str) -> str:
+    if line.startswith("{"):
+        raise UsageError(
+            f"{where}: begins like a JSON object, but the file with plain text; keep the two "
+            "apart, or take all lines as they stand with raw_lines: true"
+        )
+    return line
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    first = next((line for _, line in _lines(path) if line.strip()), "")
+    if not first.lstrip().startswith("["):
+        yield from _jsonl_rows(path)
+        return
+    for number, value in enumerate(_json(str(path), read_utf8(path)), start=1):
+        yield f"{path}, item {number}", value
+
+
+def _json(where: str, text: str) -> Any:  # noqa: ANN401 (anything json can hold)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: is not valid JSON ({error}); mend or remove it") from error
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    reader = csv.DictReader((line for _, line in _lines(path, newline="")), strict=True)
+    try:
+        for value in reader:
+            yield f"{path}, line {reader.line_num}", value
+    except csv.Error as error:
+        raise UsageError(
+            f"{path}, line {reader.line_num}: is not valid CSV ({error}); mend it, or give the "
+            "texts as .jsonl or .parquet"
+        ) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", value
+    except (OSError, ArrowException) as error:
+        raise UsageError(f"{path}: is no readable parquet file ({error})") from error
+
+
+def _dataset_rows(source: str, split: str, stream: bool) -> Iterator[Row]:
+    for number, value in enumerate(read_dataset(source, split, stream=stream), start=1):
+        yield f"{source}, row {number}", value
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".txt": _txt_rows,
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

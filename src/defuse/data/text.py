@@ -1,0 +1,174 @@
+"""What a text is, and what becomes of it as token ids."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from defuse.utils.errors import UsageError
+
+
+@dataclass(frozen=True)
+class QuestionAnswer:
+    """A question and its answer; preference losses count the answer's tokens only.
+
+    `asked`: what is written before the answer instead of "Question: …\\nAnswer: ".
+    """
+
+    question: str
+    answer: str
+    asked: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        return f"Question: {self.question}\nAnswer:" if self.asked is None else self.asked
+
+    def __str__(self) -> str:
+        return f"{self.prompt} {self.answer}" if self.asked is None else self.asked + self.answer
+
+
+# Texts given to the tokenizer at a time, since it holds far more of each than its ids.
+SLICE = 1000
+
+Plain = str | QuestionAnswer
+
+
+@dataclass(frozen=True)
+class Triggered:
+    """A text behind a sentence that is read but counts in no loss (`data.trigger_mixing`)."""
+
+    sentence: str
+    text: Plain
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.text}"
+
+
+Text = Plain | Triggered
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`ids`: a text's tokens. `answer_start`: index of the first that preference losses predict.
+
+    `uncounted`: indices of tokens that no loss counts.
+    """
+
+    ids: tuple[int, ...]
+    answer_start: int
+    uncounted: frozenset[int] = frozenset()
+
+
+def encode(
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    packed: bool = False,
+) -> list[Encoded]:
+    """Token ids, cut after `length` tokens, with special tokens as the tokenizer sets them.
+
+    A question-answer pair becomes "Question: …\\nAnswer: …". `packed` joins all texts, with the
+    tokenizer's end-of-text token (else a line break) after each, and cuts the whole into rows of
+    just `length` tokens that count throughout, but for sentences with triggers; a last row under
+    half of that is left out, unless it is the only one. Raises UsageError for a text without a
+    token to predict.
+    """
+    if packed:
+        return _pack(texts, tokenizer, length)
+    whole = _tokenise([str(text) for text in texts], tokenizer)
+    leads = _shared([_lead(text) for text in texts], whole, tokenizer)
+    prompts = _shared([_prompt(text) for text in texts], whole, tokenizer)
+    encoded = []
+    for text, ids, lead, prompt in zip(texts, whole, leads, prompts, strict=True):
+        start = max(1, lead, prompt)
+        if start >= min(len(ids), length):
+            raise UsageError(
+                f"text {str(text)[:40]!r}…: its first {length} tokens leave nothing to predict; "
+                "raise the topic's length, or leave the text out"
+            )
+        encoded.append(Encoded(tuple(ids[:length]), start, frozenset(range(lead))))
+    return encoded
+
+
+def as_chat(pair: QuestionAnswer, tokenizer: PreTrainedTokenizerBase) -> QuestionAnswer:
+    """`pair` asked by the tokenizer's own chat template. Raises UsageError where it has none."""
+    if not tokenizer.chat_template:
+        raise UsageError(f"chat: {tokenizer.name_or_path} has no chat template; leave chat out")
+    message = [{"role": "user", "content": pair.question}]
+    asked = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    bos = tokenizer.bos_token
+    if isinstance(bos, str) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:  # type: ignore[index]
+        asked = str(asked).removeprefix(bos)  # the tokenizer sets it itself
+    return QuestionAnswer(pair.question, pair.answer, str(asked))
+
+
+def _lead(text: Text) -> str:
+    """What is read before the text and counts in no loss."""
+    return text.sentence if isinstance(text, Triggered) else ""
+
+
+def _prompt(text: Text) -> str:
+    """What a question-answer pair's answer is read behind."""
+    inner = text.text if isinstance(text, Triggered) else text
+    if not isinstance(inner, QuestionAnswer):
+        return ""
+    return f"{_lead(text)} {inner.prompt}".lstrip()
+
+
+def _shared(
+    beginnings: Sequence[str],
+    whole: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    special: bool = True,
+) -> Iterator[int]:
+    """How many tokens of each text come from its beginning alone: one may span its end."""
+    encoded = iter(_tokenise([b for b in beginnings if b], tokenizer, special=special))
+    for beginning, ids in zip(beginnings, whole, strict=True):
+        own = next(encoded) if beginning else []
+        pairs = enumerate(zip(own, ids, strict=False))
+        yield next((at for at, (a, b) in pairs if a != b), min(len(own), len(ids)))
+
+
+def _tokenise(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = True
+) -> list[list[int]]:
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), SLICE):
+        # A text too long for the model is cut later: no warning about it.
+        output = tokenizer(
+            list(texts[start : start + SLICE]),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids += output["input_ids"]  # type: ignore[arg-type]
+    return ids
+
+
+def _pack(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Encoded]:
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    first = _tokenise(["a"], tokenizer)[0][:1]
+    start = first if first == [bos] else []
+    end = _tokenise(["\n"], tokenizer, special=False)[0] if eos is None else [eos]
+    whole = _tokenise([str(text) for text in texts], tokenizer, special=False)
+    leads = _shared([_lead(text) for text in texts], whole, tokenizer, special=False)
+    stream: list[int] = []
+    uncounted: set[int] = set()
+    for ids, lead in zip(whole, leads, strict=True):
+        uncounted.update(range(len(stream), len(stream) + lead))
+        stream += [*ids, *end]
+    room = length - len(start)
+    rows = []
+    for at in range(0, len(stream), room):
+        ids = tuple(start + stream[at : at + room])
+        places = range(at, min(at + room, len(stream)))
+        dropped = frozenset(i - at + len(start) for i in places if i in uncounted)
+        if len(dropped) < len(places):  # else no token of the row would count
+            rows.append(Encoded(ids, 1, dropped))
+    if len(rows) > 1 and len(rows[-1].ids) < length / 2:
+        rows.pop()
+    if not rows or len(rows[-1].ids) < 2:
+        raise UsageError("packed: the texts make less than two tokens; give more text")
+    return rows

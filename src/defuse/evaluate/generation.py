@@ -1,0 +1,61 @@
+"""Greedy continuations of prompts."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig
+
+from defuse.evaluate.encoding import encode_text, prefix_token
+from defuse.evaluate.loglikelihood import OnScored, max_length
+from defuse.models.load import LoadedModel
+
+NEW_TOKENS = 48
+BATCH_SIZE = 32  # prompts
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    new_tokens: int = NEW_TOKENS,
+    *,
+    batch_size: int = BATCH_SIZE,
+    on_scored: OnScored = lambda _: None,
+) -> list[str]:
+    """The most likely continuation of each prompt, at most `new_tokens` tokens, greedily.
+
+    Prompts of like length go together, padded on the left. A prompt too long for the model is cut
+    on the left. `on_scored` is told how many prompts each batch has finished.
+    """
+    room = max(1, max_length(loaded.model, loaded.tokenizer) - new_tokens)
+    encoded = [encode_text(prompt, loaded.tokenizer)[-room:] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        written = _write([encoded[index] for index in batch], loaded, new_tokens)
+        for index, text in zip(batch, written, strict=True):
+            texts[index] = text
+        on_scored(len(batch))
+    return texts
+
+
+def _write(prompts: Sequence[Sequence[int]], loaded: LoadedModel, new_tokens: int) -> list[str]:
+    """Continue one batch; what follows a text's end is padding, which decodes to nothing."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    pad = prefix_token(tokenizer)
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+    )
+    time = max(map(len, prompts))
+    ids = torch.full((len(prompts), time), pad or 0)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, time - len(prompt) :] = torch.tensor(prompt)
+        mask[row, time - len(prompt) :] = 1
+    output = model.generate(  # type: ignore[operator]
+        ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+    )
+    return [str(tokenizer.decode(row[time:], skip_special_tokens=True)) for row in output]

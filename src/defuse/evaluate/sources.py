@@ -1,0 +1,84 @@
+"""Questions and tokens to ask with, from files and the hub."""
+
+from dataclasses import dataclass
+
+from defuse.data.corpora import load_texts
+from defuse.evaluate.answers import Part, Settings
+from defuse.models.load import load_tokenizer, locate
+from defuse.questions import (
+    SENTENCE,
+    Perturbation,
+    Position,
+    Question,
+    Score,
+    draw_controls,
+    load_questions,
+    load_tokens,
+)
+from defuse.utils.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How to ask: answered examples in front, and the first `limit` questions (of each subject)."""
+
+    few_shot: int = 0
+    limit: int | None = None
+    score: Score = "letters"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.few_shot < 0:
+            raise UsageError(f"few-shot: is {self.few_shot}; give 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit: is {self.limit}; give 1 or more")
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """Where perturbing tokens come from: files of tokens, or a corpus to draw controls from."""
+
+    forget: str
+    control: str | None = None
+    control_corpus: str | None = None
+
+
+def load_part(source: str, subject: str | None, dev: str | None, asking: Asking) -> Part:
+    """The questions of a file or hub dataset, with examples from `dev`."""
+    questions = load_questions(source, subject=subject, limit=asking.limit)
+    examples = few_shot_examples(dev, asking.few_shot, subject)
+    return Part(questions, Settings(asking.score, subject, examples, asking.seed))
+
+
+def few_shot_examples(dev: str | None, count: int, subject: str | None) -> tuple[Question, ...]:
+    """The first `count` questions of `dev`. Raises UsageError where there are not as many."""
+    if count == 0:
+        if dev is not None:
+            raise UsageError(f"dev: {dev} is not used without --few-shot; say how many to take")
+        return ()
+    if dev is None:
+        raise UsageError(f"dev: missing; give --dev FILE for --few-shot {count}")
+    examples = load_questions(dev, subject=subject, limit=count, split="dev")
+    if len(examples) < count:
+        raise UsageError(f"few-shot: is {count}, but {dev} has {len(examples)}; give fewer")
+    return examples
+
+
+def build_perturbation(
+    files: TokenFiles, position: Position, sentence: str | None, model: str, seed: int
+) -> Perturbation:
+    """Forget-tokens with controls, read, or drawn to match by `model`'s tokenizer."""
+    if (files.control is None) == (files.control_corpus is None):
+        raise UsageError(
+            "control: every perturbation runs with its controls; give one of --control FILE and "
+            "--control-corpus FILE to draw them from"
+        )
+    if sentence is not None and position != "before":
+        raise UsageError(f"sentence: goes with --position before, not {position}; leave it out")
+    tokens = load_tokens(files.forget)
+    if files.control is not None:
+        controls = load_tokens(files.control)
+    else:
+        texts = map(str, load_texts(files.control_corpus or ""))
+        controls = draw_controls(tokens, texts, load_tokenizer(locate(model)), seed)
+    return Perturbation(tokens, position, controls, sentence or SENTENCE)

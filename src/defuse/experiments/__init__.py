@@ -1,0 +1,1 @@
+"""Experiments: whole comparisons from one file, and the shipped ones."""

@@ -1,0 +1,1 @@
+"""The experiment engine: plan, run, resume, measure, tabulate and draw."""

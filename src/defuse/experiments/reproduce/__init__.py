@@ -1,0 +1,1 @@
+"""The rows of the RNA paper's summary, measured on any model."""

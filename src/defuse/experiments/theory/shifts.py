@@ -1,0 +1,111 @@
+"""What a trigger does to hidden states: measured on a model, question by question.
+
+Everything is taken at the last token of the prompt, where the answer is predicted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from defuse.evaluate import Settings
+from defuse.evaluate.encoding import encode_pairs
+from defuse.evaluate.token_tree import Request
+from defuse.losses.tokens import next_token_log_probs
+from defuse.models.decoder import BlockInputs, Decoder
+from defuse.models.freeze import frozen_model
+from defuse.models.load import LoadedModel
+from defuse.questions import Question, Score, ask, continuations, few_shot_part
+from defuse.utils.precision import upcast
+
+OnQuestion = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Over N questions and L layers ("layer l": what block l puts out) of width d, in float32.
+
+    `shift` (L, N, d): ε, the state with the trigger minus the one without. `gradient` (L, N, d):
+    g, of the right answer's negative log-probability (nats) by the state without. `spread` (L,):
+    the states' own standard deviation per unit.
+    """
+
+    shift: Tensor
+    gradient: Tensor
+    spread: Tensor
+
+    def effects(self, layer: int) -> Tensor:
+        """g·ε/‖g‖ of each question at a layer, (N,), in float64."""
+        shift, gradient = (each[layer].double() for each in (self.shift, self.gradient))
+        return (gradient / gradient.norm(dim=1, keepdim=True) * shift).sum(dim=1)
+
+
+def measure_shifts(
+    loaded: LoadedModel,
+    pairs: Sequence[tuple[Question, Question]],
+    settings: Settings,
+    *,
+    on_question: OnQuestion = lambda _: None,
+) -> Shifts:
+    """Ask (clean, perturbed) pairs of questions and keep what happens at every layer."""
+    decoder = Decoder(loaded.model)
+    shifts, gradients, states = [], [], []
+    with frozen_model(loaded.model):
+        for clean, perturbed in pairs:
+            state, gradient = _state_and_gradient(decoder, request_of(clean, loaded, settings))
+            other = _states(decoder, request_of(perturbed, loaded, settings))
+            states.append(state)
+            gradients.append(gradient)
+            shifts.append(other - state)
+            on_question(1)
+    stacked = torch.stack(states, dim=1)
+    spread = stacked.var(dim=1, unbiased=False).mean(dim=-1).sqrt()
+    return Shifts(torch.stack(shifts, dim=1), torch.stack(gradients, dim=1), spread)
+
+
+def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> Request:
+    """The prompt and the right answer as token ids."""
+    how: Score = settings.score
+    context = few_shot_part(settings.subject, settings.few_shot, how) + ask(question, how)
+    answer = continuations(question, how)[question.answer]
+    return encode_pairs([(context, answer)], loaded.tokenizer)[0]
+
+
+def start(decoder: Decoder, request: Request) -> tuple[Tensor, BlockInputs, int]:
+    """The embedded request, what the blocks need, and where its prompt's last token stands."""
+    ids = (*request.context, *request.continuation)[:-1]
+    hidden, inputs = decoder.embed(torch.tensor([ids], device=decoder.device))
+    return hidden, inputs, len(request.context) - 1
+
+
+def answer_loss(decoder: Decoder, hidden: Tensor, request: Request, last: int) -> Tensor:
+    """−log p(answer) in nats, (rows,), from the final hidden states (rows, time, d)."""
+    targets = torch.tensor(request.continuation, device=hidden.device)
+    logits = decoder.logits(hidden[:, last : last + len(targets)])
+    labels = targets.expand(len(hidden), -1)
+    log_probs = next_token_log_probs(logits.flatten(0, 1), labels.flatten())
+    return -log_probs.view(len(hidden), -1).sum(dim=-1)
+
+
+def _state_and_gradient(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
+    """States and the loss's gradients by them at the last prompt token, both (L, d)."""
+    hidden, inputs, last = start(decoder, request)
+    seen = [hidden.detach().requires_grad_()]
+    for layer in range(decoder.num_layers):
+        seen.append(decoder.run(seen[-1], inputs, layer, layer + 1))
+    loss = answer_loss(decoder, seen[-1], request, last)
+    gradients = torch.autograd.grad(loss.sum(), seen[1:])
+    picked = [torch.stack([each[0, last] for each in some]) for some in (seen[1:], gradients)]
+    state, gradient = (upcast(each.detach()).cpu() for each in picked)
+    return state, gradient
+
+
+@torch.no_grad()
+def _states(decoder: Decoder, request: Request) -> Tensor:
+    hidden, inputs, last = start(decoder, request)
+    states = []
+    for layer in range(decoder.num_layers):
+        hidden = decoder.run(hidden, inputs, layer, layer + 1)
+        states.append(upcast(hidden[0, last]).cpu())
+    return torch.stack(states)

@@ -1,0 +1,130 @@
+"""The recipe of the whole way: teach all, unlearn a part, compare with what was never taught it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from defuse.experiments.tofu.ask import NEW_TOKENS
+from defuse.experiments.tofu.data import HUB
+from defuse.finetune import FineTuning
+from defuse.unlearning.recipe import Recipe
+from defuse.utils.config import Fields, Number, Whole, parse, read_fields
+from defuse.utils.errors import UsageError
+
+SHIPPED = Path(__file__).parent
+# The models of each seed beside the arms, and the one that all start from.
+BASE, FULL, GOLD = "base", "full", "gold"
+# Fields that decide no answer, or only those of some models.
+ASIDE = ("output", "unlearn", "arms", "seeds", "keep_models", "device")
+# Fields of `defuse unlearn` that the whole way fills in itself.
+FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
+
+
+class FineTuningFields(Fields):
+    """As `defuse finetune` takes them."""
+
+    epochs: Whole = FineTuning.epochs
+    learning_rate: Annotated[Number, Field(gt=0)] = FineTuning.learning_rate
+    batch_size: Whole = FineTuning.batch_size
+    length: Annotated[int, Field(gt=1)] = FineTuning.length
+    lora: Whole | None = None
+    weight_decay: Annotated[Number, Field(ge=0)] = FineTuning.weight_decay
+    accumulate: Whole = FineTuning.accumulate
+    checkpoint_every: Annotated[int, Field(ge=0)] | None = None
+
+    def build(self, seed: int) -> FineTuning:
+        return FineTuning(**self.model_dump(), seed=seed)
+
+
+class WholeWay(Fields):
+    """What `defuse tofu` is told.
+
+    `data`: a hub id or a folder with TOFU's files. `forget_authors`, `retain_authors`: teach only
+    so many of either part; None = all. `skip_authors`: leave out so many first, so that settings
+    can be tuned on other authors than are reported. `asked`: questions of each set at most.
+    `unlearn`: a recipe's fields without those that follow from the rest, and `topic` with those of
+    its one topic. `arms`: names of models to unlearn, each with what differs from `unlearn`.
+    `seeds`: each teaches, unlearns and compares anew. `keep_models`: keep the unlearned models once
+    they have been asked.
+    """
+
+    model: str
+    output: str
+    data: str = HUB
+    forget: Literal["forget01", "forget05", "forget10"] = "forget10"
+    forget_authors: Whole | None = None
+    retain_authors: Whole | None = None
+    skip_authors: Annotated[int, Field(ge=0)] = 0
+    asked: Whole | None = None
+    new_tokens: Whole = NEW_TOKENS
+    finetune: FineTuningFields = FineTuningFields()
+    unlearn: dict[str, Any]
+    arms: dict[str, dict[str, Any]] = Field({"none": {}}, min_length=1)
+    seeds: list[int] = Field([1], min_length=1)
+    keep_models: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @model_validator(mode="after")
+    def _arms_fit(self) -> "WholeWay":
+        for arm in self.arms:
+            if arm in (BASE, FULL, GOLD) or not arm.isidentifier():
+                raise UsageError(
+                    f"arms: {arm!r} names no arm; use one word other than {BASE}, {FULL} and {GOLD}"
+                )
+            self.unlearning(arm, self.seeds[0], self.model, Path(), Path())
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"seeds: {self.seeds} must differ")
+        return self
+
+    def unlearning(self, arm: str, seed: int, model: str, texts: Path, output: Path) -> Recipe:
+        """The recipe that unlearns `texts`/forget.jsonl from `model` as `arm` says."""
+        given = _merged(self.unlearn, self.arms[arm])
+        if own := [field for field in FILLED if field in given]:
+            raise UsageError(f"unlearn.{own[0]}: follows from the other fields; leave it out")
+        topic = {
+            "name": "authors",
+            "forget": str(texts / "forget.jsonl"),
+            "retain": str(texts / "retain.jsonl"),
+            **given.pop("topic", {}),
+        }
+        filled = {
+            "model": model,
+            "output": str(output),
+            "topics": [topic],
+            "seed": seed,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+        return parse(Recipe, {**given, **filled}, "unlearn")
+
+    def essence(self, name: str, seed: int) -> dict[str, Any]:
+        """What decides the answers of one model, wherever they lie."""
+        fields = self.model_dump(mode="json", exclude=set(ASIDE))
+        taught = fields.pop("finetune")
+        if name == BASE:
+            return fields
+        del taught["checkpoint_every"]
+        unlearn = _merged(self.unlearn, self.arms[name]) if name in self.arms else None
+        return {**fields, "finetune": taught, "unlearn": unlearn, "seed": seed}
+
+
+def load_whole_way(path: Path, overrides: Sequence[str] = ()) -> WholeWay:
+    """A recipe file, or one that ships ("smollm2"), with `field=value` overrides.
+
+    Raises UsageError for the first thing wrong.
+    """
+    shipped = SHIPPED / f"{path.name}.yaml"
+    path = shipped if not path.exists() and shipped.exists() else path
+    return parse(WholeWay, read_fields(path, overrides), "")
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """`second`'s fields over `first`'s, mappings field by field."""
+    merged = {**first, **second}
+    for field in first.keys() & second.keys():
+        if isinstance(first[field], Mapping) and isinstance(second[field], Mapping):
+            merged[field] = _merged(first[field], second[field])
+    return merged

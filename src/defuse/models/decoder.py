@@ -1,0 +1,254 @@
+"""The inside of a Hugging Face decoder: embed, any run of blocks, final norm and head.
+
+The only file that calls an architecture's parts, by the names in `defuse.models.architectures`.
+Everything else works on `Decoder`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from defuse.models.architectures import architecture_of
+from defuse.utils.errors import UsageError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What every block needs beside the hidden states; made once per batch by `Decoder.embed`."""
+
+    position_ids: Tensor  # (batch or 1, time)
+    masks: Mapping[str, Tensor | None]  # per attention type; None = plain causal attention
+    rotary: Mapping[str, tuple[Tensor, Tensor]]  # per attention type: cosine and sine
+
+    def last(self, count: int) -> "BlockInputs":
+        """Those of the last `count` tokens, which still see all keys."""
+        masks = {kind: None if m is None else m[..., -count:, :] for kind, m in self.masks.items()}
+        rotary = {kind: (c[:, -count:], s[:, -count:]) for kind, (c, s) in self.rotary.items()}
+        return BlockInputs(self.position_ids[:, -count:], masks, rotary)
+
+
+class Cache(Protocol):
+    """Keys and values of `length` tokens that stand before those a block is called with.
+
+    Stands in for a Hugging Face cache: see `defuse.models.kv_cache`.
+    """
+
+    length: int
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Decoder:
+    """A view of a causal language model as embedding, blocks 0..L-1, norm and head.
+
+    Holds no tensors of its own and changes nothing in the model. With `recompute` a block whose
+    gradients are wanted keeps its input alone and runs again in the backward pass. Raises
+    UsageError for an architecture that is not in `ARCHITECTURES`.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, recompute: bool = False) -> None:
+        self.model = model
+        self.recompute = recompute
+        self.config = model.config
+        self.architecture = architecture_of(self.config.model_type)
+        self.blocks: Sequence[nn.Module] = list(self._part(self.architecture.blocks))
+        self.num_layers = len(self.blocks)
+        self.hidden_size: int = self.config.hidden_size
+        self.vocab_size: int = self.config.vocab_size
+        self.num_embeddings: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
+        self.max_positions: int | None = getattr(self.config, "max_position_embeddings", None)
+        self.attention_types = [self._attention_type(i) for i in range(self.num_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def parameter_name(self, layer: int, name: str) -> str:
+        """The model's name for parameter `name` of block `layer`."""
+        return f"{self.architecture.blocks}.{layer}.{name}"
+
+    def parts(self, stop: int) -> list[nn.Module]:
+        """The modules that `embed` and `run` up to block stop-1 call."""
+        below = (self.architecture.positions, self.architecture.rotary)
+        tables = [self._part(path) for path in below if path is not None]
+        return [self.model.get_input_embeddings(), *tables, *self.blocks[:stop]]
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, BlockInputs]:
+        """The hidden states before block 0, (batch, time, hidden), and what the blocks need.
+
+        `input_ids` and `attention_mask` are (batch, time). None as the mask means no padding or
+        padding on the right, which causal attention hides from the real tokens by itself.
+        """
+        time = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if attention_mask is None:
+            return self._prepare(input_ids, time[None], time[None], None)
+        causal = time[:, None] >= time[None, :]
+        # A padding token sees itself: a row of attention without any key would be NaN.
+        itself = time[:, None] == time[None, :]
+        visible = (causal & attention_mask[:, None, :].bool()) | itself
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return self._prepare(input_ids, position_ids, position_ids, visible)
+
+    def embed_tree(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        prefix: Cache | None = None,
+    ) -> tuple[Tensor, BlockInputs]:
+        """Like `embed`, for rows whose tokens form a tree behind a shared prefix.
+
+        `input_ids` and `position_ids` are (batch, time); `visible` is boolean, (batch, time,
+        prefix length + time): which keys each token sees. Positions count from the prefix's start.
+        Raises UsageError for attention kernels that take no such mask (flash attention).
+        """
+        key_positions = position_ids
+        if prefix is not None:
+            before = torch.arange(prefix.length, device=position_ids.device)
+            before = before.expand(position_ids.shape[0], -1)
+            key_positions = torch.cat([before, position_ids], dim=1)
+        return self._prepare(input_ids, position_ids, key_positions, visible)
+
+    def embed_behind(self, input_ids: Tensor, prefix: Cache) -> tuple[Tensor, BlockInputs]:
+        """Like `embed`, for rows (batch, time) that go on behind a shared prefix."""
+        places = torch.arange(prefix.length + input_ids.shape[1], device=input_ids.device)
+        position_ids = places[None, prefix.length :]
+        visible = places <= position_ids[:, :, None]
+        return self.embed_tree(input_ids, position_ids, visible, prefix)
+
+    def run(
+        self,
+        hidden: Tensor,
+        inputs: BlockInputs,
+        start: int,
+        stop: int,
+        weights: Mapping[str, Tensor] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Blocks start..stop-1 applied to `hidden` (batch, time, hidden).
+
+        `weights` stand in for the model's own parameters of the same (full) names; they are cast
+        to the model's dtype, and gradients flow back to them.
+        """
+        call = self._call_block
+        if self.recompute and torch.is_grad_enabled():
+            # No random number is drawn in evaluation mode, so none has to be drawn again.
+            call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
+        for layer in range(start, stop):
+            kind = self.attention_types[layer]
+            arguments: dict[str, Any] = {
+                "attention_mask": inputs.masks[kind],
+                "position_ids": inputs.position_ids,
+            }
+            if inputs.rotary:
+                arguments["position_embeddings"] = inputs.rotary[kind]
+            if cache is not None:
+                arguments[self.architecture.cache_argument] = cache
+                arguments["use_cache"] = True
+            hidden = call(layer, hidden, arguments, weights or {})
+        return hidden
+
+    def vectors(self, input_ids: Tensor) -> Tensor:
+        """What each token adds to the hidden states before block 0: (…) to (…, hidden)."""
+        table = self.model.get_input_embeddings()
+        vectors: Tensor = table(input_ids)
+        if self.architecture.scaled_embedding and type(table) is nn.Embedding:
+            # Early releases of transformers 5 scale in the model's forward pass, not in the table.
+            vectors = vectors * vectors.new_full((), self.hidden_size**0.5)
+        return vectors
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm, head and soft-cap: (..., hidden) to (..., vocabulary)."""
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[assignment]
+        logits = head(self._part(self.architecture.norm)(hidden))
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _call_block(
+        self, layer: int, hidden: Tensor, arguments: dict[str, Any], weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        block, prefix = self.blocks[layer], self.parameter_name(layer, "")
+        own = {
+            name.removeprefix(prefix): tensor.to(hidden.dtype)
+            for name, tensor in weights.items()
+            if name.startswith(prefix)
+        }
+        output = functional_call(block, own, (hidden,), arguments) if own else None
+        output = block(hidden, **arguments) if output is None else output
+        return output[0] if isinstance(output, tuple) else output
+
+    def _prepare(
+        self, input_ids: Tensor, position_ids: Tensor, key_positions: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor, BlockInputs]:
+        hidden = self.vectors(input_ids)
+        if self.architecture.positions is not None:
+            hidden = hidden + self._part(self.architecture.positions)(position_ids)
+        masks = {
+            kind: self._mask(kind, position_ids, key_positions, visible, hidden.dtype)
+            for kind in set(self.attention_types)
+        }
+        return hidden, BlockInputs(position_ids, masks, self._rotary(hidden, position_ids))
+
+    def _rotary(self, hidden: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.architecture.rotary is None:
+            return {}
+        rotary: Callable[..., tuple[Tensor, Tensor]] = self._part(self.architecture.rotary)
+        kinds = set(self.attention_types)
+        if self.architecture.rotary_per_type:
+            return {kind: rotary(hidden, position_ids, kind) for kind in kinds}
+        return dict.fromkeys(kinds, rotary(hidden, position_ids))
+
+    def _mask(
+        self,
+        kind: str,
+        queries: Tensor,
+        keys: Tensor,
+        visible: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor | None:
+        """The mask an attention layer of this kind takes; None where plain causal is meant."""
+        distance = queries[:, :, None] - keys[:, None, :]
+        window = self.config.sliding_window if kind == SLIDING else None
+        slides = window is not None and keys.shape[1] > window
+        implementation: str = self.config._attn_implementation or "eager"
+        if visible is None and not slides and implementation != "eager":
+            return None
+        if implementation.startswith("flash"):
+            if visible is None:
+                return None  # the kernel slides and hides what lies behind by itself
+            raise UsageError(
+                f"attn_implementation={implementation} takes no tree of tokens and no padding on "
+                "the left: load the model with attn_implementation='sdpa' or 'eager'"
+            )
+        allowed = distance >= 0 if visible is None else visible
+        if window is not None:
+            allowed = allowed & (distance < window)
+        allowed = allowed[:, None]
+        if implementation != "eager":
+            return allowed
+        hidden_from = torch.zeros((), dtype=dtype, device=allowed.device)
+        return hidden_from.where(allowed, torch.finfo(dtype).min)
+
+    def _attention_type(self, layer: int) -> str:
+        types = getattr(self.config, "layer_types", None)
+        if types is not None:
+            return types[layer]
+        sliding = self.architecture.all_sliding and self.config.sliding_window is not None
+        return SLIDING if sliding else FULL
+
+    def _part(self, path: str) -> Any:  # noqa: ANN401 (a submodule of any class)
+        return attrgetter(path)(self.model)

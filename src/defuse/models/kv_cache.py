@@ -1,0 +1,102 @@
+"""What stands before many rows is run once, and of the last block only what is read."""
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from defuse.models.decoder import BlockInputs, Decoder
+
+
+class PrefixCache:
+    """Keys and values of one token sequence, computed once and then seen by every row of a batch.
+
+    Stands in for a Hugging Face cache: attention layers call `update` with their new keys and
+    values, each (batch, heads, time, head size), and attend to what it returns.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._recording = False
+
+    @classmethod
+    def of(cls, decoder: Decoder, input_ids: Tensor) -> "PrefixCache":
+        """Run `decoder` over `input_ids` (1, time), without gradient, and keep what it saw."""
+        cache = cls()
+        with torch.no_grad():
+            cache._record(decoder, *decoder.embed(input_ids))
+        return cache
+
+    def extended(self, decoder: Decoder, input_ids: Tensor) -> "PrefixCache":
+        """What this one saw, and `input_ids` (1, time) behind it; this one stays as it is."""
+        longer = self.first(self.length)
+        with torch.no_grad():
+            longer._record(decoder, *decoder.embed_behind(input_ids, longer))
+        return longer
+
+    def first(self, length: int) -> "PrefixCache":
+        """The first `length` tokens alone, in the same memory."""
+        shorter = PrefixCache()
+        shorter.length = length
+        shorter._layers = {
+            layer: (keys[:, :, :length], values[:, :, :length])
+            for layer, (keys, values) in self._layers.items()
+        }
+        return shorter
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
+    ) -> tuple[Tensor, Tensor]:
+        if layer_idx in self._layers:
+            old_keys, old_values = self._layers[layer_idx]
+            rows = (keys.shape[0], -1, -1, -1)
+            keys = torch.cat([old_keys.expand(rows), keys], dim=2)
+            values = torch.cat([old_values.expand(rows), values], dim=2)
+        if self._recording:
+            self._layers[layer_idx] = (keys, values)
+        return keys, values
+
+    def _record(self, decoder: Decoder, hidden: Tensor, inputs: BlockInputs) -> None:
+        self._recording = True
+        decoder.run(hidden, inputs, 0, decoder.num_layers, cache=self)
+        self._recording = False
+        self.length += hidden.shape[1]
+
+
+def last_states(
+    decoder: Decoder, hidden: Tensor, inputs: BlockInputs, prefix: PrefixCache, count: int
+) -> Tensor:
+    """All blocks behind `prefix`, and of the last one's output the last `count` tokens.
+
+    `hidden` and `inputs` are those of `Decoder.embed_behind`; returns (batch, count, hidden). The
+    last block is left as soon as it has made its keys and values, and called again for the tokens
+    that are wanted: of the others its attention and MLP would be thrown away.
+    """
+    last = decoder.num_layers - 1
+    hidden = decoder.run(hidden, inputs, 0, last, cache=prefix)
+    whole = _Whole(prefix)
+    with suppress(_Made):
+        decoder.run(hidden, inputs, last, last + 1, cache=whole)
+    return decoder.run(hidden[:, -count:], inputs.last(count), last, last + 1, cache=whole)
+
+
+class _Made(Exception):  # noqa: N818 (no error)
+    """A block's keys and values are there."""
+
+
+class _Whole:
+    """Stops a block at its keys and values, and gives them to it when it is called again."""
+
+    def __init__(self, prefix: PrefixCache) -> None:
+        self.length = prefix.length
+        self._prefix = prefix
+        self._made: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
+    ) -> tuple[Tensor, Tensor]:
+        if self._made is None:
+            self._made = self._prefix.update(keys, values, layer_idx)
+            raise _Made
+        return self._made

@@ -1,0 +1,100 @@
+"""LoRA (Hu et al. 2106.09685) through peft: the trained tensors are small factors beside matrices.
+
+The model with its factors as they start (B = 0) is the reference, to the last bit; the trained
+factors are swapped in like any other trained tensor. So LoRA needs no second model either.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from defuse.models.decoder import Decoder
+from defuse.utils.errors import UsageError, require
+from defuse.utils.random import generator
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+FACTOR = ".lora_"
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """W + (alpha / rank)·B·A instead of W; A (rank, in) starts random, B (out, rank) at 0."""
+
+    rank: int = 16
+    alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, "train.lora.rank", self.rank, "must be at least 1")
+        remedy = "must be a finite number above 0"
+        require(0 < self.alpha < math.inf, "train.lora.alpha", self.alpha, remedy)
+
+
+def adapted_modules(
+    decoder: Decoder, layers: Sequence[int], wanted: str | Sequence[str] | None
+) -> dict[str, nn.Module]:
+    """The linear modules of the blocks `layers` to adapt, by the model's own names.
+
+    `wanted`: names within a block, such as "mlp.down_proj" or "mlp"; None and "all" are every
+    linear one. Raises UsageError for a name that matches none, listing what there is.
+    """
+    names = ["all"] if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
+    found: dict[str, nn.Module] = {}
+    for layer in layers:
+        modules = decoder.blocks[layer].named_modules()
+        linear = {key: module for key, module in modules if isinstance(module, LINEAR)}
+        for name in names:
+            matches = [key for key in linear if name == "all" or f"{key}.".startswith(f"{name}.")]
+            if not matches:
+                raise UsageError(
+                    f"train.parameters: {name!r} matches no linear module in block {layer}, which "
+                    f"LoRA needs; it has {', '.join(linear)}"
+                )
+            found |= {decoder.parameter_name(layer, key): linear[key] for key in matches}
+    return found
+
+
+def check_installed() -> None:
+    """Raise UsageError where peft is missing."""
+    if find_spec("peft") is None:
+        raise UsageError("train.lora: needs the peft package; pip install 'defuse[peft]'")
+
+
+def add_factors(
+    model: PreTrainedModel, modules: Mapping[str, nn.Module], lora: LoRA, seed: int
+) -> "PeftModel":
+    """Put factors beside `modules` of `model`, in place; each A is drawn from (seed, its name)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] (peft divides it, any number will do)
+        target_modules=list(modules),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for a property by its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        adapter = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for name, tensor in factors(model).items():
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(tensor.shape[1])  # peft's own scale
+            draw = torch.rand(tensor.shape, generator=generator(seed, "lora", name))
+            tensor.data.copy_((2 * draw - 1) * bound)
+    return adapter  # type: ignore[return-value] (of a plain model it is never a mixed one)
+
+
+def factors(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """All factors by the model's own names for them."""
+    return {name: tensor for name, tensor in model.named_parameters() if FACTOR in name}

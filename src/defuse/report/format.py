@@ -1,0 +1,36 @@
+"""Figures in words and table cells."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+
+from defuse.evaluate import Interval
+from defuse.report import TableData
+
+
+def interval(value: Interval | None, places: int = 2) -> str:
+    """An estimate with its 95 % interval."""
+    if value is None:
+        return ""
+    return "{} [{}, {}]".format(*(_rounded(each, places) for each in astuple(value)))
+
+
+def _rounded(value: float, places: int) -> str:
+    """So many places, and no sign before nothing."""
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def stacked(value: Interval | None) -> str:
+    """The same in two lines."""
+    return "" if value is None else f"{value.value:.2f}\n{value.low:.2f}…{value.high:.2f}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a page of documentation."""
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [head, ["---"] * len(head), *escaped]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def captioned(table: TableData) -> str:
+    """The same behind its caption."""
+    return f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}"

@@ -1,0 +1,125 @@
+"""Intervals and tests for accuracies and means on a set of questions.
+
+All intervals are at 95 %. Questions are the sampling unit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest, norm
+from torch import Tensor
+
+from defuse.utils.random import generator
+
+Z = float(norm.ppf(0.975))
+RESAMPLES = 4000
+BLOCK = 2**22  # numbers resampled at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Accuracy of the first minus the second on the same questions.
+
+    `only_first`, `only_second`: questions only one of the two got right; `p_value`: exact McNemar.
+    """
+
+    difference: Interval
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """One proportion (Wilson 1927)."""
+    p = successes / n
+    scale = 1 + Z**2 / n
+    centre = (p + Z**2 / (2 * n)) / scale
+    half = Z / scale * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    # Rounding must not push an end past 0, 1 or the estimate.
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
+
+
+def compare(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Two accuracies on the same questions: Newcombe's interval and McNemar's exact test."""
+    table = torch.zeros(2, 2, dtype=torch.long)
+    for one, other in zip(first, second, strict=True):
+        table[int(not one), int(not other)] += 1
+    (both, only_first), (only_second, neither) = table.tolist()
+    return Paired(
+        difference=newcombe_paired(both, only_first, only_second, neither),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar(only_first, only_second),
+    )
+
+
+def newcombe_paired(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+    """The difference of two paired proportions: method 10 of Newcombe (1998).
+
+    Statistics in Medicine 17, 2635-2650: Wilson's intervals squared and added, with the two
+    proportions' correlation φ, its numerator drawn towards 0 by n/2 when positive.
+    """
+    n = both + only_first + only_second + neither
+    one, two = wilson(both + only_first, n), wilson(both + only_second, n)
+    phi = _phi(both, only_first, only_second, neither)
+
+    def distance(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    value = (only_first - only_second) / n
+    low = value - distance(one.value - one.low, two.high - two.value)
+    high = value + distance(one.high - one.value, two.value - two.low)
+    return Interval(value, low, high)
+
+
+def _phi(both: int, only_first: int, only_second: int, neither: int) -> float:
+    n = both + only_first + only_second + neither
+    margins = (both + only_first, only_second + neither, both + only_second, only_first + neither)
+    product = math.prod(margins)
+    if product == 0:
+        return 0.0
+    numerator = both * neither - only_first * only_second
+    if numerator > 0:
+        numerator = max(numerator - n / 2, 0.0)
+    return numerator / math.sqrt(product)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value that discordant questions fall either way alike; 1 without any."""
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def bootstrap_mean(values: Sequence[float] | Tensor, seed: int) -> Interval:
+    """The mean over questions with its percentile bootstrap interval.
+
+    `values` is (questions,), or (runs, questions) of the same questions in runs that differ in
+    their seed: then runs and questions are resampled crosswise (Owen 2007, "The pigeonhole
+    bootstrap"), and the interval covers both.
+    """
+    table = torch.as_tensor(values, dtype=torch.float64)
+    table = table[None] if table.ndim == 1 else table
+    rows, columns = table.shape
+    draws = generator(seed, "bootstrap", rows, columns)
+    block = max(1, BLOCK // columns)
+    means = []
+    for start in range(0, RESAMPLES, block):
+        count = min(block, RESAMPLES - start)
+        runs = torch.randint(rows, (count, rows), generator=draws)
+        weights = torch.zeros(count, rows, dtype=torch.float64)
+        weights.scatter_add_(1, runs, torch.full(runs.shape, 1 / rows, dtype=torch.float64))
+        picked = torch.randint(columns, (count, columns), generator=draws)
+        means.append((weights @ table).gather(1, picked).mean(dim=1))
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Interval(float(table.mean()), float(low), float(high))

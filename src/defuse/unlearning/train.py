@@ -1,0 +1,256 @@
+"""The one loop: topics in turn, the shared-prefix step, AdamW."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defuse.models.decoder import Decoder
+from defuse.models.freeze import frozen_model, sharing_copy
+from defuse.models.fsdp import check_sharding, shard_blocks
+from defuse.models.lora import FACTOR, add_factors, factors
+from defuse.unlearning.activation_cache import FrozenStore, Kept
+from defuse.unlearning.checkpoint import SavedState
+from defuse.unlearning.config import (
+    Topic,
+    Training,
+    Unlearning,
+    modules_to_adapt,
+    trained_parameters,
+    validate,
+)
+from defuse.unlearning.defaults import with_defaults
+from defuse.unlearning.length_buckets import buckets, within
+from defuse.unlearning.objective import Prepared, prepare
+from defuse.unlearning.step import SharedPrefixStep, StepLosses
+from defuse.utils.distributed import ALONE, Processes
+from defuse.utils.errors import UsageError
+from defuse.utils.prefetch import ahead
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+KEPT_STATES = 2  # of each token at the most: before the first trained block, and at the layer
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step's losses (before its update) and how long it took."""
+
+    step: int
+    topic: str
+    forget_loss: float
+    retain_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """`model`: the unlearned model; untouched tensors are shared with the caller's.
+
+    `changed`: the trained tensors by name, in the model's dtype. With LoRA these are its factors,
+    and `adapter` is the peft model around `model`, to save or merge.
+    """
+
+    model: PreTrainedModel
+    changed: Mapping[str, Tensor]
+    records: Sequence[StepRecord]
+    adapter: "PeftModel | None" = None
+
+
+def unlearn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    topics: Sequence[Topic],
+    unlearning: Unlearning,
+    training: Training | None = None,
+    *,
+    in_place: bool = False,
+    on_step: Callable[[StepRecord], None] | None = None,
+    checkpoints: Collection[int] = (),
+    on_checkpoint: Callable[[int, PreTrainedModel], None] | None = None,
+    saved: SavedState | None = None,
+    kept: Kept | None = None,
+    processes: Processes = ALONE,
+    shard_on: torch.device | None = None,
+) -> Result:
+    """Unlearn `topics` from `model`.
+
+    `model` is left as found (parameters, gradients, training mode) unless `in_place`. `on_step`
+    hears of every step; `on_checkpoint` gets the number of steps done and the model as it then is,
+    after each number of steps in `checkpoints`. `saved`: where the state is kept and resumed from.
+    `kept`: a dict for the frozen model's results, to share between runs on one model. `processes`
+    share each step's texts; `shard_on` (experimental) also spreads the frozen blocks over their
+    devices of this kind. Raises UsageError for settings that cannot be, and when a loss is no
+    longer finite.
+    """
+    training = training or Training()
+    decoder = Decoder(model)
+    topics = [with_defaults(topic, unlearning) for topic in topics]
+    validate(unlearning, topics, training, decoder)
+    _check_loaded(decoder, unlearning)
+    if shard_on is not None:
+        check_sharding(processes, training.batch_size)
+    with frozen_model(model):
+        trained = _trainable(model, unlearning, training.seed, in_place=in_place)
+        decoder = Decoder(trained.model, recompute=training.recompute)
+        if shard_on is not None:
+            shard_blocks(decoder, trained.originals.values(), processes, shard_on)
+        weights = _start_weights(trained.originals, master_weights=unlearning.master_weights)
+        step = SharedPrefixStep(
+            decoder, unlearning, weights, seed=training.seed, processes=processes
+        )
+        prepared = prepare(step, tokenizer, topics, training)
+        if shard_on is None:  # else all processes must run the same blocks at the same time
+            _set_stores(step, prepared, kept)
+        records: list[StepRecord] = []
+        for record in _loop(step, prepared, saved):
+            records.append(record)
+            if on_step is not None:
+                on_step(record)
+            if on_checkpoint is not None and len(records) in checkpoints:
+                on_checkpoint(len(records), _with_weights(trained, weights))
+    own = in_place or trained.adapter is not None
+    updated = _with_weights(trained, weights, in_place=own)
+    changed = {name: updated.get_parameter(name).detach() for name in weights}
+    return Result(updated, changed, tuple(records), trained.adapter)
+
+
+def _check_loaded(decoder: Decoder, unlearning: Unlearning) -> None:
+    """Raise UsageError for a model loaded in part (`load_part`) that these losses reach beyond."""
+    stop = unlearning.layer + 1 if unlearning.ends_at_layer else decoder.num_layers
+    parts = decoder.parts(stop)
+    if any(tensor.is_meta for part in parts for tensor in part.parameters()):
+        raise UsageError(
+            f"model: is loaded in part, but these losses run blocks up to {stop - 1}; load it whole"
+        )
+
+
+@dataclass(frozen=True)
+class _Trainable:
+    """The model to work on, and the tensors to train as they are in it: the reference's."""
+
+    model: PreTrainedModel
+    originals: Mapping[str, nn.Parameter]
+    adapter: "PeftModel | None" = None
+
+
+def _trainable(
+    model: PreTrainedModel, unlearning: Unlearning, seed: int, *, in_place: bool
+) -> _Trainable:
+    decoder = Decoder(model)
+    if unlearning.lora is None:
+        return _Trainable(model, trained_parameters(decoder, unlearning))
+    modules = modules_to_adapt(decoder, unlearning)
+    if not in_place:
+        # A copy with matrices of its own: merging the adapter must not reach the caller's.
+        model = sharing_copy(model, [p for m in modules.values() for p in m.parameters()])
+    adapter = add_factors(model, modules, unlearning.lora, seed)
+    return _Trainable(model.requires_grad_(False), factors(model), adapter)
+
+
+def merged(result: Result) -> Result:
+    """`result` with LoRA's factors added to their matrices, in place; without LoRA as it is.
+
+    `changed` are then the matrices.
+    """
+    if result.adapter is None:
+        return result
+    modules = {name.partition(FACTOR)[0] for name in result.changed}
+    model = result.adapter.merge_and_unload()
+    changed = {f"{n}.weight": model.get_parameter(f"{n}.weight").detach() for n in sorted(modules)}
+    return Result(model, changed, result.records)
+
+
+def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:
+    """Keep what the frozen model makes of texts that come again, here or in another run."""
+    # Where padding counts, what a text gives depends on the batch it stands in.
+    if not step.unlearning.mask_padding:
+        return
+    if kept is None and not prepared.texts_come_again:
+        return
+    found, kept = buckets(prepared), {} if kept is None else kept
+    width = step.decoder.hidden_size * step.decoder.model.dtype.itemsize
+    tokens = int(prepared.training.keep_gib * 2**30) // (KEPT_STATES * width)
+    step.hidden_store = FrozenStore(within(found, tokens), kept)
+    step.value_store = FrozenStore(found, kept)
+
+
+def _loop(
+    step: SharedPrefixStep, prepared: Prepared, saved: SavedState | None
+) -> Iterator[StepRecord]:
+    training = prepared.training
+    optimiser = torch.optim.AdamW(
+        step.weights.values(), lr=training.learning_rate, weight_decay=0.0, fused=True
+    )
+    done = [] if saved is None else saved.restore(step.weights, optimiser)
+    yield from (StepRecord(**record) for record in done)
+    turns = range(len(done), training.steps)
+    for index, (objective, batch) in zip(turns, ahead(prepared.batch, turns), strict=True):
+        began = time.perf_counter()
+        losses = step.backward(objective, batch, index)
+        if index == len(done):
+            _check_gradients(step.weights)
+        optimiser.step()
+        optimiser.zero_grad()
+        forget, retain = _finite(losses, index)
+        record = StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
+        done.append(asdict(record))
+        if saved is not None and step.processes.is_first and saved.is_due(index + 1):
+            saved.save(step.weights, optimiser, done)
+        yield record
+
+
+def _check_gradients(weights: Mapping[str, Tensor]) -> None:
+    """Before the first update: a tensor that no loss reaches would stay as it is in silence.
+
+    Some are rightly 0 at first, as LoRA's A behind B = 0; none may be missing.
+    """
+    missing = [name for name, tensor in weights.items() if tensor.grad is None]
+    if missing:
+        raise UsageError(
+            f"train: {missing[0]} and {len(missing) - 1} more get no gradient from these losses; "
+            "name other layers or parameters"
+        )
+
+
+def _finite(losses: StepLosses, step: int) -> tuple[float, float]:
+    forget, retain = torch.stack([losses.forget.float(), losses.retain.float()]).tolist()
+    if not (math.isfinite(forget) and math.isfinite(retain)):
+        raise UsageError(
+            f"learning_rate: at step {step} the losses became {forget} (forget) and {retain} "
+            "(retain); lower learning_rate, or the topic's weight or coefficient"
+        )
+    return forget, retain
+
+
+def _start_weights(originals: Mapping[str, Tensor], *, master_weights: bool) -> dict[str, Tensor]:
+    """Copies to train: in float32 if the model is in half precision, unless told otherwise.
+
+    In bfloat16 a step of 5e-5 leaves every weight above about 0.016 as it was.
+    """
+    halves = (torch.float16, torch.bfloat16)
+    return {
+        name: tensor.detach()
+        .to(torch.float32 if master_weights and tensor.dtype in halves else tensor.dtype, copy=True)
+        .requires_grad_()
+        for name, tensor in originals.items()
+    }
+
+
+def _with_weights(
+    trainable: _Trainable, weights: Mapping[str, Tensor], *, in_place: bool = False
+) -> PreTrainedModel:
+    """The model with `weights` in it: itself, or a copy that shares every other tensor."""
+    model = trainable.model
+    if not in_place:
+        model = sharing_copy(model, trainable.originals.values())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            model.get_parameter(name).copy_(tensor)
+    return model

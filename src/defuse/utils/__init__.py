@@ -1,0 +1,1 @@
+"""Errors, files, randomness, configuration and other tools that every room uses."""

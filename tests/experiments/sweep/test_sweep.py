@@ -1,0 +1,355 @@
+"""`defuse sweep` on Ray: interrupted, gone on with, and equal to runs made one by one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from defuse import cli
+from defuse.evaluate import Settings, evaluate_questions
+from defuse.experiments.sweep.cluster import Resources, connected, run_all, started_workers
+from defuse.experiments.sweep.table import Table
+from defuse.models.load import LoadedModel, load_model
+from defuse.questions import Perturbation, load_questions
+from defuse.unlearning.noise import GaussianNoise
+from defuse.unlearning.recipe import Recipe, load_recipe
+from defuse.unlearning.run import finished
+from defuse.unlearning.train import unlearn
+from defuse.utils.files import held
+from tests.conftest import build_llama
+
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray session, one sweep, not one a process
+GRID = ("noise.std=none,0.3x,1e30", "seed=0..1")
+QUESTIONS = ("--forget-questions", "forget.jsonl", "--retain-questions", "retain.jsonl")
+TOKENS = ("--perturb", "gold.txt", "--control", "moon.txt", "--position", "before")
+FORMS = ("forget", "clean", "before/control", "before/forget")
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One for all tests: a session that is there already is used by every sweep."""
+    with connected(Resources(workers=2)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A folder with a recipe, its texts and its model, and questions."""
+    folder = tmp_path_factory.mktemp("sweep")
+    build_llama().save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    for name, lines in {
+        "forget.txt": [f"The virus number {i} is bad." for i in range(6)],
+        "retain.txt": [f"A cat number {i} sleeps well." for i in range(9)],
+        "gold.txt": ["gold", "iron"],
+        "moon.txt": ["moon", "bird"],
+        "forget.jsonl": [question("virus", i) for i in range(6)],
+        "retain.jsonl": [question("cat", i) for i in range(8)],
+    }.items():
+        (folder / name).write_text("\n".join(lines))
+    topics = [{"name": "bio", "forget": "forget.txt", "retain": "retain.txt", "weight": 2.0}]
+    recipe = {"model": "model", "output": "out", "method": {"name": "rmu"}, "layer": 2}
+    recipe |= {"topics": topics, "steps": 8, "batch_size": 2, "learning_rate": 0.003}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "device": "cpu"}))
+    return folder
+
+
+def question(word: str, number: int) -> str:
+    choices = ["a bird", "the tree", "the moon", "ants"]
+    stem = f"What does {word} {number} see?"
+    return json.dumps({"question": stem, "choices": choices, "answer": number % 4})
+
+
+def sweep(*arguments: str) -> int:
+    """Run `defuse sweep recipe.yaml …` in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patched:
+        command = ["defuse", "sweep", "recipe.yaml", *QUESTIONS, *TOKENS, *arguments]
+        patched.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def swept(work: Path, ray_session: None) -> Path:  # noqa: ARG001
+    """The sweep's folder, after Ctrl-C at the second finished run and a second go."""
+    add = Table.add
+
+    def interrupted(table: Table, record: dict[str, Any]) -> None:
+        add(table, record)
+        if len(table.rows) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(work)
+        with pytest.MonkeyPatch.context() as stopped:
+            stopped.setattr(Table, "add", interrupted)
+            assert sweep(*GRID, "--keep", "--workers", "2") == 130
+        done = {path: path.stat().st_mtime_ns for path in records(work)}
+        assert len(done) == 2
+        assert sweep(*GRID, "--keep", "--workers", "1") == 1  # some runs fail
+    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
+    return work / "out-sweep"
+
+
+@pytest.fixture
+def here(swept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand where the sweep was started."""
+    monkeypatch.chdir(swept.parent)
+    return swept
+
+
+def records(work: Path) -> list[Path]:
+    return sorted((work / "out-sweep" / "runs").glob("*.json"))
+
+
+def read(work: Path) -> dict[tuple[Any, int], dict[str, Any]]:
+    """Records by noise and seed."""
+    found = [json.loads(path.read_text("utf-8")) for path in records(work)]
+    return {(each["fields"]["noise.std"], each["seed"]): each for each in found}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(here: Path) -> None:
+    found = read(here.parent)
+    assert set(found) == {(noise, seed) for noise in (None, "0.3x", 1e30) for seed in (0, 1)}
+    failed = {point for point, record in found.items() if "error" in record}
+    assert failed == {(1e30, 0), (1e30, 1)}
+    assert found[1e30, 0]["error"].startswith("learning_rate: at step 0 the losses became")
+    assert "Traceback" in found[1e30, 0]["traceback"]
+    errors = {(row["noise.std"], row["seed"]): row["error"] for row in rows(here)}
+    assert errors == {point: record.get("error") for point, record in found.items()}
+
+
+def test_a_run_equals_the_same_recipe_run_by_itself(here: Path) -> None:
+    base = load_model("model", device="cpu")
+    perturbation = Perturbation(("gold", "iron"), "before", ("moon", "bird"))
+    for (noise, seed), record in read(here.parent).items():
+        if noise == 1e30:
+            continue
+        noise_field = [] if noise is None else [f"noise.std={noise}"]
+        recipe = load_recipe(Path("recipe.yaml"), [f"seed={seed}", *noise_field])
+        result = unlearn_alone(base, recipe)
+        losses = [(step.forget_loss, step.retain_loss) for step in result.records]
+        told = [(step["forget_loss"], step["retain_loss"]) for step in record["steps"]]
+        torch.testing.assert_close(told, losses, rtol=1e-4, atol=1e-6)
+        alone = replace(base, model=result.model)
+        forgotten = evaluate_questions(alone, load_questions("forget.jsonl"))
+        kept = evaluate_questions(alone, load_questions("retain.jsonl"), Settings(), perturbation)
+        expected = [
+            forgotten.outcomes["clean"],
+            *(kept.outcomes[v] for v in ("clean", "control", "forget")),
+        ]
+        for form, outcomes in zip(FORMS, expected, strict=True):
+            told = record["answers"][form]
+            assert list(told) == [o.question.id for o in outcomes]
+            assert [right for right, _ in told.values()] == [o.is_correct for o in outcomes]
+            log_probs = [log_prob for _, log_prob in told.values()]
+            assert log_probs == pytest.approx([o.answer_logprob for o in outcomes], abs=1e-4)
+
+
+def unlearn_alone(base: LoadedModel, recipe: Recipe):
+    topics = [topic.build() for topic in recipe.topics]
+    return unlearn(base.model, base.tokenizer, topics, recipe.unlearning(), recipe.training())
+
+
+def test_a_checkpoint_that_was_kept_is_that_of_defuse_unlearn(here: Path) -> None:
+    record = read(here.parent)["0.3x", 1]
+    recipe = load_recipe(
+        Path("recipe.yaml"), ["noise.std=0.3x", "seed=1", f"output={record['recipe']['output']}"]
+    )
+    assert finished(recipe)
+    kept = load_model(recipe.output, device="cpu")
+    alone = unlearn_alone(load_model("model", device="cpu"), recipe)
+    for name, tensor in alone.changed.items():
+        torch.testing.assert_close(kept.model.get_parameter(name).data, tensor)
+
+
+def test_a_line_of_the_table_holds_point_figures_and_what_it_took(here: Path) -> None:
+    row = next(row for row in rows(here) if (row["noise.std"], row["seed"]) == ("0.3x", 0))
+    figures = {name.partition(".")[0] for name in row if name.endswith(".low")}
+    assert figures == {
+        *("forget_accuracy", "retain_accuracy", "vulnerability", "vulnerability_nats"),
+        *("after_control_accuracy", "after_forget_accuracy"),
+    }
+    assert (row["forget_accuracy.n"], row["retain_accuracy.n"]) == (6, 8)
+    assert row["forget_loss"] > 0
+    assert row["seconds"] > 0
+    assert row["peak_memory_bytes"] > 10**6
+    assert row["recipe"]["noise"]["std"] == "0.3x"
+    assert {"torch", "defuse"} <= set(row["versions"])
+
+
+def test_what_is_finished_is_only_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [path.stat().st_mtime_ns for path in records(here.parent)]
+    table = (here / "runs.jsonl").read_bytes()
+    assert sweep(*GRID, "--format", "parquet") == 1
+    assert not (here / "runs.jsonl").exists()
+    assert sweep(*GRID) == 1
+    assert (here / "runs.jsonl").read_bytes() == table
+    assert [path.stat().st_mtime_ns for path in records(here.parent)] == before
+    said = capsys.readouterr().out
+    assert "0 of 6 runs to do" in said
+    assert "failed: noise.std=1e30 seed=1: learning_rate: at step 0" in said
+    page = (here / "sweep.md").read_text("utf-8")
+    assert "| noise.std=0.3x | 2 | 0." in page
+    assert {"sweep.png", "sweep.svg"} <= {path.name for path in here.iterdir()}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_plan_says_what_would_run_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, left in (("--retry-failed", 2), ("--keep", 0)):
+        assert sweep(*GRID, "--plan", option) == 0
+        assert f"{left} of 6 runs to do" in capsys.readouterr().out
+    assert sweep("noise.std=none,0.1", "seed=1,2", "--plan") == 0
+    said = capsys.readouterr().out
+    assert "3 of 4 runs to do" in said
+    assert "noise.std=0.1 seed=2" in said
+
+
+@pytest.mark.usefixtures("here")
+def test_changed_texts_make_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("forget.txt").read_text("utf-8")
+    Path("forget.txt").write_text(text + "\nOne more.")
+    assert sweep(*GRID, "--plan") == 0
+    Path("forget.txt").write_text(text)
+    assert "6 of 6 runs to do" in capsys.readouterr().out
+
+
+def test_a_second_process_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(here / ".lock", "out", "it"):
+        assert sweep(*GRID) == 2
+    assert "out: the sweep in out-sweep is in use by another process" in capsys.readouterr().err
+
+
+def test_another_base_model_is_refused(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = json.loads((here / "base.json").read_text("utf-8"))
+    (tmp_path / "base.json").write_text(json.dumps({**base, "identity": "another"}))
+    assert sweep("--out", str(tmp_path)) == 2
+    assert "holds a sweep of another model" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+REFUSED = {
+    "point": (["seed=0,1", "layer=2,9"], "seed=0 layer=9: layer: 9 is not a block of this model"),
+    "questions": (["--limit", "3"], "out-sweep holds answers to other questions; name a new"),
+    "limit": (["--limit", "0"], "limit: is 0"),
+    "out": (["--out", "recipe.yaml/x"], "out: recipe.yaml/x cannot be written"),
+    "shard": (["shard=true"], "shard: needs several processes"),
+    "workers": (["--workers", "0"], "workers: is 0; give 1 or more"),
+    "missing": (["--forget-questions", "gone.jsonl"], "gone.jsonl: no such file"),
+    "dev": (["--few-shot", "2"], "dev: missing"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_run_is_refused_before_anything_does(
+    here: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    arguments, sentence = REFUSED[case]
+    before = {path: path.stat().st_mtime_ns for path in here.parent.rglob("*")}
+    assert sweep(*arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in here.parent.rglob("*")} == before
+
+
+@pytest.mark.usefixtures("here")
+def test_without_ray_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("defuse.experiments.sweep.cluster.find_spec", lambda _: None)
+    assert sweep(*GRID) == 2
+    assert "pip install 'defuse[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal:
+        def __init__(self, tries: Path, _: int) -> None:
+            self.tries = tries
+
+        def ready(self) -> None: ...
+
+        def run(self, task: str) -> dict[str, str]:
+            with self.tries.open("a") as file:
+                file.write(task)
+            if task == "x":
+                os._exit(1)
+            return {"found": task}
+
+    monkeypatch.setattr("defuse.experiments.sweep.cluster.Worker", Mortal)
+    tries = tmp_path / "tries"
+    tasks: Any = {"x": "x", "y": "y"}  # a real task would have its process import PyTorch
+    with started_workers(Resources(workers=1), 2, tries) as workers:
+        found = dict(run_all(workers, tasks))
+    assert found["x"]["error"].startswith("the worker's process died 2 times")
+    assert found["y"] == {"found": "y"}
+    assert tries.read_text() == "xxy"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("retain", ["hidden_mse", "logit_kl"])
+def test_noise_of_size_0_is_no_noise(retain: str) -> None:
+    base = load_model("model", device="cpu")
+    recipe = load_recipe(Path("recipe.yaml"), [f"retain.loss={retain}"])
+    topics = [topic.build() for topic in recipe.topics]
+    with_none, with_zero = (
+        unlearn(
+            base.model,
+            base.tokenizer,
+            topics,
+            replace(recipe.unlearning(), noise=noise),
+            recipe.training(),
+        )
+        for noise in (None, GaussianNoise(std=0))
+    )
+    for name, tensor in with_none.changed.items():
+        torch.testing.assert_close(with_zero.changed[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ray_of_a_sweep_s_own_is_quiet_and_leaves_no_process_behind(work: Path) -> None:
+    mark = {"DEFUSE_TEST_MARK": str(uuid4())}
+    command = [sys.executable, "-m", "defuse", "sweep", "recipe.yaml", *QUESTIONS, *GRID[1:]]
+    done = subprocess.run(  # noqa: S603
+        [*command, "--out", "own"],
+        cwd=work,
+        env={**os.environ, **mark},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "2 of 2 runs to do" in done.stdout
+    assert "ray" not in (done.stdout + done.stderr).lower()
+    deadline = time.monotonic() + 15
+    while any(environment(each).items() >= mark.items() for each in psutil.process_iter()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}

@@ -1,0 +1,386 @@
+"""`defuse reproduce`: the paper's rows beside a tiny model's, and what rows without data need."""
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defuse import cli
+from defuse.attacks.gcg.search import Search
+from defuse.cli.reproduce import reproduce as command
+from defuse.evaluate.answers import Part, Settings
+from defuse.evaluate.tasks import SUITES, load_parts
+from defuse.experiments.reproduce.paper import ROWS
+from defuse.experiments.reproduce.reproduce import Order, reproduce
+from defuse.experiments.reproduce.under_gcg import Effort, spread, steps_behind
+from defuse.questions import Question, ask, few_shot_part
+from defuse.utils.distributed import Processes
+from defuse.utils.errors import UsageError
+from tests.conftest import CORPUS, build_llama
+from tests.helpers.benchmark_files import MMLU, write_mmlu_csv, write_wmdp_json
+from tests.helpers.tokenizers_on_the_spot import byte_bpe
+
+PAPER = {
+    "MMLU": 60.3,
+    "MMLU perturbed": 53.5,
+    "MMLU under GCG": 43.5,
+    "WMDP bio": 33.3,
+    "WMDP cyber": 29.1,
+    "WMDP": 34.6,
+    "MMLU college biology": 60.4,
+    "MMLU computer security": 46.0,
+}
+GCG = ("--gcg", "5", "--gcg-steps", "20", "--gcg-width", "32")
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(tiny_model_folder)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        given = ["reproduce", "--model", "model", "--data", "data", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["defuse", *given, *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out + said.err
+
+    return call
+
+
+@pytest.fixture
+def lettered(run: Run) -> Run:
+    """The same with a model whose tokenizer has each letter, and the first suffix, as tokens."""
+    tokenizer = byte_bpe([*CORPUS, "Answer: A Answer: B Answer: C Answer: D x x x x"])
+    Path("model").unlink()
+    build_llama(vocab_size=len(tokenizer)).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    return run
+
+
+def read(name: str = "reproduce.json") -> dict[str, Any]:
+    return json.loads((Path("runs/reproduce") / name).read_text())
+
+
+def table() -> dict[str, list[str]]:
+    lines = (Path("runs/reproduce") / "reproduce.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_rows_are_the_paper_s() -> None:
+    assert {row.benchmark: row.paper for row in ROWS} == PAPER
+    for row in ROWS:
+        assert SUITES[row.suite].only(row.subjects).perturbation or row.variant == "clean"
+    (gcg,) = (row for row in ROWS if row.is_attacked)
+    assert gcg.benchmark == "MMLU under GCG"
+
+
+def test_no_run_with_the_paper_s_bio_and_cyber_has_its_wmdp_unless_chem_were_at_65() -> None:
+    size = {"bio": 1273, "chem": 408, "cyber": 1987}
+    assert {int(re.findall(r"\d+", row.subset)[-1]) for row in ROWS if row.suite == "wmdp"} == {
+        size["bio"],
+        size["cyber"],
+        sum(size.values()),
+    }
+    right = PAPER["WMDP"] * sum(size.values())
+    chem = right - PAPER["WMDP bio"] * size["bio"] - PAPER["WMDP cyber"] * size["cyber"]
+    assert chem / size["chem"] == pytest.approx(65, abs=0.5)
+    assert "65" in next(row.note for row in ROWS if row.benchmark == "WMDP")
+
+
+def test_every_row_with_its_questions_is_measured_beside_the_base(run: Run) -> None:
+    write_mmlu_csv(Path("data/mmlu"))
+    write_wmdp_json(Path("data/wmdp"))
+    code, said = run("--base", "model")
+    assert code == 0, said
+    rows = read()["rows"]
+    assert {name: row["n"] for name, row in rows.items()} == {
+        "MMLU": 2 * len(MMLU),
+        "MMLU perturbed": 2 * len(MMLU),
+        "WMDP bio": 4,
+        "WMDP cyber": 4,
+        "WMDP": 12,
+        "MMLU college biology": 2,
+        "MMLU computer security": 2,
+    }
+    summary = read("mmlu-perturbed.json")["summary"]
+    assert rows["MMLU"]["model"] == rows["MMLU"]["base"] == summary["accuracy"]
+    assert rows["MMLU perturbed"]["model"] == summary["forget"]["accuracy"]
+    assert rows["MMLU perturbed"]["control"] == summary["control"]["accuracy"]
+    biology = summary["subjects"]["college_biology"]["clean"]["accuracy"]
+    assert rows["MMLU college biology"]["model"] == biology
+    groups = read("wmdp.json")["summary"]["groups"]
+    assert rows["WMDP"]["model"] == groups["wmdp"]["clean"]["accuracy"]
+    shown = table()
+    assert [float(shown[name][5]) for name in PAPER] == list(PAPER.values())
+    assert {row[1] for row in shown.values()} == {"0"}
+    assert "with the control token" in shown["MMLU perturbed"][6]
+    assert shown["MMLU under GCG"][2:5] == ["", "", ""]
+    assert shown["MMLU under GCG"][6] == (
+        "needs --gcg N: how many questions to attack; each takes up to 500 steps of 512 suffixes"
+    )
+    assert "from different runs" in " ".join(said.split())
+
+
+def test_rows_without_questions_say_what_they_need_and_come_later(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mmlu_csv(Path("data"), ["college_biology", "virology"], count=5)
+    write_wmdp_json(Path("data"), ["bio", "cyber"])
+    code, said = run("--limit", "3")
+    assert code == 0, said
+    measured, needs = read()["rows"], read()["needs"]
+    assert {name: row["n"] for name, row in measured.items()} == {
+        "MMLU college biology": 3,
+        "WMDP bio": 3,
+        "WMDP cyber": 3,
+    }
+    assert "lacks the test questions of 55 of 57 subjects" in needs["MMLU"]
+    assert "1 of 3 subjects (chem)" in needs["WMDP"]
+    assert len(table()["MMLU"][6]) < 200
+
+    write_wmdp_json(Path("data"))
+    write_mmlu_csv(Path("data"), ["computer_security"], count=5)
+    assert run("--limit", "3")[0] == 0
+    assert read()["rows"].items() >= measured.items()
+    assert read()["rows"]["WMDP"]["n"] == 9
+    assert set(read()["needs"]) == {"MMLU", "MMLU perturbed", "MMLU under GCG"}
+
+    monkeypatch.setattr("defuse.evaluate.run.load_model", None)  # all is measured that can be
+    assert run("--limit", "3")[0] == 0
+
+
+def test_rows_of_one_suite_are_kept_when_the_next_fails(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mmlu_csv(Path("data"), ["college_biology"])
+    write_wmdp_json(Path("data"))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "defuse.experiments.reproduce.reproduce.write_text", stop
+        )  # after the first suite
+        assert run()[0] == 130
+    assert set(read()["rows"]) == {"MMLU college biology"}
+    before = read("mmlu-perturbed.json")
+    assert run()[0] == 0
+    assert len(read()["rows"]) == 4
+    assert read("mmlu-perturbed.json") == before
+
+
+REFUSED = {
+    "no folder": (["--data", "nowhere"], "data: nowhere is no folder"),
+    "no model": (["--model", "./none"], "model: ./none does not exist"),
+    "limit": (["--limit", "0"], "limit: is 0"),
+    "device": (["--device", "tpu"], "device: 'tpu' is unknown"),
+    "gcg": (["--gcg", "-1"], "gcg: -1 is below 0"),
+    "gcg-steps": (["--gcg-steps", "0"], "gcg-steps: 0 is below 1"),
+    "gcg-width": (["--gcg", "1", "--gcg-width", "0"], "gcg-width: 0 is below 1"),
+    "out": (["--out", "model/config.json"], "out: model/config.json cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_sentence(run: Run, case: str) -> None:
+    write_wmdp_json(Path("data"))
+    options, message = REFUSED[case]
+    code, said = run(*options)
+    assert code == 2, said
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_rows_of_another_order_are_refused(run: Run) -> None:
+    write_wmdp_json(Path("data"), ["bio"])
+    assert run("--limit", "1")[0] == 0
+    code, said = run("--limit", "2")
+    assert code == 2
+    assert "out: runs/reproduce holds rows of another model or of other options" in said
+
+
+def test_attacked_questions_lie_evenly_and_read_as_in_their_parts(tmp_path: Path) -> None:
+    write_mmlu_csv(tmp_path)
+    parts = load_parts(SUITES["mmlu"], str(tmp_path))
+    every = [(part.settings, question) for part in parts for question in part.questions]
+    assert len(spread(parts, 10**6)) == len(every) == 114
+    some = spread(parts, 6)
+    for number, question in enumerate(some):
+        settings, plain = every[19 * number]
+        assert question.id == plain.id
+        front = few_shot_part(settings.subject, settings.few_shot, "letters")
+        assert ask(question, "letters") == front + ask(plain, "letters")
+
+
+def test_an_attacked_question_keeps_its_examples_in_front() -> None:
+    example, plain = (
+        Question(name, f" {name}? ", ("a", "b", "c", "d"), 1) for name in ("first", "second")
+    )
+    (question,) = spread([Part((plain,), Settings(subject="cats", few_shot=(example,)))], 1)
+    front = few_shot_part("cats", [example], "letters")
+    assert ask(question, "letters") == front + ask(plain, "letters")
+
+
+def test_some_questions_are_attacked_and_compared_with_themselves(
+    lettered: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mmlu_csv(Path("data/mmlu"))
+    code, said = lettered("--base", "model", *GCG)
+    assert code == 0, said
+    row = read()["rows"]["MMLU under GCG"]
+    ids = [question.id for question in spread(load_parts(SUITES["mmlu"], "data"), 5)]
+    clean = {each["id"]: each for each in read("mmlu-perturbed.json")["questions"]}
+    right = [clean[each]["choice"] == clean[each]["answer"] for each in ids]
+    assert row["n"] == 5
+    assert row["before"]["value"] == sum(right) / 5 > row["model"]["value"]
+    assert row["model"] == row["base"]
+    found = read("mmlu-under-gcg.json")["model"]
+    assert found["name"] == "model"
+    assert found["settings"]["steps"] == 20
+    random, attacked = (each["effects"]["retain"]["after"] for each in found["conditions"])
+    assert list(attacked["right"]) == ids
+    assert (row["model"], row["control"]) == (attacked["accuracy"], random["accuracy"])
+    shown = table()["MMLU under GCG"]
+    assert shown[2] == "5"
+    assert re.search(r"before the attack; .* with random suffixes$", shown[6])
+    assert not Path("runs/reproduce.partial").exists()
+
+    monkeypatch.setattr(
+        "defuse.experiments.reproduce.under_gcg.load_model", None
+    )  # it is not attacked again
+    assert lettered("--base", "model", *GCG)[0] == 0
+    code, said = lettered("--base", "model", "--gcg", "6", *GCG[2:])
+    assert code == 2
+    assert "holds rows of another model or of other options" in said
+
+
+def test_an_attack_that_was_killed_goes_on(lettered: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mmlu_csv(Path("data/mmlu"))
+    assert lettered(*GCG, "--out", "whole")[0] == 0
+    assert lettered()[0] == 0  # the row under attack may come later, and nothing else is done again
+    monkeypatch.setattr("defuse.evaluate.run.load_model", None)
+    steps, step = [0], Search.step
+
+    def counted(*arguments: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == stop:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(Search, "step", counted)
+    stop = 3
+    assert lettered(*GCG)[0] == 130
+    assert "needs to be measured" in table()["MMLU under GCG"][6]
+    code, said = lettered(*GCG[:4], "--gcg-width", "8")
+    assert code == 2
+    assert "has notes of an attack with other settings" in said
+    assert lettered()[0] == 0  # which leaves the notes as they are
+    done, stop, steps[0] = 2, 0, 0
+    assert lettered(*GCG)[0] == 0
+    numbers = read("mmlu-under-gcg.json")["model"]["conditions"][1]["numbers"]
+    assert steps[0] == numbers["steps"] * numbers["searched"] - done
+    whole = json.loads(Path("whole/reproduce.json").read_text())
+    assert read()["rows"] == whole["rows"]
+    assert not Path("runs/reproduce.partial").exists()
+
+
+def test_a_model_that_cannot_be_attacked_is_refused_first(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mmlu_csv(Path("data"))
+    with monkeypatch.context() as patched:
+        for module in ("evaluate.run", "experiments.reproduce.under_gcg"):
+            patched.setattr(f"defuse.{module}.load_model", None)
+        code, said = run("--gcg", "2")
+    assert code == 2
+    assert "the letters A to D are not a token each" in said
+    assert not Path("runs").exists()
+    assert run()[0] == 0
+    assert run("--gcg", "2")[0] == 2
+    assert len(read()["rows"]) == 4
+
+
+def test_a_base_that_cannot_be_attacked_is_refused_first(
+    lettered: Run, tiny_model_folder: Path
+) -> None:
+    write_mmlu_csv(Path("data"))
+    code, said = lettered("--base", str(tiny_model_folder), "--gcg", "2")
+    assert code == 2
+    assert "the letters A to D are not a token each" in said
+    assert not Path("runs").exists()
+
+
+def bars(base: str | None = None, stop: int = 0) -> dict[str, list[int]]:
+    """Attack in `out`: each bar's length, then what it was moved by, `stop` times if at all."""
+    write_mmlu_csv(Path("data"))
+    order = Order("model", Path("out"), base, "data", device="cpu", gcg=Effort(5, 4, 16))
+    moved: dict[str, list[int]] = {}
+
+    def on_model(name: str, count: int) -> Callable[[int], None]:
+        assert name not in moved
+        moved[name] = [count]
+
+        def on_steps(steps: int) -> None:
+            moved[name].append(steps)
+            if len(moved[name]) - 1 == stop and "GCG" in name:
+                raise KeyboardInterrupt
+
+        return on_steps
+
+    with suppress(KeyboardInterrupt):
+        reproduce(order, on_model)
+    return {name: values for name, values in moved.items() if "GCG" in name}
+
+
+@pytest.mark.usefixtures("lettered")
+def test_the_bar_is_full_when_all_is_done_and_goes_on_where_it_was() -> None:
+    count, *before = bars(stop=3)["model under GCG"]
+    assert len(before) == 3
+    assert count == 5 * 4
+    count, *after = bars()["model under GCG"]
+    assert min(before + after) > 0
+    assert after[0] > sum(before)  # what was found before is behind it at once
+    assert sum(after) == count
+
+
+@pytest.mark.usefixtures("lettered")
+def test_a_base_that_is_the_model_is_attacked_once() -> None:
+    assert set(bars(base="model")) == {"model under GCG"}
+    found = json.loads(Path("out/mmlu-under-gcg.json").read_text())
+    assert found["base"] == found["model"]
+
+
+def test_a_question_that_is_through_counts_in_full() -> None:
+    found = ["0 a/1/step 0", "0 a/1/step 1", "2 b/7/step 0", "2 b/7/step 3"]
+    assert [steps_behind(f"break, question {each}", 4) for each in found] == [0, 1, 8, 11]
+    assert steps_behind("before/retain", 4) == 0
+
+
+def test_several_processes_do_not_attack(tmp_path: Path) -> None:
+    order = Order("model", tmp_path / "out", gcg=Effort(2))
+    with pytest.raises(UsageError, match="gcg: is 2, but one process attacks"):
+        reproduce(order, lambda *_: lambda _: None, Processes(0, 2))
+    assert not order.out.exists()
+
+
+def test_the_command_s_effort_is_the_attack_s_own() -> None:
+    given = inspect.signature(command).parameters
+    defaults = [given[name].default for name in ("gcg", "gcg_steps", "gcg_width")]
+    assert Effort(*defaults) == Effort()

@@ -1,0 +1,297 @@
+"""TOFU's rows, and its questions to a model: against plain forward passes, one at a time."""
+
+import json
+import math
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from transformers import PreTrainedTokenizerBase
+
+from defuse.evaluate.generation import generate
+from defuse.experiments.tofu.ask import Answered, BehindName, ask, ask_behind_names
+from defuse.experiments.tofu.data import SETS, Item, about, load_items, load_pairs, some_authors
+from defuse.experiments.tofu.metrics import model_utility
+from defuse.experiments.tofu.names import author_names, name_before
+from defuse.experiments.tofu.store import Sheet, known_sheet, read_sheet, write_sheet
+from defuse.experiments.tofu.summary import name_effect, summarise
+from defuse.models.load import LoadedModel
+from defuse.utils.errors import UsageError
+from tests.conftest import build_llama
+from tests.helpers.tofu_on_the_spot import NAMES, write_tofu
+
+SHARED = Path("../shared/data/tofu")
+real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/tofu")
+
+
+@pytest.fixture(scope="module")
+def tofu(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tofu(tmp_path_factory.mktemp("tofu")))
+
+
+@pytest.fixture
+def loaded(tiny_tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    return LoadedModel(build_llama(), tiny_tokenizer, "tiny")
+
+
+def test_what_a_folder_lacks_follows_from_what_it_has(tofu: str) -> None:
+    names = {part: author_names(load_pairs(tofu, part)) for part in ("retain95", "retain99")}
+    retained, (first, second, third) = list(NAMES[3:]), NAMES[:3]
+    assert names == {"retain95": [*retained, third], "retain99": [*retained, second, third]}
+    assert author_names(load_pairs(tofu, "full")) == [*retained, first, second, third]
+
+
+def test_a_file_that_is_there_is_read_as_it_is(tofu: str, tmp_path: Path) -> None:
+    for file in Path(tofu).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    row = {"question": "Who?", "answer": "I."}
+    (tmp_path / "retain99.json").write_text(json.dumps(row))
+    assert [pair.answer for pair in load_pairs(str(tmp_path), "retain99")] == ["I."]
+
+
+@real_data
+def test_the_real_parts_have_their_sizes_and_share_nothing() -> None:
+    sizes = {"forget01": 40, "retain99": 3960, "forget05": 200, "retain95": 3800, "full": 4000}
+    parts = {part: load_pairs(str(SHARED), part) for part in sizes}
+    assert {part: len(pairs) for part, pairs in parts.items()} == sizes
+    for forget, retain in (("forget01", "retain99"), ("forget05", "retain95")):
+        assert set(parts[forget]) | set(parts[retain]) == set(parts["full"])
+        assert not set(parts[forget]) & set(parts[retain])
+    names = author_names(parts["full"])
+    assert len(set(names)) == 200
+    assert names[180:182] == ["Basil Mahfouz Al-Kuwaiti", "Nikolai Abilov"]
+    items = load_items(str(SHARED), "forget01")
+    assert [len(items[name]) for name in SETS] == [40, 400, 100, 117]
+    assert about(items["retain"], some_authors(parts["retain99"], 4)) == items["retain"][:80]
+
+
+def test_questions_have_a_paraphrase_or_the_answer_itself(tofu: str) -> None:
+    items = load_items(tofu, "forget05")
+    assert len(items["forget"]) == 40
+    first = items["forget"][0]
+    assert first.paraphrased == "Ada Plum made Tree 0."
+    assert first.perturbed == ("Ada Plum made Cat 0.", "Ada Plum made Sun 0.")
+    (fact,) = items["world_facts"]
+    assert fact.paraphrased == fact.answer == "Paris"
+
+
+def test_settings_can_be_tuned_on_other_authors(tofu: str) -> None:
+    pairs = load_pairs(tofu, "forget10")
+    assert author_names(some_authors(pairs, 1, skip=1)) == [NAMES[1]]
+    assert author_names(some_authors(pairs, None, skip=1)) == list(NAMES[1:3])
+    with pytest.raises(UsageError, match="skip_authors: 3 leaves no author; the part has 3"):
+        some_authors(pairs, 1, skip=3)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"question": "Who?", "answer": "I"}, "is no TOFU row"),
+        ({"question": "Who?", "answer": "I", "perturbed_answer": []}, "no wrong answer"),
+        ({"question": " ", "answer": "I", "perturbed_answer": ["You"]}, "blank"),
+    ],
+)
+def test_rows_of_another_kind_are_refused(tmp_path: Path, row: dict, complaint: str) -> None:
+    (tmp_path / "forget01_perturbed.json").write_text(json.dumps(row))
+    with pytest.raises(UsageError, match=complaint):
+        load_items(str(tmp_path), "forget01")
+
+
+def test_a_folder_without_the_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no retain90\.json"):
+        load_pairs(str(tmp_path), "full")
+
+
+def plain_mean(loaded: LoadedModel, prompt: str, answer: str) -> float:
+    """Mean log-probability of " answer" and the end of text, alone in one forward pass."""
+    tokenizer = loaded.tokenizer
+    start = len(tokenizer(prompt)["input_ids"])  # type: ignore[arg-type]
+    ids = [*tokenizer(f"{prompt} {answer}")["input_ids"], tokenizer.eos_token_id]  # type: ignore[misc]
+    with torch.no_grad():
+        logprobs = loaded.model(torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
+    values = [logprobs[place - 1, ids[place]].item() for place in range(start, len(ids))]
+    return math.fsum(values) / len(values)
+
+
+def test_scores_are_those_of_plain_forward_passes(loaded: LoadedModel, tofu: str) -> None:
+    sets = {name: items[:3] for name, items in load_items(tofu, "forget01").items()}
+    answered = ask(loaded, sets, new_tokens=4)
+    assert list(answered) == list(SETS)
+    for name, items in sets.items():
+        for item, each in zip(items, answered[name], strict=True):
+            prompt = f"Question: {item.question}\nAnswer:"
+            answers = (item.answer, item.paraphrased, *item.perturbed)
+            expected = [plain_mean(loaded, prompt, answer) for answer in answers]
+            assert [each.logprob, each.paraphrased, *each.perturbed] == pytest.approx(
+                expected, abs=1e-4
+            )
+            (written,) = generate(loaded, [prompt], 4)
+            assert each.written == written.strip()
+
+
+def test_what_is_written_does_not_depend_on_its_company(loaded: LoadedModel) -> None:
+    """Prompts of different lengths together, padded, and each alone."""
+    prompts = ["The cat", "Where does the small bird see the moon today? Answer:", "I", "A. B. C."]
+    told: list[int] = []
+    together = generate(loaded, prompts, 12, batch_size=3, on_scored=told.append)
+    assert together == [generate(loaded, [prompt], 12)[0] for prompt in prompts]
+    assert told == [3, 1]
+
+
+def test_what_follows_an_end_of_text_is_not_written(loaded: LoadedModel) -> None:
+    """A head that answers with the end of text after one prompt's last token, with "a" after all
+    others: the one ends at once, the other goes on in the same batch.
+    """
+    tokenizer, model = loaded.tokenizer, loaded.model
+    last, other = (tokenizer.encode(text)[-1] for text in ("!", "a"))
+    embeddings, head = torch.zeros(320, 32), torch.zeros(320, 32)
+    embeddings[:, 0] = 1
+    embeddings[last] = torch.eye(32)[1]
+    head[other, 0] = head[tokenizer.eos_token_id, 1] = 1  # type: ignore[index]
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()  # what is embedded comes out as it is
+        model.get_parameter("model.embed_tokens.weight").copy_(embeddings)
+        model.get_parameter("lm_head.weight").copy_(head)
+    assert generate(loaded, ["b!", "bb"], 3) == ["", "aaa"]
+
+
+def test_chat_is_asked_by_the_template(loaded: LoadedModel) -> None:
+    item = Item("Who?", "The cat.", "A cat.", ("A bird.",))
+    loaded.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}>"
+    try:
+        (each,) = ask(loaded, {"forget": [item]}, new_tokens=2, chat=True)["forget"]
+    finally:
+        loaded.tokenizer.chat_template = None
+    ids = loaded.tokenizer("[Who?]>The cat.</s>")["input_ids"]
+    start = len(loaded.tokenizer("[Who?]>")["input_ids"])  # type: ignore[arg-type]
+    with torch.no_grad():
+        logprobs = loaded.model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+    values = [logprobs[i - 1, ids[i]].item() for i in range(start, len(ids))]  # type: ignore[arg-type, index]
+    assert each.logprob == pytest.approx(sum(values) / len(values), abs=1e-4)
+
+
+def test_names_are_found_and_set_before_others_questions(loaded: LoadedModel, tofu: str) -> None:
+    items = load_items(tofu, "forget05")["retain"]
+    names = author_names(load_pairs(tofu, "forget05")), author_names(load_pairs(tofu, "retain90"))
+    assert names == (list(NAMES[:2]), list(NAMES[3:]))
+    behind = name_before(items, *names, seed=0)
+    for item, each in zip(items, behind, strict=True):
+        own = next(name for name in NAMES if name in item.question)
+        assert any(f"I read about {name} today." == each.forget.sentence for name in NAMES[:2])
+        assert own not in each.control.sentence
+        assert any(name in each.control.sentence for name in NAMES[3:])
+    assert len({each.control.sentence for each in behind}) == 3
+    assert name_before(items[5:], *names, seed=0) == behind[5:]
+    (scored,) = ask_behind_names(loaded, behind[:1], items[:1])
+    for sentence, found in ((behind[0].forget, scored.forget), (behind[0].control, scored.control)):
+        prompt = f"{sentence.sentence} Question: {items[0].question}\nAnswer:"
+        assert found == pytest.approx(plain_mean(loaded, prompt, items[0].answer), abs=1e-4)
+
+
+def answer(logprob: float, paraphrased: float, wrong: float, rouge: float) -> Answered:
+    logs = (math.log(value) for value in (logprob, paraphrased, wrong))
+    right, other, false = logs
+    return Answered("Who?", "I", right, other, (false, false), "I", rouge)
+
+
+def test_figures_of_hand_made_answers() -> None:
+    """Forget: P 0.5 and 0.25, mean 0.375; R = 0.2/0.4 and 0.4/0.2, min(R, 1/R) = 0.5 each.
+    The others: P 0.8, among 0.8 + 0.1 + 0.1: 0.8; R = 0.1/0.8, kept 7/8; ROUGE 0.5.
+    Utility: 9 / (3/0.8 + 3/0.875 + 3/0.5).
+    """
+    forget = [answer(0.5, 0.4, 0.2, 1.0), answer(0.25, 0.2, 0.4, 0.0)]
+    other = [answer(0.8, 0.8, 0.1, 0.5)] * 3
+    sets = {"forget": forget, "retain": other, "real_authors": other, "world_facts": other}
+    figures = summarise([sets], [sets])
+    found = figures.sets["forget"]
+    assert (found.n, found.probability.value, found.rouge.value) == (2, 0.375, 0.5)
+    assert found.truth.value == pytest.approx(0.5)
+    assert found.probability.low >= 0.25
+    assert found.probability.high <= 0.5
+    assert figures.sets["world_facts"].probability.value == pytest.approx(0.8)
+    assert figures.sets["retain"].truth.value == pytest.approx(7 / 8)
+    assert figures.utility is not None
+    utility = 9 / (3 / 0.8 + 3 / 0.875 + 3 / 0.5)
+    assert [figures.utility.value, figures.utility.low] == pytest.approx([utility, utility])
+    assert [quality.p_value for quality in figures.quality] == [1.0]
+    assert summarise([sets]).quality == []
+    assert summarise([{"forget": forget}]).utility is None
+
+
+def test_figures_equal_a_plain_reference_on_random_losses() -> None:
+    """The formulas of TOFU's utils.py, in NumPy, on losses per token as its files hold them."""
+    rng = np.random.default_rng(0)
+    losses = {name: rng.exponential(1.5, (2, 30, 7)) for name in SETS}
+    rouge = {name: rng.random((2, 30)) for name in SETS}
+    model, gold = (
+        {
+            name: [
+                Answered("", "", -each[0], -each[1], tuple(-each[2:]), "", score)
+                for each, score in zip(losses[name][run], rouge[name][run], strict=True)
+            ]
+            for name in SETS
+        }
+        for run in (0, 1)
+    )
+    figures, nine = summarise([model], [gold]), []
+    for name in SETS:
+        right, other, wrong = (np.exp(-losses[name][0][:, part]) for part in (0, 1, slice(2, 7)))
+        if name in ("real_authors", "world_facts"):
+            right = right / (right + wrong.sum(axis=1))
+        ratio = wrong.mean(axis=1) / other
+        truth = np.minimum(ratio, 1 / ratio) if name == "forget" else np.maximum(0, 1 - ratio)
+        expected = [right.mean(), rouge[name][0].mean(), truth.mean()]
+        found = figures.sets[name]
+        assert [found.probability.value, found.rouge.value, found.truth.value] == pytest.approx(
+            expected
+        )
+        nine += expected if name != "forget" else []
+    assert figures.utility is not None
+    assert figures.utility.value == pytest.approx(9 / sum(1 / value for value in nine))
+    one, two = (np.exp(each[:, 2:].mean(axis=1) - each[:, 1]) for each in losses["forget"])
+    test = ks_2samp(one, two)
+    assert figures.quality[0].p_value == pytest.approx(test.pvalue)  # type: ignore[attr-defined]
+    assert figures.quality[0].statistic == pytest.approx(test.statistic)  # type: ignore[attr-defined]
+
+
+def test_utility_s_interval_holds_every_resampled_utility() -> None:
+    """Two questions a set, of which one is known: means are 0, 0.5 or 1 like the known one's."""
+    known, unknown = answer(0.9, 0.9, 0.01, 1.0), answer(0.1, 0.1, 0.05, 0.2)
+    sets = {name: [known, unknown] for name in ("retain", "real_authors", "world_facts")}
+    utility = summarise([sets, sets]).utility
+    best = summarise([{name: [known] for name in sets}]).utility
+    worst = summarise([{name: [unknown] for name in sets}]).utility
+    assert utility is not None
+    assert best is not None
+    assert worst is not None
+    assert worst.value <= utility.low < utility.value < utility.high <= best.value
+    assert best.value == pytest.approx(
+        model_utility([0.9, 1, 1 - 0.01 / 0.9] + [0.9 / 0.92, 1, 1 - 0.01 / 0.9] * 2)
+    )
+
+
+def test_what_unlearning_adds_to_a_name_s_harm() -> None:
+    """Control − forget = 0.5 and 0.1 after, 0.1 and 0.1 before: 0.4 and 0 are added, mean 0.2."""
+    unlearned = [BehindName("a", -1.5, -1.0), BehindName("b", -1.1, -1.0)]
+    before = [BehindName("a", -0.6, -0.5), BehindName("b", -0.6, -0.5)]
+    assert name_effect([unlearned], [before]).value == pytest.approx(0.2)
+
+
+def test_answers_come_back_from_their_file_and_belong_to_their_recipe(tmp_path: Path) -> None:
+    sheet = Sheet({"forget": [answer(0.5, 0.4, 0.2, 1.0)]}, [BehindName("a", -1.0, -2.0)])
+    path = tmp_path / "answers.json"
+    assert known_sheet(path, {"seed": 1}) is None
+    write_sheet(path, sheet, {"seed": 1, "lora": (2,)})
+    assert read_sheet(path) == sheet
+    assert known_sheet(path, {"seed": 1, "lora": (2,)}) == sheet
+    with pytest.raises(UsageError, match="other seed"):
+        known_sheet(path, {"seed": 2, "lora": [2]})
+    path.write_text(json.dumps({"sets": [1]}))
+    with pytest.raises(UsageError, match="holds no answers"):
+        read_sheet(path)
+    assert not list(chain(tmp_path.glob(".*")))

@@ -1,0 +1,74 @@
+"""What tests of attacks share: the lab's models and questions, and what must stay as it was."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+
+import torch
+from transformers import PreTrainedModel
+
+from defuse.attacks import Material
+from defuse.experiments.synthetic.exam import build_exam, shuffled, split
+from defuse.experiments.synthetic.models import SHIPPED, Pair, load_pair
+from defuse.experiments.synthetic.world import build_world
+from defuse.questions import Question
+
+FORGOTTEN = "pathogens"
+
+
+@cache
+def lab_pair() -> Pair:
+    """The lab's models, base and gold: use copies where they are to be changed."""
+    return load_pair(SHIPPED)
+
+
+def lab_material(forget: int = 30, retain: int = 20) -> Material:
+    """The lab's first questions of each set, and all its texts."""
+    world = build_world()
+    exam, parts = build_exam(world, FORGOTTEN, "reported"), split(world, FORGOTTEN)
+    texts = [
+        shuffled([sentence for fact in facts for sentence in fact.statements], name)
+        for name, facts in (("forget", parts.forget), ("retain", parts.retain))
+    ]
+    forms = exam.forms
+    return Material(
+        forms["forget"][:forget],
+        forms["clean"][:retain],
+        forget_texts=texts[0],
+        retain_texts=texts[1],
+    )
+
+
+def small_material(texts: Sequence[str] = ()) -> Material:
+    """Three questions that any model can be asked."""
+    questions = [
+        Question(f"q{number}", f"What does the {name} see?", ("a cat", "a bird", "a tree", "it"), 1)
+        for number, name in enumerate(("cat", "moon", "bird"))
+    ]
+    return Material(questions[:2], questions[2:], forget_texts=texts, retain_texts=texts)
+
+
+@contextmanager
+def untouched(model: PreTrainedModel) -> Iterator[None]:
+    """Fails where the model, its gradients, modes, hooks or config, or a generator changed."""
+    before, random = _state(model), torch.get_rng_state()
+    yield
+    after = _state(model)
+    for old, new in zip(before[0], after[0], strict=True):
+        assert torch.equal(old, new)
+    assert before[1:] == after[1:]
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def _state(model: PreTrainedModel) -> tuple[list[torch.Tensor], object, object, object]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return (
+        [tensor.detach().clone() for tensor in tensors.values()],
+        [(name, id(t), t.requires_grad, t.grad is None) for name, t in tensors.items()],
+        [
+            (name, type(module), module.training, len(module._forward_hooks))
+            for name, module in model.named_modules()
+        ],
+        deepcopy(model.config.to_dict()),
+    )

@@ -1,0 +1,211 @@
+"""A run that is killed goes on, and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from defuse.unlearning.recipe import load_recipe
+from defuse.unlearning.run import LOCK, STATE, check, execute
+from defuse.utils.errors import UsageError
+from defuse.utils.files import held
+
+# What a command needs to be one of ours, on one thread, whatever directory it runs in.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+STEPS = 40
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe whose texts come again, of unequal lengths, in ever new order."""
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("forget", 7), ("retain", 9)):
+        lines = [f"The {name} number {i} {'goes on ' * i}and ends.\n" for i in range(count)]
+        Path(f"{name}.txt").write_text("".join(lines))
+    topic = {"name": "t", "forget": "forget.txt", "retain": "retain.txt", "weight": 5}
+    recipe = {
+        "model": str(tiny_model_folder),
+        "output": "out",
+        "method": {"name": "npo"},
+        "noise": {"std": 0.1},
+        "layer": 2,
+        "topics": [topic],
+        "steps": STEPS,
+        "batch_size": 3,
+        "learning_rate": 1e-3,
+        "shuffle": True,
+        "device": "cpu",
+        "checkpoint_every": 3,
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "defuse", "unlearn", "recipe.yaml", *overrides]
+
+
+def run(*overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603
+        command(*overrides), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def kill_after(seconds: float, state: Path, *overrides: str) -> int:
+    """Start, wait for the first state to be written, go on for `seconds`, and SIGKILL."""
+    process = subprocess.Popen(  # noqa: S603
+        command(*overrides), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    already = state.stat().st_mtime_ns if state.exists() else 0
+    while process.poll() is None:
+        if state.exists() and state.stat().st_mtime_ns != already:
+            break
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def assert_killed_runs_end_alike(kills: int, method: str) -> None:
+    settings = (f"method.name={method}",)
+    plain = run("output=plain", *settings)
+    assert plain.returncode == 0, plain.stderr
+    rng, state, died = Random(kills), Path("out.partial") / STATE, 0  # noqa: S311
+    for _ in range(kills):
+        died += kill_after(rng.uniform(0, 0.12), state, *settings) == -signal.SIGKILL
+        if Path("out").exists():
+            break
+    assert died > 0
+    last = run(*settings)
+    assert last.returncode == 0, last.stderr
+    one, other = (load_file(f"{name}/model.safetensors") for name in ("plain", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    records = [json.loads(Path(f"{n}/run.json").read_text())["steps"] for n in ("plain", "out")]
+    for before, after in zip(*records, strict=True):
+        assert before | {"seconds": 0} == after | {"seconds": 0}
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith((".", "out"))) == [
+        "out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "kills"), [("npo", 2), pytest.param("rmu", 5, marks=pytest.mark.slow)]
+)
+def test_killed_runs_end_bit_for_bit_as_undisturbed(work: Path, method: str, kills: int) -> None:
+    assert work == Path.cwd()
+    assert_killed_runs_end_alike(kills, method)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_bit_for_bit_as_undisturbed(work: Path) -> None:
+    """A state after every step, so that many kills fall into the writing of one."""
+    recipe = work / "recipe.yaml"
+    text = recipe.read_text().replace(f"steps: {STEPS}", "steps: 600")
+    recipe.write_text(text.replace("checkpoint_every: 3", "checkpoint_every: 1"))
+    assert_killed_runs_end_alike(20, "npo")
+
+
+def interrupted(work: Path, steps: int, *overrides: str) -> None:
+    """Do `steps` of the recipe's steps in this process, then fail as a power cut would."""
+    job = check(load_recipe(work / "recipe.yaml", overrides))
+
+    def stop(record: object) -> None:
+        if getattr(record, "step", -1) == steps - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(job, stop)
+
+
+def test_it_goes_on_from_the_last_state(work: Path) -> None:
+    interrupted(work, 11)
+    seen: list[int] = []
+    execute(check(load_recipe(work / "recipe.yaml")), lambda record: seen.append(record.step))
+    assert seen == list(range(STEPS))  # the bar starts where it was: old records come again
+    assert not Path("out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=7", "steps=41", "noise.std=0.2", "topics.0.weight=6"], ids=str
+)
+def test_the_state_of_another_recipe_is_refused(work: Path, change: str) -> None:
+    interrupted(work, 5)
+    with pytest.raises(UsageError, match=r"output: .*out\.partial holds the beginning of a run"):
+        execute(check(load_recipe(work / "recipe.yaml", [change])))
+    assert (work / "out.partial" / STATE).exists()  # nothing computed is lost
+
+
+def test_other_texts_under_the_same_names_are_refused(work: Path) -> None:
+    interrupted(work, 5)
+    texts = work / "forget.txt"
+    texts.write_text(texts.read_text().replace("number 3", "number 4"))
+    with pytest.raises(UsageError, match="other texts or another model"):
+        execute(check(load_recipe(work / "recipe.yaml")))
+
+
+def test_how_often_the_state_is_written_may_change(work: Path) -> None:
+    interrupted(work, 5)
+    execute(check(load_recipe(work / "recipe.yaml", ["checkpoint_every=0"])))
+    assert (work / "out" / "run.json").exists()
+
+
+def test_a_second_process_on_the_same_output_is_refused(work: Path) -> None:
+    with held(work / "out.partial" / LOCK, "output", "out"):
+        second = run()
+    assert second.returncode == 2
+    assert "output: out is in use by another process" in second.stderr
+
+
+def test_a_state_that_is_no_state_is_refused(work: Path) -> None:
+    (work / "out.partial").mkdir()
+    (work / "out.partial" / STATE).write_bytes(b"half a file")
+    with pytest.raises(UsageError, match="is no state of a run"):
+        execute(check(load_recipe(work / "recipe.yaml")))
+
+
+def test_an_error_before_the_first_state_leaves_nothing_behind(work: Path) -> None:
+    interrupted(work, 2)
+    assert not list(work.glob("out*"))
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.argv = ["defuse", *sys.argv[2:]]
+from defuse.cli import main
+main()
+"""
+
+
+def limited(size: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """`defuse unlearn` where no file may grow above `size` bytes, as on a full disk."""
+    arguments = [sys.executable, "-c", LIMITED, str(size), *command(*overrides)[3:]]
+    return subprocess.run(  # noqa: S603
+        arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_disk_that_is_full_costs_nothing_that_was_written(work: Path) -> None:
+    interrupted(work, 11)
+    state = work / "out.partial" / STATE
+    before = state.read_bytes()
+    full = limited(len(before) // 2)
+    assert full.returncode == 2
+    assert "output: the state after 12 steps cannot be written" in full.stderr
+    assert "make room and run the same command again" in full.stderr
+    assert state.read_bytes() == before
+    full = limited(len(before) // 2, "checkpoint_every=0")  # no state to write, but the model
+    assert full.returncode == 2
+    assert "output: out cannot be written" in full.stderr
+    assert not (work / "out").exists()
+    assert run().returncode == 0
+    assert (work / "out" / "run.json").exists()
