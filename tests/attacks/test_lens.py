@@ -218,7 +218,7 @@ def test_what_cannot_be_read_is_refused_before_any_pass(monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="takes several tokens"):
         lens.run(build_llama(vocab_size=600), bytes_only(["a"]), material)
     monkeypatch.setattr(probe, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"pip install 'defuse\[attacks\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'defuse-llm\[attacks\]'"):
         lens.run(base, tokenizer, material)
 
 

@@ -207,8 +207,8 @@ def test_code_from_a_model_folder_is_never_run(tmp_path, tiny_model_folder):
 
 def test_missing_extras_are_named(monkeypatch, gguf_file, tiny_adapter_folder):
     monkeypatch.setattr("defuse.models.load.find_spec", lambda _: None)
-    assert "pip install 'defuse[gguf]'" in refusal(gguf_file)
-    assert "pip install 'defuse[peft]'" in refusal(tiny_adapter_folder)
+    assert "pip install 'defuse-llm[gguf]'" in refusal(gguf_file)
+    assert "pip install 'defuse-llm[peft]'" in refusal(tiny_adapter_folder)
 
 
 def test_an_adapter_must_name_its_base(tiny_adapter_folder):

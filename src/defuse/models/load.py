@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -196,13 +197,13 @@ def _locate_folder(path: Path) -> Source:
 
 def _gguf(path: Path) -> Source:
     if find_spec("gguf") is None:
-        raise UsageError(f"model: {path} needs the gguf package; pip install 'defuse[gguf]'")
+        raise UsageError(f"model: {path} needs the gguf package; {install_hint('gguf')}")
     return Source(str(path.parent), gguf=path.name)
 
 
 def _adapter(path: Path) -> Source:
     if find_spec("peft") is None:
-        raise UsageError(f"model: {path} is an adapter; pip install 'defuse[peft]' to read it")
+        raise UsageError(f"model: {path} is an adapter; {install_hint('peft')} to read it")
     if not (path / ADAPTER_WEIGHTS).is_file():
         raise UsageError(f"model: the adapter {path} has no {ADAPTER_WEIGHTS}; save it again")
     try:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from defuse.models.decoder import Decoder
+from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError, require
 from defuse.utils.random import generator
 
@@ -67,7 +68,7 @@ def adapted_modules(
 def check_installed() -> None:
     """Raise UsageError where peft is missing."""
     if find_spec("peft") is None:
-        raise UsageError("train.lora: needs the peft package; pip install 'defuse[peft]'")
+        raise UsageError(f"train.lora: needs the peft package; {install_hint('peft')}")
 
 
 def add_factors(

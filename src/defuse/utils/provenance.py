@@ -8,14 +8,20 @@ from importlib.metadata import version
 import torch
 from transformers import PreTrainedModel
 
-PACKAGES = ("defuse", "torch", "transformers", "safetensors", "datasets", "numpy")
+from defuse.utils.distribution import DISTRIBUTION
+
+PACKAGES = ("torch", "transformers", "safetensors", "datasets", "numpy")
 FINGERPRINTED = 1024  # values of each parameter, at the least, if it has as many
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and the packages that decide a result."""
-    packages = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "platform": platform.platform(), **packages}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "defuse": version(DISTRIBUTION),
+        **{name: version(name) for name in PACKAGES},
+    }
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -278,7 +278,7 @@ def test_without_ray_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr("defuse.experiments.sweep.cluster.find_spec", lambda _: None)
     assert sweep(*GRID) == 2
-    assert "pip install 'defuse[ray]'" in capsys.readouterr().err
+    assert "pip install 'defuse-llm[ray]'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_session")

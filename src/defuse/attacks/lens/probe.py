@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 
 MOST_ITERATIONS = 2000
@@ -26,7 +27,7 @@ MOST_ITERATIONS = 2000
 def check_installed() -> None:
     """Raise UsageError where scikit-learn is missing."""
     if find_spec("sklearn") is None:
-        raise UsageError("lens.folds: a probe needs scikit-learn; pip install 'defuse[attacks]'")
+        raise UsageError(f"lens.folds: a probe needs scikit-learn; {install_hint('attacks')}")
 
 
 def features(states: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from defuse.data.text import Encoded, encode
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
 from defuse.models.load import require_plain_weights
+from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError, require
 from defuse.utils.random import generator
 
@@ -163,8 +164,8 @@ def check_installed(config: Relearning) -> None:
     """Raise UsageError for LoRA without peft."""
     if config.lora is not None and find_spec("peft") is None:
         raise UsageError(
-            "relearn.lora: needs the peft package; pip install 'defuse[peft]', or train every "
-            "weight with lora None"
+            f"relearn.lora: needs the peft package; {install_hint('peft')}, or train every weight "
+            "with lora None"
         )
 
 

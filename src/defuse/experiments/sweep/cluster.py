@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from defuse.experiments.sweep.worker import Task, Worker
+from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 
 OBJECT_STORE_BYTES = 2**27  # records and questions go through it, no models
@@ -38,7 +39,7 @@ class Resources:
 def check_resources(resources: Resources) -> None:
     """Raise UsageError for numbers that make no sense, and where Ray is missing."""
     if find_spec("ray") is None:
-        raise UsageError("sweep: needs Ray, which is not installed; pip install 'defuse[ray]'")
+        raise UsageError(f"sweep: needs Ray, which is not installed; {install_hint('ray')}")
     for field, least in (("workers", 1), ("cpus", 1), ("gpus", 0)):
         value = getattr(resources, field)
         if value is not None and value < least:

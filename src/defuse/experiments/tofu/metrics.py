@@ -16,6 +16,7 @@ from typing import Literal
 
 from scipy.stats import hmean, ks_2samp
 
+from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 
 Mean = Literal["arithmetic", "geometric"]
@@ -73,7 +74,7 @@ def rouge_l_recall(answer: str, written: str) -> float:
 def check_rouge() -> None:
     """Raise UsageError where the package rouge-score is missing."""
     if find_spec("rouge_score") is None:
-        raise UsageError("tofu: needs the package rouge-score; pip install 'defuse[tofu]'")
+        raise UsageError(f"tofu: needs the package rouge-score; {install_hint('tofu')}")
 
 
 @dataclass(frozen=True)
