@@ -32,7 +32,7 @@ from benchmarks.shapes import SEED, SHAPES, random_model
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel, load_model
-from defuse.questions import Question, ask, load_questions
+from defuse.questions import ORIGINAL, Question, ask, load_questions
 
 MMLU = Path("../shared/data/mmlu")
 SUBJECT = "college_biology"
@@ -115,7 +115,7 @@ def _equality(ours: Evaluation, theirs: reference.Reference, dtype: torch.dtype)
 def _compare_with_float32(loaded: LoadedModel, ours: Evaluation) -> None:
     """The same weights in float32: how long they take, and how far the answers are."""
     model = replace(loaded, model=deepcopy(loaded.model).float())
-    questions = [outcome.question for outcome in ours.outcomes["clean"]]
+    questions = [outcome.question for outcome in ours.outcomes[ORIGINAL]]
     start = time.process_time()
     exact = evaluate_questions(model, questions, ours.settings)
     seconds = time.process_time() - start
@@ -124,7 +124,7 @@ def _compare_with_float32(loaded: LoadedModel, ours: Evaluation) -> None:
 
 
 def _logprobs(evaluation: Evaluation) -> Tensor:
-    outcomes = evaluation.outcomes["clean"]
+    outcomes = evaluation.outcomes[ORIGINAL]
     return torch.tensor([outcome.logprobs for outcome in outcomes], dtype=torch.float64)
 
 

@@ -20,7 +20,7 @@ from defuse.experiments.synthetic.exam import build_exam
 from defuse.experiments.synthetic.models import SHIPPED, load_pair
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
-from defuse.questions import Question, ask
+from defuse.questions import ORIGINAL, Question, ask
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 from tests.conftest import build_llama, build_tokenizer
@@ -106,7 +106,7 @@ def test_the_plain_template_is_what_the_evaluation_asks(score):
     (way,) = plan(material, Rephrasing(ways=(score,)), TOKENIZER, 512)
     scored = score_forms(model, TOKENIZER, way.parts[0].forms, settings)
     expected = evaluate_questions(LoadedModel(model, TOKENIZER, "m"), few(4), settings).outcomes
-    for (form,), outcome in zip(scored, expected["clean"], strict=True):
+    for (form,), outcome in zip(scored, expected[ORIGINAL], strict=True):
         assert form[0] == pytest.approx(outcome.logprobs, abs=1e-4)
 
 

@@ -19,7 +19,7 @@ from defuse.attacks.lens.letters import Prompt, look, prompts_of
 from defuse.attacks.split_half import crosswise
 from defuse.evaluate import Outcome, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
-from defuse.questions import Question
+from defuse.questions import ORIGINAL, Question
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 from tests.conftest import build_llama
@@ -70,7 +70,7 @@ def test_a_layer_s_reading_is_what_a_model_that_ends_there_answers(name: str) ->
     prompts = prompts_of(tokenizer, material.sets[name], material.settings, 256)
     values, _ = look(topped(), prompts)
     for layer in (5, 6):
-        expected = [outcome.logprobs for outcome in known.outcomes["clean"]]
+        expected = [outcome.logprobs for outcome in known.outcomes[ORIGINAL]]
         torch.testing.assert_close(values[layer + 1], torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 

@@ -16,7 +16,7 @@ from defuse.attacks.lens import Lens, attack, cloze, probe, run
 from defuse.evaluate import Outcome, Settings, evaluate_questions, wilson
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
-from defuse.questions import Question
+from defuse.questions import ORIGINAL, Question
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 from tests.conftest import build_llama, build_tokenizer
@@ -48,7 +48,7 @@ def own_answers(
     model: PreTrainedModel, questions: list[Question], settings: Settings
 ) -> list[Outcome]:
     loaded = LoadedModel(model, TOKENIZER, "model")
-    return list(evaluate_questions(loaded, questions, settings).outcomes["clean"])
+    return list(evaluate_questions(loaded, questions, settings).outcomes[ORIGINAL])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from defuse.evaluate import (
 from defuse.evaluate.generation import generate
 from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
 from defuse.models.load import LoadedModel, load_model
-from defuse.questions import Perturbation, Question, Variant
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, Question, Variant
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable
 from tests.conftest import build_llama, build_tokenizer
@@ -44,7 +44,11 @@ def outcome(right: bool, truncated: bool = False) -> Outcome:
 
 
 def evaluation(name: str, **rights: Sequence[int]) -> Evaluation:
-    variants: dict[str, Variant] = {"clean": "clean", "forget": "forget", "control": "control"}
+    variants: dict[str, Variant] = {
+        "clean": ORIGINAL,
+        "forget": FORGET_TOKEN,
+        "control": CONTROL_TOKEN,
+    }
     outcomes: dict[Variant, list[Outcome]] = {
         variants[v]: [outcome(bool(r)) for r in row] for v, row in rights.items()
     }
@@ -54,7 +58,7 @@ def evaluation(name: str, **rights: Sequence[int]) -> Evaluation:
 def test_the_summary_by_hand() -> None:
     """Right on 3 of 4: accuracy 0.75; mean log p = (3 ln 0.7 + ln 0.1)/4 among the four."""
     found = evaluation("m", clean=[1, 1, 1, 0])
-    summary = summarise(found)["clean"]
+    summary = summarise(found)[ORIGINAL]
     assert (summary.n, summary.accuracy.value, summary.truncated) == (4, 0.75, 0)
     assert summary.logprob.value == pytest.approx((3 * math.log(0.7) + math.log(0.1)) / 4)
     assert summary.logprob.low < summary.logprob.value < summary.logprob.high
@@ -76,10 +80,14 @@ def test_contrasts_pair_question_by_question() -> None:
     found = contrasts(
         evaluation("m", clean=[1, 1, 0, 1], forget=[0, 1, 1, 0], control=[1, 1, 0, 0])
     )
-    assert set(found) == {"clean-forget", "clean-control", "control-forget"}
-    paired = found["clean-forget"].accuracy
+    assert set(found) == {
+        (ORIGINAL, FORGET_TOKEN),
+        (ORIGINAL, CONTROL_TOKEN),
+        (CONTROL_TOKEN, FORGET_TOKEN),
+    }
+    paired = found[ORIGINAL, FORGET_TOKEN].accuracy
     assert (paired.only_first, paired.only_second) == (2, 1)
-    assert found["clean-forget"].logprob.value == pytest.approx(math.log(7) / 4)
+    assert found[ORIGINAL, FORGET_TOKEN].logprob.value == pytest.approx(math.log(7) / 4)
     models = contrast(evaluation("a", clean=[1, 1]), evaluation("b", clean=[0, 1]))
     assert models.accuracy.difference.value == 0.5
 
@@ -114,18 +122,18 @@ def test_forms_asked_together_answer_as_each_alone(loaded, position, score) -> N
     perturbation = replace(PERTURBATION, position=position)
     settings = Settings(score=score, few_shot=QUESTIONS[:1])
     together = evaluate_questions(loaded, QUESTIONS, settings, perturbation)
-    assert set(together.outcomes) == {"clean", "forget", "control"}
+    assert set(together.outcomes) == {ORIGINAL, FORGET_TOKEN, CONTROL_TOKEN}
     for outcomes in together.outcomes.values():
         for each in outcomes:
-            (alone,) = evaluate_questions(loaded, [each.question], settings).outcomes["clean"]
+            (alone,) = evaluate_questions(loaded, [each.question], settings).outcomes[ORIGINAL]
             assert each.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
 def test_a_part_of_the_questions_is_perturbed_and_hashed_by_itself(loaded) -> None:
     whole = evaluate_questions(loaded, QUESTIONS, None, PERTURBATION)
     part = evaluate_questions(loaded, QUESTIONS[2:], None, PERTURBATION)
-    assert [o.question for o in part.outcomes["forget"]] == [
-        o.question for o in whole.outcomes["forget"][2:]
+    assert [o.question for o in part.outcomes[FORGET_TOKEN]] == [
+        o.question for o in whole.outcomes[FORGET_TOKEN][2:]
     ]
     assert part.prompt_hash != whole.prompt_hash
     again = evaluate_questions(loaded, QUESTIONS[2:], None, PERTURBATION)
@@ -142,7 +150,7 @@ def test_progress_counts_every_question_once(loaded) -> None:
 def test_bfloat16_is_equal_within_its_rounding(loaded) -> None:
     half = LoadedModel(build_llama().bfloat16(), loaded.tokenizer, "half")
     exact, rounded = (
-        [o.logprobs for o in evaluate_questions(m, QUESTIONS).outcomes["clean"]]
+        [o.logprobs for o in evaluate_questions(m, QUESTIONS).outcomes[ORIGINAL]]
         for m in (loaded, half)
     )
     torch.testing.assert_close(torch.tensor(rounded), torch.tensor(exact), rtol=0.05, atol=0.2)
@@ -202,7 +210,7 @@ def test_one_model_one_file(run: Run, tiny_model_folder: Path) -> None:
     settings = Settings(subject="cats", few_shot=(replace(QUESTIONS[0], id="q/0"),))
     expected = evaluate_questions(load_model(str(tiny_model_folder)), QUESTIONS[:5], settings)
     assert [q["id"] for q in found["questions"]] == [f"q/{i}" for i in range(5)]
-    for question, each in zip(found["questions"], expected.outcomes["clean"], strict=True):
+    for question, each in zip(found["questions"], expected.outcomes[ORIGINAL], strict=True):
         assert question["answer"] == each.question.answer
         assert question["choice"] == each.choice
         assert question["logprobs"] == pytest.approx(each.logprobs, abs=1e-4)

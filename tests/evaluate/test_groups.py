@@ -10,7 +10,7 @@ from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_s
 
 from defuse.evaluate import Evaluation, Outcome, Settings, wilson
 from defuse.evaluate.groups import group_figures, subjects_of
-from defuse.questions import Question
+from defuse.questions import ORIGINAL, Question
 
 rights = st.lists(st.lists(st.booleans(), min_size=2, max_size=9), min_size=1, max_size=5)
 
@@ -37,15 +37,15 @@ def evaluation(subjects: Mapping[str, list[bool]]) -> Evaluation:
         for name, each in subjects.items()
         for i, right in enumerate(each)
     ]
-    return Evaluation("m", Settings(), None, {"clean": outcomes}, "", 0.0)
+    return Evaluation("m", Settings(), None, {ORIGINAL: outcomes}, "", 0.0)
 
 
 def test_a_group_by_hand() -> None:
     """3 of 4 and 0 of 2: 3/6; Σ n p (1 − p) = 4 · 3/16 = 3/4, over 6 − 2 and 6: √(1/32)."""
     found = evaluation({"one": [True, True, True, False], "two": [False, False], "other": [True]})
     figures = group_figures(found, {"both": ["one", "two"], **subjects_of(found)})
-    both = figures["both"]["clean"]
+    both = figures["both"][ORIGINAL]
     assert both.n == 6
     assert both.accuracy == wilson(3, 6)
     assert both.stderr == pytest.approx(math.sqrt(1 / 32))
-    assert figures["other"]["clean"].stderr is None
+    assert figures["other"][ORIGINAL].stderr is None

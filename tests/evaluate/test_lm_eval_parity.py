@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
-from defuse.questions import Question, ask, few_shot_part, load_questions
+from defuse.questions import ORIGINAL, Question, ask, few_shot_part, load_questions
 from tests.helpers.tokenizers_on_the_spot import KINDS
 
 MMLU = Path("../shared/data/mmlu")
@@ -58,7 +58,7 @@ def assert_parity(
 ) -> Evaluation:
     expected = reference.ask(model.model, model.tokenizer, questions, settings)
     evaluation = evaluate_questions(model, questions, settings)
-    outcomes = evaluation.outcomes["clean"]
+    outcomes = evaluation.outcomes[ORIGINAL]
     before = few_shot_part(settings.subject, settings.few_shot, settings.score)
     assert [before + ask(q, settings.score) for q in questions] == expected.prompts
     ours = torch.tensor([outcome.logprobs for outcome in outcomes], dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_prompts_too_long_for_the_model_are_cut_as_lm_eval_cuts_them(kind: str) 
     short = sorted(lengths)[6]  # so that about half of them are cut
     settings = Settings(subject=None)
     evaluation = assert_parity(loaded(kind, short), questions, settings)
-    cut = sum(outcome.truncated for outcome in evaluation.outcomes["clean"])
+    cut = sum(outcome.truncated for outcome in evaluation.outcomes[ORIGINAL])
     assert 0 < cut < len(questions)
     with_examples = replace(settings, few_shot=examples_of(subject))
     assert_parity(loaded(kind, short), questions, with_examples)

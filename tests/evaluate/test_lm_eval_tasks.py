@@ -20,7 +20,7 @@ from defuse.evaluate.groups import group_figures, subjects_of
 from defuse.evaluate.sources import Asking
 from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.models.load import LoadedModel
-from defuse.questions import Perturbation, Variant
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, Variant
 from defuse.questions.prompts import description
 from tests.conftest import build_llama, build_tokenizer
 from tests.helpers.benchmark_files import MMLU, write_mmlu_csv
@@ -28,11 +28,11 @@ from tests.helpers.benchmark_files import MMLU, write_mmlu_csv
 FOLDER = Path(CliRunner().invoke(app, ["lm-eval-tasks"]).output.strip())
 SHARED = Path("../shared/data")
 SHIPPED = {
-    "mmlu_forget_token": ("mmlu-perturbed", "forget"),
-    "mmlu_control_token": ("mmlu-perturbed", "control"),
-    "wmdp_retain": ("wmdp-retain", "clean"),
-    "wmdp_retain_forget_token": ("wmdp-retain-perturbed", "forget"),
-    "wmdp_retain_control_token": ("wmdp-retain-perturbed", "control"),
+    "mmlu_forget_token": ("mmlu-perturbed", FORGET_TOKEN),
+    "mmlu_control_token": ("mmlu-perturbed", CONTROL_TOKEN),
+    "wmdp_retain": ("wmdp-retain", ORIGINAL),
+    "wmdp_retain_forget_token": ("wmdp-retain-perturbed", FORGET_TOKEN),
+    "wmdp_retain_control_token": ("wmdp-retain-perturbed", CONTROL_TOKEN),
 }
 Results = Mapping[str, Any]
 
@@ -113,8 +113,8 @@ def test_perturbed_mmlu_and_its_control_over_all_subjects(loaded, folder) -> Non
     tasks = ("mmlu_forget_token", "mmlu_control_token")
     results = harness(loaded, tasks, {"data": str(folder)})
     evaluation = defuse(loaded, "mmlu-perturbed", folder)
-    assert_same(results, evaluation, tasks[0], "forget")
-    assert_same(results, evaluation, tasks[1], "control")
+    assert_same(results, evaluation, tasks[0], FORGET_TOKEN)
+    assert_same(results, evaluation, tasks[1], CONTROL_TOKEN)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs MMLU's csv files in {SHARED}/mmlu")
@@ -134,7 +134,7 @@ def test_other_tokens_and_another_seed_come_from_metadata(loaded, folder) -> Non
     metadata = {"data": str(folder), **given}
     results = harness(loaded, ["wmdp_retain_forget_token"], metadata)
     evaluation = defuse(loaded, "wmdp-retain-perturbed", folder, tokens=tokens)
-    assert_same(results, evaluation, "wmdp_retain_forget_token", "forget")
+    assert_same(results, evaluation, "wmdp_retain_forget_token", FORGET_TOKEN)
     first, second = (
         manager({"data": str(folder), "seed": seed}).load("mmlu_forget_token")["tasks"]
         for seed in (1, 2)

@@ -16,6 +16,7 @@ from defuse.evaluate.sources import Asking
 from defuse.evaluate.tasks import SUITES, choose_suite, load_parts
 from defuse.evaluate.tasks.load import load_subject
 from defuse.models.load import load_model
+from defuse.questions import ORIGINAL
 from defuse.questions.prompts import description
 from defuse.utils.errors import UsageError
 from tests.helpers.benchmark_files import (
@@ -218,7 +219,7 @@ def test_each_subject_is_asked_as_it_is_asked_alone(run: Run, tiny_model_folder:
     loaded = load_model(str(tiny_model_folder), device="cpu")
     parts = load_parts(SUITES["wmdp"], "data")
     alone = [evaluate_questions(loaded, part.questions, part.settings) for part in parts]
-    expected = [o for evaluation in alone for o in evaluation.outcomes["clean"]]
+    expected = [o for evaluation in alone for o in evaluation.outcomes[ORIGINAL]]
     assert [tuple(q["logprobs"]) for q in found["questions"]] == [o.logprobs for o in expected]
     groups = found["summary"]["groups"]
     assert groups["wmdp"]["clean"]["n"] == 12

@@ -19,7 +19,7 @@ from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.experiments.reproduce.paper import ROWS
 from defuse.experiments.reproduce.reproduce import Order, reproduce
 from defuse.experiments.reproduce.under_gcg import Effort, spread, steps_behind
-from defuse.questions import Question, ask, few_shot_part
+from defuse.questions import ORIGINAL, Question, ask, few_shot_part
 from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError
 from tests.conftest import CORPUS, build_llama
@@ -84,7 +84,7 @@ def table() -> dict[str, list[str]]:
 def test_the_rows_are_the_paper_s() -> None:
     assert {row.benchmark: row.paper for row in ROWS} == PAPER
     for row in ROWS:
-        assert SUITES[row.suite].only(row.subjects).perturbation or row.variant == "clean"
+        assert SUITES[row.suite].only(row.subjects).perturbation or row.variant == ORIGINAL
     (gcg,) = (row for row in ROWS if row.is_attacked)
     assert gcg.benchmark == "MMLU under GCG"
 

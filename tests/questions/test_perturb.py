@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defuse.questions import Perturbation, Position, Question, draw_controls, load_tokens, perturb
+from defuse.questions import (
+    CONTROL_TOKEN,
+    FORGET_TOKEN,
+    Perturbation,
+    Position,
+    Question,
+    draw_controls,
+    load_tokens,
+    perturb,
+)
 from defuse.utils.errors import UsageError
 from tests.helpers.tokenizers_on_the_spot import bytes_only
 
@@ -47,7 +56,7 @@ def test_the_control_goes_where_the_forget_token_went(position: Position, seed: 
     pairs: dict[str, str] = {"mumps": "spoon", "rabies": "ladder"}
     perturbation = Perturbation(tuple(pairs), position, tuple(pairs.values()))
     variants = perturbation.variants(QUESTION, seed)
-    forget, control = variants["forget"].replaced, variants["control"].replaced
+    forget, control = variants[FORGET_TOKEN].replaced, variants[CONTROL_TOKEN].replaced
     assert forget is not None
     assert control is not None
     assert forget.index == control.index
@@ -67,18 +76,18 @@ def test_draws_differ_between_questions_and_seeds_but_not_with_the_company() -> 
     perturbation = Perturbation(tuple("abcdefgh"), "before", tuple("stuvwxyz"))
     unrelated = Question("q", "0?", ("1", "2", "3", "4"), 0)
     questions = [replace(unrelated, id=str(i)) for i in range(20)]
-    drawn = [perturbation.variants(q, 0)["forget"].before for q in questions]
+    drawn = [perturbation.variants(q, 0)[FORGET_TOKEN].before for q in questions]
     assert len(set(drawn)) > 3
-    assert [perturbation.variants(q, 0)["forget"].before for q in questions[:5]] == drawn[:5]
-    assert [perturbation.variants(q, 1)["forget"].before for q in questions] != drawn
+    assert [perturbation.variants(q, 0)[FORGET_TOKEN].before for q in questions[:5]] == drawn[:5]
+    assert [perturbation.variants(q, 1)[FORGET_TOKEN].before for q in questions] != drawn
 
 
 def test_a_token_the_question_mentions_is_passed_over_if_another_is_left() -> None:
     helping = Perturbation(("mumps", "rabies"), "before", ("Tree", "spoon"))
     for seed in range(20):
-        assert helping.variants(QUESTION, seed)["control"].before == "I read about spoon today."
+        assert helping.variants(QUESTION, seed)[CONTROL_TOKEN].before == "I read about spoon today."
     only = Perturbation(("mumps",), "before", ("cat",))
-    control = only.variants(QUESTION, 0)["control"].replaced
+    control = only.variants(QUESTION, 0)[CONTROL_TOKEN].replaced
     assert control is not None
     assert not control.foreign
 
@@ -86,9 +95,9 @@ def test_a_token_the_question_mentions_is_passed_over_if_another_is_left() -> No
 def test_unequal_lists_are_used_in_full_and_controls_may_be_missing() -> None:
     perturbation = Perturbation(("a1", "a2"), "before", ("b1", "b2", "b3"))
     questions = [replace(QUESTION, id=str(i)) for i in range(60)]
-    drawn = {perturbation.variants(q, 0)["control"].before for q in questions}
+    drawn = {perturbation.variants(q, 0)[CONTROL_TOKEN].before for q in questions}
     assert len(drawn) == 3
-    assert set(Perturbation(("a",), "stem").variants(QUESTION, 0)) == {"forget"}
+    assert set(Perturbation(("a",), "stem").variants(QUESTION, 0)) == {FORGET_TOKEN}
 
 
 def test_a_prompt_of_its_own_gets_the_token_in_its_stem() -> None:

@@ -10,7 +10,7 @@ from defuse.attacks.beside import once_with
 from defuse.attacks.notes import Notes
 from defuse.evaluate import Outcome, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
-from defuse.questions import Question, ask
+from defuse.questions import ORIGINAL, Question, ask
 from defuse.utils.errors import UsageError
 
 FORGET, RETAIN = "forget", "retain"
@@ -115,6 +115,6 @@ def _ask(
 ) -> list[Outcome]:
     def find(model: PreTrainedModel) -> Noted:
         loaded = LoadedModel(model, tokenizer, name)
-        return noted(evaluate_questions(loaded, questions, settings).outcomes["clean"])
+        return noted(evaluate_questions(loaded, questions, settings).outcomes[ORIGINAL])
 
     return restored(questions, once_with(notes, name, make, find))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from defuse.questions import Perturbation, Question, Score, Variant
+from defuse.questions import ORIGINAL, Perturbation, Question, Score, Variant
 from defuse.utils.errors import check_choices
 
 
@@ -78,9 +78,10 @@ class Outcome:
 class Evaluation:
     """One model's answers to one list of questions.
 
-    `outcomes` holds "clean" and, with a perturbation, "forget" and "control", each in the
-    questions' order. `prompt_hash` (sha256) is equal for equal prompts, whatever the model. Of
-    several parts, `settings` name no subject and hold the examples of all.
+    `outcomes` holds the variant "original" and, with a perturbation, "forget_token" and
+    "control_token", each in the questions' order. `prompt_hash` (sha256) is equal for equal
+    prompts, whatever the model. Of several parts, `settings` name no subject and hold the examples
+    of all.
     """
 
     model: str
@@ -90,10 +91,10 @@ class Evaluation:
     prompt_hash: str
     seconds: float
 
-    def correct(self, variant: Variant = "clean") -> list[bool]:
+    def correct(self, variant: Variant = ORIGINAL) -> list[bool]:
         """Whether each question was answered right."""
         return [outcome.is_correct for outcome in self.outcomes[variant]]
 
-    def answer_logprobs(self, variant: Variant = "clean") -> list[float]:
+    def answer_logprobs(self, variant: Variant = ORIGINAL) -> list[float]:
         """Each right answer's log-probability among the four (nats)."""
         return [outcome.answer_logprob for outcome in self.outcomes[variant]]

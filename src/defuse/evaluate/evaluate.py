@@ -13,7 +13,15 @@ from defuse.evaluate.resume import Ledger
 from defuse.evaluate.token_tree import Request
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
-from defuse.questions import Perturbation, Question, Variant, ask, continuations, few_shot_part
+from defuse.questions import (
+    ORIGINAL,
+    Perturbation,
+    Question,
+    Variant,
+    ask,
+    continuations,
+    few_shot_part,
+)
 from defuse.utils.errors import UsageError
 
 Forms = dict[Variant, Question]
@@ -102,9 +110,9 @@ def _ask(
 
 
 def forms_of(question: Question, perturbation: Perturbation | None, seed: int) -> Forms:
-    """The question as it is ("clean") and, with a perturbation, "forget" and "control"."""
+    """A question's variants: as it is and, with a perturbation, with either token."""
     perturbed = perturbation.variants(question, seed) if perturbation else {}
-    return {"clean": question, **perturbed}
+    return {ORIGINAL: question, **perturbed}
 
 
 def _pairs(forms: Forms, settings: Settings) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from defuse.evaluate.answers import Evaluation, Outcome
-from defuse.questions import Variant
+from defuse.questions import ORIGINAL, Variant
 from defuse.statistics import Interval, wilson
 
 Groups = Mapping[str, Sequence[str]]  # a group's name to its subjects
@@ -37,7 +37,7 @@ def group_figures(evaluation: Evaluation, groups: Groups) -> dict[str, dict[Vari
 
 def subjects_of(evaluation: Evaluation) -> Groups:
     """Each subject as a group of its own, in the questions' order."""
-    found = dict.fromkeys(outcome.question.subject for outcome in evaluation.outcomes["clean"])
+    found = dict.fromkeys(outcome.question.subject for outcome in evaluation.outcomes[ORIGINAL])
     return {subject: [subject] for subject in found if subject is not None}
 
 

@@ -8,7 +8,15 @@ from defuse.evaluate.answers import Evaluation, Outcome
 from defuse.evaluate.groups import Groups, group_figures, subjects_of
 from defuse.evaluate.perplexity import Perplexity
 from defuse.evaluate.summary import contrasts, summarise, vulnerability
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Variant
 from defuse.utils.provenance import versions
+
+# How the file names the variants.
+KEYS: Mapping[Variant, str] = {
+    ORIGINAL: "clean",
+    FORGET_TOKEN: "forget",
+    CONTROL_TOKEN: "control",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ def document(
     """
     evaluation = report.evaluation
     summary = _summary(evaluation, groups)
-    if base is not None and "control" in evaluation.outcomes:
+    if base is not None and CONTROL_TOKEN in evaluation.outcomes:
         summary["vulnerability"] = asdict(vulnerability(evaluation, base.evaluation))
     return {
         **_findings(report),
@@ -78,9 +86,9 @@ def _findings(report: Report) -> dict[str, Any]:
 
 
 def _questions(evaluation: Evaluation) -> list[dict[str, Any]]:
-    perturbed = {name: each for name, each in evaluation.outcomes.items() if name != "clean"}
+    perturbed = {KEYS[v]: each for v, each in evaluation.outcomes.items() if v != ORIGINAL}
     questions = []
-    for index, outcome in enumerate(evaluation.outcomes["clean"]):
+    for index, outcome in enumerate(evaluation.outcomes[ORIGINAL]):
         variants = {name: _outcome(each[index], evaluation) for name, each in perturbed.items()}
         subject = outcome.question.subject
         questions.append(
@@ -109,10 +117,13 @@ def _outcome(outcome: Outcome, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _summary(evaluation: Evaluation, groups: Groups | None) -> dict[str, Any]:
-    variants = {name: asdict(summary) for name, summary in summarise(evaluation).items()}
-    paired = {name: asdict(each) for name, each in contrasts(evaluation).items()}
+    variants = {KEYS[name]: asdict(summary) for name, summary in summarise(evaluation).items()}
+    paired = {
+        f"{KEYS[first]}-{KEYS[second]}": asdict(each)
+        for (first, second), each in contrasts(evaluation).items()
+    }
     return {
-        **variants.pop("clean"),
+        **variants.pop(KEYS[ORIGINAL]),
         **variants,
         **({"paired": paired} if paired else {}),
         **(_grouped(evaluation, groups) if groups else {}),
@@ -123,7 +134,7 @@ def _grouped(evaluation: Evaluation, groups: Groups) -> dict[str, Any]:
     def figures(groups: Groups) -> dict[str, Any]:
         found = group_figures(evaluation, groups)
         return {
-            name: {variant: asdict(figure) for variant, figure in variants.items()}
+            name: {KEYS[variant]: asdict(figure) for variant, figure in variants.items()}
             for name, variants in found.items()
         }
 

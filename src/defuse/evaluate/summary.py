@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from defuse.evaluate.answers import Evaluation
-from defuse.questions import Variant
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Variant
 from defuse.statistics import Interval, Paired, bootstrap_mean, compare, wilson
 from defuse.utils.errors import UsageError
 
 PAIRS: tuple[tuple[Variant, Variant], ...] = (
-    ("clean", "forget"),
-    ("clean", "control"),
-    ("control", "forget"),
+    (ORIGINAL, FORGET_TOKEN),
+    (ORIGINAL, CONTROL_TOKEN),
+    (CONTROL_TOKEN, FORGET_TOKEN),
 )
 
 
@@ -56,17 +56,17 @@ def summarise(evaluation: Evaluation) -> dict[Variant, VariantSummary]:
     return {variant: _summarise(evaluation, variant) for variant in evaluation.outcomes}
 
 
-def contrasts(evaluation: Evaluation) -> dict[str, Contrast]:
-    """Clean − forget, clean − control and control − forget, as far as they were asked."""
+def contrasts(evaluation: Evaluation) -> dict[tuple[Variant, Variant], Contrast]:
+    """The differences of `PAIRS`, as far as both variants were evaluated."""
     return {
-        f"{first}-{second}": contrast(evaluation, evaluation, first, second)
+        (first, second): contrast(evaluation, evaluation, first, second)
         for first, second in PAIRS
         if {first, second} <= set(evaluation.outcomes)
     }
 
 
 def contrast(
-    one: Evaluation, other: Evaluation, first: Variant = "clean", second: Variant = "clean"
+    one: Evaluation, other: Evaluation, first: Variant = ORIGINAL, second: Variant = ORIGINAL
 ) -> Contrast:
     """`one`'s answers to `first` against `other`'s to `second`; both of the same questions."""
     differences = _differences(one.answer_logprobs(first), other.answer_logprobs(second))
@@ -81,7 +81,7 @@ def vulnerability(unlearned: Evaluation, base: Evaluation) -> Vulnerability:
 
     Raises UsageError unless both were asked the same prompts, with control tokens.
     """
-    if unlearned.prompt_hash != base.prompt_hash or "control" not in unlearned.outcomes:
+    if unlearned.prompt_hash != base.prompt_hash or CONTROL_TOKEN not in unlearned.outcomes:
         raise UsageError(
             f"base: {base.model} and {unlearned.model} must be asked the same questions, "
             "perturbed with control tokens; give --perturb, and --control or --control-corpus"
@@ -109,7 +109,7 @@ def _summarise(evaluation: Evaluation, variant: Variant) -> VariantSummary:
 
 
 def _effect(measure: Callable[[Variant], Sequence[float]]) -> list[float]:
-    return _differences(measure("control"), measure("forget"))
+    return _differences(measure(CONTROL_TOKEN), measure(FORGET_TOKEN))
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:

@@ -11,9 +11,11 @@ from rich.table import Table
 from defuse.evaluate.answers import Evaluation
 from defuse.evaluate.groups import Groups, group_figures, subjects_of
 from defuse.evaluate.summary import Vulnerability, contrast, contrasts, summarise, vulnerability
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL
 from defuse.statistics import Interval, Paired
 
 TITLE_STYLE = "bold"
+VARIANTS = {ORIGINAL: "original", FORGET_TOKEN: "forget-token", CONTROL_TOKEN: "control token"}
 
 
 def show(
@@ -48,7 +50,7 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
                 accuracy += f"\n{_percent(summary.accuracy_norm)} per character"
             table.add_row(
                 evaluation.model,
-                variant,
+                VARIANTS[variant],
                 str(summary.n),
                 accuracy,
                 _nats(summary.logprob),
@@ -59,7 +61,7 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
 
 def group_table(evaluation: Evaluation, groups: Groups) -> Table:
     """A model's accuracy by subject, and over each group of them."""
-    forms = [str(variant) for variant in evaluation.outcomes]
+    forms = [VARIANTS[variant] for variant in evaluation.outcomes]
     table = _table(f"accuracy of {evaluation.model}", "", "n", *forms)
     for section in (subjects_of(evaluation), groups):
         for name, figures in group_figures(evaluation, section).items():
@@ -70,11 +72,11 @@ def group_table(evaluation: Evaluation, groups: Groups) -> Table:
 
 
 def contrast_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Clean, forget-token and control token against each other, for every model."""
+    """The variants of the questions against each other, for every model."""
     table = _paired_table("what a token changes", "model", "difference")
     for evaluation in evaluations:
-        for name, each in contrasts(evaluation).items():
-            names = name.replace("-", " − ")
+        for (first, second), each in contrasts(evaluation).items():
+            names = f"{VARIANTS[first]} − {VARIANTS[second]}"
             table.add_row(evaluation.model, names, *_paired(each.accuracy), _nats(each.logprob))
     return table
 
@@ -86,7 +88,7 @@ def model_table(evaluations: Sequence[Evaluation]) -> Table:
         for variant in one.outcomes:
             each = contrast(one, other, variant, variant)
             names = f"{one.model} − {other.model}"
-            table.add_row(names, variant, *_paired(each.accuracy), _nats(each.logprob))
+            table.add_row(names, VARIANTS[variant], *_paired(each.accuracy), _nats(each.logprob))
     return table
 
 

@@ -4,9 +4,20 @@ from defuse.questions.control_tokens import draw_controls, load_tokens
 from defuse.questions.load import load_questions
 from defuse.questions.perturb import SENTENCE, Perturbation, perturb
 from defuse.questions.prompts import Score, ask, continuations, few_shot_part
-from defuse.questions.question import Position, Question, Replaced, Variant
+from defuse.questions.question import (
+    CONTROL_TOKEN,
+    FORGET_TOKEN,
+    ORIGINAL,
+    Position,
+    Question,
+    Replaced,
+    Variant,
+)
 
 __all__ = [
+    "CONTROL_TOKEN",
+    "FORGET_TOKEN",
+    "ORIGINAL",
     "SENTENCE",
     "Perturbation",
     "Position",

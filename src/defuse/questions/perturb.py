@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from defuse.questions.question import Choices, Position, Question, Replaced, Variant
+from defuse.questions.question import (
+    CONTROL_TOKEN,
+    FORGET_TOKEN,
+    Choices,
+    Position,
+    Question,
+    Replaced,
+    Variant,
+)
 from defuse.utils.errors import UsageError, check_choices
 from defuse.utils.random import generator
 
@@ -37,7 +45,7 @@ class Perturbation:
             raise UsageError(f"sentence: {self.sentence!r} has no {{token}}; say where it goes")
 
     def variants(self, question: Question, seed: int) -> dict[Variant, Question]:
-        """The question with a forget-token ("forget") and with its control token ("control").
+        """The question with a forget-token and with its control token.
 
         The pair is drawn from (seed, question id); pairs of which the question itself mentions a
         token are passed over, if any other is left: a control token that is the answer would
@@ -48,7 +56,7 @@ class Perturbation:
         turn = pairs[start:] + pairs[:start]
         foreign = (pair for pair in turn if not any(question.mentions(token) for token in pair))
         pair = next(foreign, turn[0])
-        names: tuple[Variant, ...] = ("forget", "control")
+        names: tuple[Variant, ...] = (FORGET_TOKEN, CONTROL_TOKEN)
         return {
             name: perturb(question, token, self.position, seed, self.sentence)
             for name, token in zip(names, pair, strict=False)

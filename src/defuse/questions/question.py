@@ -1,11 +1,14 @@
 """A four-choice question as frozen data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from defuse.utils.errors import UsageError
 
-Variant = Literal["clean", "forget", "control"]
+Variant = Literal["original", "forget_token", "control_token"]
+ORIGINAL: Final = "original"
+FORGET_TOKEN: Final = "forget_token"  # noqa: S105 (no password)
+CONTROL_TOKEN: Final = "control_token"  # noqa: S105
 Position = Literal["choice", "stem", "before"]
 Choices = tuple[str, str, str, str]
 

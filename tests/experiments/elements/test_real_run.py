@@ -31,7 +31,7 @@ from defuse.experiments.elements.job import Order, carry_out, report
 from defuse.experiments.elements.questions import Material
 from defuse.experiments.elements.terms import Terms
 from defuse.models.load import LoadedModel
-from defuse.questions import Question, load_questions, load_tokens
+from defuse.questions import FORGET_TOKEN, Question, load_questions, load_tokens
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama, build_tokenizer
 
@@ -184,7 +184,7 @@ def test_mixed_retain_texts_name_every_second_term_and_the_others_are_held_out(b
     held_out = bench.held_out()
     for domain, questions in bench.questions.items():
         for question in questions:
-            term = bench.perturbation("before").variants(question, 0)["forget"].replaced.token
+            term = bench.perturbation("before").variants(question, 0)[FORGET_TOKEN].replaced.token
             wanted = domain != ELEMENTS and term not in bench.terms.mixed
             assert (question.id in held_out) == wanted
 

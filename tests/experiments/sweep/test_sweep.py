@@ -22,7 +22,7 @@ from defuse.evaluate import Settings, evaluate_questions
 from defuse.experiments.sweep.cluster import Resources, connected, run_all, started_workers
 from defuse.experiments.sweep.table import Table
 from defuse.models.load import LoadedModel, load_model
-from defuse.questions import Perturbation, load_questions
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, load_questions
 from defuse.unlearning.noise import GaussianNoise
 from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.unlearning.run import finished
@@ -152,8 +152,8 @@ def test_a_run_equals_the_same_recipe_run_by_itself(here: Path) -> None:
         forgotten = evaluate_questions(alone, load_questions("forget.jsonl"))
         kept = evaluate_questions(alone, load_questions("retain.jsonl"), Settings(), perturbation)
         expected = [
-            forgotten.outcomes["clean"],
-            *(kept.outcomes[v] for v in ("clean", "control", "forget")),
+            forgotten.outcomes[ORIGINAL],
+            *(kept.outcomes[v] for v in (ORIGINAL, CONTROL_TOKEN, FORGET_TOKEN)),
         ]
         for form, outcomes in zip(FORMS, expected, strict=True):
             told = record["answers"][form]

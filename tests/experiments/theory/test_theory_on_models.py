@@ -14,7 +14,7 @@ from defuse.experiments.theory.job import quarter_points
 from defuse.experiments.theory.shifts import answer_loss, request_of, start
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
-from defuse.questions import Perturbation, Question
+from defuse.questions import FORGET_TOKEN, Perturbation, Question
 from tests.conftest import build_llama, build_tokenizer
 
 QUESTIONS = [
@@ -22,7 +22,7 @@ QUESTIONS = [
     for i in range(24)
 ]
 PERTURBATION = Perturbation(("mumps", "rabies"), "before")
-PAIRS = [(q, PERTURBATION.variants(q, 0)["forget"]) for q in QUESTIONS]
+PAIRS = [(q, PERTURBATION.variants(q, 0)[FORGET_TOKEN]) for q in QUESTIONS]
 LOADED = LoadedModel(build_llama(), build_tokenizer(), "tiny")
 
 

@@ -12,7 +12,14 @@ from defuse.evaluate.evaluate import forms_of
 from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.evaluate.tasks.load import load_subject
 from defuse.evaluate.tasks.suite import PERTURBATION
-from defuse.questions import Perturbation, Question, Variant
+from defuse.questions import (
+    CONTROL_TOKEN,
+    FORGET_TOKEN,
+    ORIGINAL,
+    Perturbation,
+    Question,
+    Variant,
+)
 
 Splits = dict[str, Dataset]
 
@@ -31,27 +38,27 @@ class Given(BaseModel):
 
 def mmlu_forget_token(subject: str, **metadata: object) -> Splits:
     """A subject of MMLU with a forget-token in place of one wrong choice."""
-    return _splits("mmlu", subject, "forget", metadata)
+    return _splits("mmlu", subject, FORGET_TOKEN, metadata)
 
 
 def mmlu_control_token(subject: str, **metadata: object) -> Splits:
     """The same questions with the control token in the same place."""
-    return _splits("mmlu", subject, "control", metadata)
+    return _splits("mmlu", subject, CONTROL_TOKEN, metadata)
 
 
 def wmdp_retain(subject: str, **metadata: object) -> Splits:
     """Innocent questions next to a topic of WMDP, as they are."""
-    return _splits("wmdp-retain", subject, "clean", metadata)
+    return _splits("wmdp-retain", subject, ORIGINAL, metadata)
 
 
 def wmdp_retain_forget_token(subject: str, **metadata: object) -> Splits:
     """The same with a forget-token in place of one wrong choice."""
-    return _splits("wmdp-retain", subject, "forget", metadata)
+    return _splits("wmdp-retain", subject, FORGET_TOKEN, metadata)
 
 
 def wmdp_retain_control_token(subject: str, **metadata: object) -> Splits:
     """The same with the control token in the same place."""
-    return _splits("wmdp-retain", subject, "control", metadata)
+    return _splits("wmdp-retain", subject, CONTROL_TOKEN, metadata)
 
 
 def _splits(suite: str, subject: str, variant: Variant, metadata: Mapping[str, object]) -> Splits:

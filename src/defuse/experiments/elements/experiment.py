@@ -24,7 +24,14 @@ from defuse.experiments.elements.grid import PANEL, Run, curve, panel, training_
 from defuse.experiments.elements.questions import Material
 from defuse.experiments.elements.terms import Terms
 from defuse.models.load import LoadedModel
-from defuse.questions import Perturbation, Position, Question
+from defuse.questions import (
+    CONTROL_TOKEN,
+    FORGET_TOKEN,
+    ORIGINAL,
+    Perturbation,
+    Position,
+    Question,
+)
 from defuse.unlearning.train import StepRecord, unlearn
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
@@ -71,7 +78,8 @@ class Bench:
     def held_out(self) -> set[str]:
         """The questions whose forget-term, set before them, is in no mixed retain text."""
         kept = [q for name, qs in self.questions.items() if name != ELEMENTS for q in qs]
-        asked = (self.perturbation("before").variants(q, SETTINGS.seed)["forget"] for q in kept)
+        before = self.perturbation("before")
+        asked = (before.variants(q, SETTINGS.seed)[FORGET_TOKEN] for q in kept)
         return {q.id for q in asked if q.replaced and q.replaced.token not in self.terms.mixed}
 
 
@@ -126,14 +134,14 @@ def ask(
         return lambda questions: on_work(f"{loaded.name}, asking", questions * tokens)
 
     clean = evaluate_questions(loaded, forgotten, SETTINGS, on_scored=work(CLEAN_TOKENS))
-    sheets = {FORGET: sheet_of(clean, "clean")}
+    sheets = {FORGET: sheet_of(clean, ORIGINAL)}
     for position in positions:
         perturbation = bench.perturbation(position)
         tokens = work(PERTURBED_TOKENS[position])
         evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, on_scored=tokens)
-        sheets[CLEAN] = sheet_of(evaluation, "clean")
-        sheets[f"{position}/forget"] = sheet_of(evaluation, "forget")
-        sheets[f"{position}/control"] = sheet_of(evaluation, "control")
+        sheets[CLEAN] = sheet_of(evaluation, ORIGINAL)
+        sheets[f"{position}/forget"] = sheet_of(evaluation, FORGET_TOKEN)
+        sheets[f"{position}/control"] = sheet_of(evaluation, CONTROL_TOKEN)
     return sheets
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from defuse.evaluate.tasks import mmlu
-from defuse.questions import Variant
+from defuse.questions import FORGET_TOKEN, ORIGINAL, Variant
 
 CAPTION = (
     "Accuracy in percent. The paper's figures are its best in each benchmark, from different runs: "
@@ -25,7 +25,7 @@ class Row:
     suite: str
     subjects: tuple[str, ...]
     subset: str
-    variant: Variant = "clean"
+    variant: Variant = ORIGINAL
     is_attacked: bool = False
     control: str = ""
     note: str = ""
@@ -39,7 +39,7 @@ ROWS = (
         "mmlu-perturbed",
         mmlu.SUBJECTS,
         "the same, SARS-CoV-2 as a wrong choice",
-        variant="forget",
+        variant=FORGET_TOKEN,
         control="the control token",
     ),
     Row(

@@ -21,6 +21,7 @@ from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.evaluate.tasks.load import local_folder
 from defuse.experiments.reproduce.paper import CAPTION, ROWS, SHOTS, Row
 from defuse.experiments.reproduce.under_gcg import Attack, Effort, accuracies, spread
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN
 from defuse.report.format import markdown_table
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
@@ -199,7 +200,7 @@ def _figures(row: Row, model: Evaluation, base: Evaluation | None) -> Measured:
     return Measured(
         n=figures[row.variant].n,
         model=figures[row.variant].accuracy,
-        control=figures["control"].accuracy if row.variant == "forget" else None,
+        control=figures[CONTROL_TOKEN].accuracy if row.variant == FORGET_TOKEN else None,
         base=base and group_figures(base, groups)[row.benchmark][row.variant].accuracy,
     )
 

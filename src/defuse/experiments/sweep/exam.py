@@ -7,7 +7,15 @@ from defuse.evaluate import Settings, evaluate_questions
 from defuse.evaluate.sources import Asking, TokenFiles, build_perturbation, load_part
 from defuse.experiments.core.answers import CLEAN, FORGET, Answers, sheet_of
 from defuse.models.load import LoadedModel
-from defuse.questions import Perturbation, Position, Question, Score
+from defuse.questions import (
+    CONTROL_TOKEN,
+    FORGET_TOKEN,
+    ORIGINAL,
+    Perturbation,
+    Position,
+    Question,
+    Score,
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,11 @@ class Exam:
         """By form: "forget", "clean" and, with a perturbation, such as "before/control"."""
         forgotten = evaluate_questions(loaded, self.forget, self.forget_settings)
         kept = evaluate_questions(loaded, self.retain, self.retain_settings, self.perturbation)
-        sheets = {FORGET: sheet_of(forgotten, "clean"), CLEAN: sheet_of(kept, "clean")}
+        sheets = {FORGET: sheet_of(forgotten, ORIGINAL), CLEAN: sheet_of(kept, ORIGINAL)}
         if self.perturbation is not None:
             position = self.perturbation.position
-            sheets[f"{position}/control"] = sheet_of(kept, "control")
-            sheets[f"{position}/forget"] = sheet_of(kept, "forget")
+            sheets[f"{position}/control"] = sheet_of(kept, CONTROL_TOKEN)
+            sheets[f"{position}/forget"] = sheet_of(kept, FORGET_TOKEN)
         return sheets
 
 

@@ -12,7 +12,7 @@ from defuse.experiments.theory.shifts import Shifts, measure_shifts
 from defuse.models.architectures import architecture_of
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel, load_config, load_model, locate, resolve_device
-from defuse.questions import Perturbation, Question
+from defuse.questions import FORGET_TOKEN, Perturbation, Question
 from defuse.report.format import interval, markdown_table
 from defuse.report.plots import save
 from defuse.utils.errors import UsageError, require
@@ -69,7 +69,8 @@ def check(job: Job) -> None:
 
 def run(job: Job, on_stage: OnStage) -> Finding:
     """Measure, compare and write `theory.json`, `theory.md` and the figure into `job.out`."""
-    pairs = [(q, job.perturbation.variants(q, job.settings.seed)["forget"]) for q in job.questions]
+    seed = job.settings.seed
+    pairs = [(q, job.perturbation.variants(q, seed)[FORGET_TOKEN]) for q in job.questions]
     found, measured = [], []
     for name in (job.model, job.reference):
         loaded = load_model(name, device=job.device, dtype=job.dtype)
