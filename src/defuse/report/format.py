@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
-from defuse.evaluate import Interval
 from defuse.report import TableData
+from defuse.statistics import Interval
 
 
 def interval(value: Interval | None, places: int = 2) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.evaluate import Interval
+from defuse.statistics import Interval
 from defuse.utils.files import new_file
 
 
