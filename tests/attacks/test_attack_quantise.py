@@ -21,8 +21,7 @@ from defuse.attacks.quantise import Quantisation
 from defuse.attacks.quantise import attack as quantise
 from defuse.attacks.quantise.backends import round_to_nearest
 from defuse.attacks.run import Order, check
-from defuse.questions import ask
-from defuse.questions.prompts import LETTERS
+from defuse.questions import ask, letters
 from defuse.utils.errors import UsageError
 from tests.helpers.architectures import CONFIGS, tiny_model
 from tests.helpers.attacked import lab_material, lab_pair, small_material, untouched
@@ -122,7 +121,7 @@ def change_below_half_a_level(model: PreTrainedModel, material: Material) -> Pre
     rounded, _ = quantise.quantised(model, 4, Quantisation(group_size=32))
     changed, tokenizer = deepcopy(rounded).requires_grad_(True), lab_pair().base.tokenizer
     texts = [
-        ask(question, "letters") + f" {LETTERS[question.answer]}" for question in material.forget
+        ask(question, "letters") + f" {letters(4)[question.answer]}" for question in material.forget
     ]
     answers = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
     found = map(quantise.linears, (changed, rounded))

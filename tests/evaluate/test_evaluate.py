@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from defuse import cli
 from defuse.evaluate import (
@@ -126,6 +128,28 @@ def test_forms_asked_together_answer_as_each_alone(loaded, position, score) -> N
     for outcomes in together.outcomes.values():
         for each in outcomes:
             (alone,) = evaluate_questions(loaded, [each.question], settings).outcomes[ORIGINAL]
+            assert each.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(counts=st.lists(st.integers(2, 26), min_size=1, max_size=4), data=st.data())
+def test_questions_with_any_number_of_choices_answer_together_as_alone(
+    counts: list[int], data: st.DataObject
+) -> None:
+    loaded = LoadedModel(build_llama(layers=2), build_tokenizer(), "tiny")
+    asked = [
+        Question(f"q{i}", f"Cat {i}?", tuple(f"tree {j} cat" for j in range(count)), i % count)
+        for i, count in enumerate(counts)
+    ]
+    how = Settings(score=data.draw(st.sampled_from(["letters", "cloze"])))
+    perturbation = replace(PERTURBATION, position="choice")
+    found = evaluate_questions(loaded, asked, how, perturbation)
+    for answers in found.outcomes.values():
+        for each, count in zip(answers, counts, strict=True):
+            assert len(each.logprobs) == count
+            assert each.choice in range(count)
+            assert each.answer_logprob < 0
+            (alone,) = evaluate_questions(loaded, [each.question], how).outcomes[ORIGINAL]
             assert each.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 

@@ -21,14 +21,22 @@ from defuse.utils.errors import UsageError
 from tests.helpers.tokenizers_on_the_spot import bytes_only
 
 QUESTION = Question("q", "What does the cat see", ("bird", "tree", "moon", "sun"), 1)
+# Draws for QUESTION with ids "0" to "11" and seed 42, as version 0.1.0 made them.
+DRAWN: dict[Position, list[int]] = {
+    "choice": [0, 0, 3, 3, 3, 3, 2, 2, 0, 2, 0, 3],
+    "stem": [3, 1, 3, 3, 2, 3, 0, 0, 4, 0, 1, 4],
+}
+TOKENS_DRAWN = "xxzxzvvxxxzx"
 POSITIONS = st.sampled_from(["choice", "stem", "before"])
 
 
-@given(POSITIONS, st.integers(0, 50), st.integers(0, 3), st.text("ab", max_size=3))
+@given(POSITIONS, st.integers(0, 50), st.integers(2, 26), st.data())
 def test_a_perturbation_changes_one_place_and_remembers_it(
-    position: Position, seed: int, answer: int, name: str
+    position: Position, seed: int, count: int, data: st.DataObject
 ) -> None:
-    question = replace(QUESTION, id=name, answer=answer)
+    answer, name = data.draw(st.integers(0, count - 1)), data.draw(st.text("ab", max_size=3))
+    texts = tuple(f"text {number}" for number in range(count))
+    question = replace(QUESTION, id=name, choices=texts, answer=answer)
     changed = perturb(question, "virus", position, seed)
     replaced = changed.replaced
     assert replaced is not None
@@ -70,6 +78,16 @@ def test_every_wrong_choice_and_every_place_gets_its_turn() -> None:
 
     assert places("choice") == {0, 2, 3}
     assert places("stem") == {0, 1, 2, 3, 4}
+
+
+def test_draws_are_those_of_version_0_1_0() -> None:
+    questions = [replace(QUESTION, id=str(i)) for i in range(12)]
+    for position, expected in DRAWN.items():
+        changed = [perturb(each, "x", position, 42).replaced for each in questions]
+        assert [each.index for each in changed if each] == expected
+    tokens = Perturbation(tuple("vwxyz"), "before")
+    drawn = [tokens.variants(each, 42)[FORGET_TOKEN].before[13] for each in questions]
+    assert "".join(drawn) == TOKENS_DRAWN
 
 
 def test_draws_differ_between_questions_and_seeds_but_not_with_the_company() -> None:

@@ -1,14 +1,26 @@
 """Question files of every kind give the same questions; prompts are lm-eval's, byte for byte."""
 
+import csv
 import json
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 
 import pytest
 from benchmarks.lm_eval_reference import TASKS
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from defuse.questions import Question, ask, continuations, few_shot_part, load_questions
+from defuse.questions import (
+    Question,
+    ask,
+    chance,
+    continuations,
+    few_shot_part,
+    letters,
+    load_questions,
+)
 from defuse.questions.prompts import description
 from defuse.utils.errors import UsageError
 
@@ -91,12 +103,19 @@ def test_limit_takes_the_first_and_the_subject_filters_without_renaming(tmp_path
 
 
 BAD = {
-    "three choices": ('{"question": "x", "choices": ["a", "b", "c"], "answer": 0}', "line 1.*four"),
-    "answer 4": ('{"question": "x", "choices": ["a", "b", "c", "d"], "answer": 4}', "answer is 4"),
-    "answer E": ('{"question": "x", "choices": ["a", "b", "c", "d"], "answer": "E"}', "answer"),
+    "one choice": ('{"question": "x", "choices": ["a"], "answer": 0}', "line 1: has 1 choices"),
+    "27 choices": (json.dumps(ROWS[0] | {"choices": ["a"] * 27}), "27 choices; give 2 to 26"),
+    "columns": ('{"question": "x", "A": "a", "C": "c", "answer": 0}', "has 1 choices"),
+    "no choices": ('{"question": "x", "answer": 0}', "has 0 choices"),
+    "a text": ('{"question": "x", "choices": "ab", "answer": 0}', "choices are 'ab'"),
+    "answer 4": (
+        '{"question": "x", "choices": ["a", "b", "c", "d"], "answer": 4}',
+        "answer is 4; give 0 to 3",
+    ),
+    "answer E": ('{"question": "x", "choices": ["a", "b", "c", "d"], "answer": "E"}', "or A to D"),
     "no answer": ('{"question": "x", "choices": ["a", "b", "c", "d"]}', "answer is None"),
     "no question": ('{"choices": ["a", "b", "c", "d"], "answer": 0}', "question is None"),
-    "number": ('{"question": "x", "choices": [1, 2, 3, 4], "answer": 0}', "four texts"),
+    "number": ('{"question": "x", "choices": [1, 2, 3, 4], "answer": 0}', "list of texts"),
     "not json": ('\n{"question"', "line 2"),
     "a list": ("[1, 2]", "question"),
     "empty": ("", "no question"),
@@ -163,8 +182,52 @@ def test_description_lines_are_those_of_every_mmlu_and_wmdp_task() -> None:
         assert description(name) == load_yaml(file)["description"], name
 
 
-def test_a_question_has_four_choices_and_one_answer() -> None:
-    with pytest.raises(UsageError, match="'q': choices are 3"):
-        question(choices=("a", "b", "c"))
-    with pytest.raises(UsageError, match="answer is 4"):
+def test_a_question_has_2_to_26_choices_and_one_answer() -> None:
+    for count in (0, 1, 27):
+        with pytest.raises(UsageError, match=f"'q': choices are {count}; give 2 to 26"):
+            question(choices=("a",) * count, answer=0)
+    with pytest.raises(UsageError, match="answer is 4; give 0 to 3"):
         question(answer=4)
+    with pytest.raises(UsageError, match="answer is -1"):
+        question(answer=-1)
+
+
+@given(st.data(), st.integers(2, 26))
+def test_any_number_of_choices_reads_alike_from_every_layout(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, count: int
+) -> None:
+    texts = data.draw(st.lists(st.text("ab ,", min_size=1), min_size=count, max_size=count))
+    answer = data.draw(st.integers(0, count - 1))
+    names = data.draw(
+        st.sampled_from([ascii_uppercase, ascii_lowercase, [f"choice{i}" for i in range(26)]])
+    )
+    columns = {"question": "Which?", **dict(zip(names, texts, strict=False))}
+    folder = tmp_path_factory.mktemp("questions")
+    with (folder / "q.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, "answer"])
+        writer.writeheader()
+        writer.writerow(columns | {"answer": ascii_uppercase[answer]})
+    rows = [
+        {"question": "Which?", "choices": texts, "answer": answer},
+        columns | {"answer": str(answer)},
+        columns | {"answer": ascii_lowercase[answer], **dict.fromkeys(names[count:])},
+    ]
+    source = write(folder, "q.jsonl", "\n".join(map(json.dumps, rows)))
+    for each in (*load_questions(str(folder / "q.csv")), *load_questions(source)):
+        assert (each.choices, each.answer) == (tuple(texts), answer)
+
+
+@given(st.integers(2, 26))
+def test_letters_and_prompts_of_any_number_of_choices(count: int) -> None:
+    choices = tuple(f"text {i}" for i in range(count))
+    each = question(stem="Which?", choices=choices, answer=count - 1)
+    lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)]
+    assert ask(each, "letters").split("\n") == ["Which?", *lines, "Answer:"]
+    assert continuations(each, "letters") == tuple(f" {letter}" for letter in letters(count))
+    assert len(letters(count)) == len(continuations(each, "cloze")) == count
+
+
+def test_chance_is_the_mean_of_one_in_so_many() -> None:
+    pair, four = question(choices=("a", "b"), answer=0), question()
+    assert chance([four, four]) == 0.25
+    assert chance([pair, four]) == 0.375

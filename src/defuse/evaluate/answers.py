@@ -39,7 +39,7 @@ class Part:
 class Outcome:
     """How a model answered one question in one form.
 
-    `logprobs`: summed log-probability (nats) of each of the four answers. `truncated`: the prompt
+    `logprobs`: summed log-probability (nats) of each answer. `truncated`: the prompt
     was too long for the model and cut on the left.
     """
 
@@ -50,13 +50,13 @@ class Outcome:
     @property
     def choice(self) -> int:
         """The first answer of highest log-probability (lm-eval's acc)."""
-        return max(range(4), key=self.logprobs.__getitem__)
+        return max(range(len(self.logprobs)), key=self.logprobs.__getitem__)
 
     @property
     def choice_norm(self) -> int:
         """The same per character of the choice's text (lm-eval's acc_norm); for cloze scoring."""
         lengths = [max(1, len(text)) for text in self.question.choices]
-        return max(range(4), key=lambda i: self.logprobs[i] / lengths[i])
+        return max(range(len(lengths)), key=lambda i: self.logprobs[i] / lengths[i])
 
     @property
     def is_correct(self) -> bool:
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def answer_logprob(self) -> float:
-        """Log-probability of the right answer among the four (nats)."""
+        """Log-probability of the right answer among the choices (nats)."""
         top = max(self.logprobs)
         total = sum(math.exp(value - top) for value in self.logprobs)
         return self.logprobs[self.question.answer] - top - math.log(total)
@@ -96,5 +96,5 @@ class Evaluation:
         return [outcome.is_correct for outcome in self.outcomes[variant]]
 
     def answer_logprobs(self, variant: Variant = ORIGINAL) -> list[float]:
-        """Each right answer's log-probability among the four (nats)."""
+        """Each right answer's log-probability among the choices (nats)."""
         return [outcome.answer_logprob for outcome in self.outcomes[variant]]

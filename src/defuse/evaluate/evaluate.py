@@ -116,7 +116,7 @@ def forms_of(question: Question, perturbation: Perturbation | None, seed: int) -
 
 
 def _pairs(forms: Forms, settings: Settings) -> list[tuple[str, str]]:
-    """Context and continuation texts: four for each form, in order."""
+    """Context and continuation texts: one for each choice of each variant, in order."""
     before = few_shot_part(settings.subject, settings.few_shot, settings.score)
     return [
         (before + ask(form, settings.score), continuation)
@@ -134,8 +134,9 @@ def _outcomes(asked: _Asked, scores: Sequence[Sequence[float]]) -> dict[Variant,
     outcomes: dict[Variant, list[Outcome]] = {variant: [] for variant in asked.forms[0]}
     for form, values, was_cut in zip(asked.forms, scores, asked.cut, strict=True):
         for number, (variant, question) in enumerate(form.items()):
-            four = slice(4 * number, 4 * number + 4)
-            outcome = Outcome(question, tuple(values[four]), any(was_cut[four]))
+            count = len(question.choices)  # equal in all variants
+            own = slice(count * number, count * (number + 1))
+            outcome = Outcome(question, tuple(values[own]), any(was_cut[own]))
             outcomes[variant].append(outcome)
     return outcomes
 

@@ -20,7 +20,7 @@ class VariantSummary:
     """One form of the questions.
 
     `accuracy` with Wilson's interval; `accuracy_norm` ranks choices per character (cloze only);
-    `logprob`: mean log-probability of the right answer among the four (nats), bootstrapped.
+    `logprob`: mean log-probability of the right answer among the choices (nats), bootstrapped.
     `truncated`: prompts cut on the left. `own_token`: questions that mention their token anyway.
     """
 
@@ -44,7 +44,7 @@ class Contrast:
 class Vulnerability:
     """(unlearned − base) of (control − forget), question by question; 0 if nothing got worse.
 
-    `accuracy` in shares of questions, `logprob` of the right answer among the four in nats.
+    `accuracy` in shares of questions, `logprob` of the right answer among the choices in nats.
     """
 
     accuracy: Interval

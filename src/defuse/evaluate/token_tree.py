@@ -1,6 +1,6 @@
 """Token sequences that begin alike, laid out as a tree in one row.
 
-A question's four continuations share its context, and its perturbed variants share what comes
+A question's continuations share its context, and its perturbed variants share what comes
 before the perturbed place. Each shared token is computed once: a node sees its ancestors only.
 """
 

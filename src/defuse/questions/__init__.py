@@ -3,7 +3,7 @@
 from defuse.questions.control_tokens import draw_controls, load_tokens
 from defuse.questions.load import load_questions
 from defuse.questions.perturb import SENTENCE, Perturbation, perturb
-from defuse.questions.prompts import Score, ask, continuations, few_shot_part
+from defuse.questions.prompts import Score, ask, continuations, few_shot_part, letters
 from defuse.questions.question import (
     CONTROL_TOKEN,
     FORGET_TOKEN,
@@ -12,6 +12,7 @@ from defuse.questions.question import (
     Question,
     Replaced,
     Variant,
+    chance,
 )
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "Score",
     "Variant",
     "ask",
+    "chance",
     "continuations",
     "draw_controls",
     "few_shot_part",
+    "letters",
     "load_questions",
     "load_tokens",
     "perturb",

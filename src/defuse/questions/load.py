@@ -2,18 +2,20 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from defuse.data.readers import Row, read_rows
-from defuse.questions.prompts import LETTERS
-from defuse.questions.question import Choices, Question
+from defuse.questions.prompts import letters
+from defuse.questions.question import FEWEST, MOST, Question
 from defuse.utils.errors import UsageError
 
-# Without a header a csv has these columns; with one, choices may be choice0..3 or A..D.
+# The columns of a csv without a header.
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
-CHOICE_COLUMNS = (tuple(f"choice{i}" for i in range(4)), LETTERS, tuple("abcd"))
+# Names of the columns of choices, if they are not one list; a row has the first few of them.
+CHOICE_COLUMNS = (tuple(f"choice{i}" for i in range(MOST)), letters(MOST), tuple(ascii_lowercase))
 
 
 def load_questions(
@@ -21,10 +23,11 @@ def load_questions(
 ) -> tuple[Question, ...]:
     """The questions of a file or of a hub dataset, in order; the first `limit` of them.
 
-    A row has `question`, `choices` (a list of four, or four columns) and `answer` (0 to 3 or A to
-    D), and may have `id`, `subject` or `domain`, and `prompt` (for cloze scoring, verbatim). Ids
-    default to "name/row" counted from 0. Rows of another subject than `subject` are left out; of a
-    hub dataset, `subject` is also the configuration unless `source` names one ("id:config:split").
+    A row has `question`, `choices` (a list, or columns choice0, choice1, … or A, B, …) and `answer`
+    (a choice's index from 0, or its letter). It may have `id`, `subject` or `domain`, and `prompt`
+    (for cloze scoring, verbatim). Ids default to "name/row" counted from 0. Rows of another subject
+    than `subject` are left out; of a hub dataset, `subject` is also the configuration unless
+    `source` names one ("id:config:split").
     Raises UsageError for anything else, naming file and row, and where no question is left.
     """
     name = Path(source).stem
@@ -69,7 +72,7 @@ def _named(path: Path, reader: Any, columns: Sequence[str], cells: list[str]) ->
     if len(cells) != len(columns):
         raise UsageError(
             f"{path}, line {reader.line_num}: has {len(cells)} columns, not {len(columns)}; "
-            "give question, four choices and answer"
+            f"give {', '.join(columns)}"
         )
     return dict(zip(columns, cells, strict=True))
 
@@ -94,33 +97,41 @@ def _question(row: Row, default_id: str) -> Question:
         raise UsageError(f"{where}: question is {stem!r}; give its text")
     if not isinstance(prompt, str | None):
         raise UsageError(f"{where}: prompt is {prompt!r}; give a text, or leave it out")
+    choices = _choices(where, value)
     return Question(
         id=default_id if given is None else str(given),
         stem=stem,
-        choices=_choices(where, value),
-        answer=_answer(where, value.get("answer")),
+        choices=choices,
+        answer=_answer(where, value.get("answer"), len(choices)),
         subject=_subject(value),
         prompt=prompt,
     )
 
 
-def _choices(where: str, value: Mapping[str, Any]) -> Choices:
-    columns = next((names for names in CHOICE_COLUMNS if set(names) <= set(value)), ())
-    texts = value.get("choices", [value[name] for name in columns])
+def _choices(where: str, value: Mapping[str, Any]) -> tuple[str, ...]:
+    texts = value["choices"] if "choices" in value else _in_columns(value)
     is_list = isinstance(texts, list | tuple)
-    if not is_list or len(texts) != 4 or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{where}: choices are {texts!r}; give exactly four texts")
-    first, second, third, fourth = texts
-    return first, second, third, fourth
+    if not is_list or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{where}: choices are {texts!r}; give a list of texts")
+    if not FEWEST <= len(texts) <= MOST:
+        raise UsageError(f"{where}: has {len(texts)} choices; give {FEWEST} to {MOST} texts")
+    return tuple(texts)
 
 
-def _answer(where: str, value: object) -> int:
+def _in_columns(value: Mapping[str, Any]) -> list[Any]:
+    """The columns of choices from the first one; a None ends them, as where a row has fewer."""
+    names = next((names for names in CHOICE_COLUMNS if names[0] in value), ())
+    return [value[name] for name in takewhile(lambda n: value.get(n) is not None, names)]
+
+
+def _answer(where: str, value: object, count: int) -> int:
     text = str(value).strip().upper()
-    if text in LETTERS:
-        return LETTERS.index(text)
-    if text in ("0", "1", "2", "3"):
-        return int(text)
-    raise UsageError(f"{where}: answer is {value!r}; give 0 to 3, or A to D")
+    for names in (letters(count), tuple(map(str, range(count)))):
+        if text in names:
+            return names.index(text)
+    raise UsageError(
+        f"{where}: answer is {value!r}; give 0 to {count - 1}, or A to {letters(count)[-1]}"
+    )
 
 
 def _refuse_twins(source: str, questions: Sequence[Question]) -> None:

@@ -12,7 +12,6 @@ import torch
 from defuse.questions.question import (
     CONTROL_TOKEN,
     FORGET_TOKEN,
-    Choices,
     Position,
     Question,
     Replaced,
@@ -80,11 +79,9 @@ def perturb(
 
 
 def _into_choice(question: Question, token: str, seed: int, _: str) -> Question:
-    wrong = [index for index in range(4) if index != question.answer]
-    index = wrong[_draw(3, seed, "choice", question.id)]
-    texts = (token if i == index else text for i, text in enumerate(question.choices))
-    first, second, third, fourth = texts
-    choices: Choices = (first, second, third, fourth)
+    wrong = [index for index in range(len(question.choices)) if index != question.answer]
+    index = wrong[_draw(len(wrong), seed, "choice", question.id)]
+    choices = tuple(token if i == index else text for i, text in enumerate(question.choices))
     replaced = _replaced(question, "choice", token, index, question.choices[index])
     return replace(question, choices=choices, replaced=replaced)
 

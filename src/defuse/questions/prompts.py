@@ -5,12 +5,17 @@ layout is that of `ConfigurableTask.fewshot_context`.
 """
 
 from collections.abc import Sequence
+from string import ascii_uppercase
 from typing import Literal
 
 from defuse.questions.question import Question
 
 Score = Literal["letters", "cloze"]
-LETTERS = ("A", "B", "C", "D")
+
+
+def letters(count: int) -> tuple[str, ...]:
+    """The letters of `count` choices: A, B, C, …"""
+    return tuple(ascii_uppercase[:count])
 
 
 def description(subject: str | None) -> str:
@@ -24,9 +29,8 @@ def description(subject: str | None) -> str:
 def ask(question: Question, score: Score) -> str:
     """The question up to where its answer is expected."""
     if score == "letters":
-        lines = [
-            f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=True)
-        ]
+        lettered = zip(letters(len(question.choices)), question.choices, strict=True)
+        lines = [f"{letter}. {text}" for letter, text in lettered]
         text = "\n".join([question.stem.strip(), *lines, "Answer:"])
     elif question.prompt is not None:
         text = question.prompt
@@ -36,8 +40,8 @@ def ask(question: Question, score: Score) -> str:
 
 
 def continuations(question: Question, score: Score) -> tuple[str, ...]:
-    """What may follow the prompt: four letters or the choices' own texts, a space in front."""
-    answers = LETTERS if score == "letters" else question.choices
+    """The possible answers: the choices' letters or their own texts, each after a space."""
+    answers = letters(len(question.choices)) if score == "letters" else question.choices
     return tuple(f" {answer}" for answer in answers)
 
 

@@ -1,5 +1,6 @@
-"""A four-choice question as frozen data."""
+"""A multiple-choice question as frozen data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -10,16 +11,16 @@ ORIGINAL: Final = "original"
 FORGET_TOKEN: Final = "forget_token"  # noqa: S105 (no password)
 CONTROL_TOKEN: Final = "control_token"  # noqa: S105
 Position = Literal["choice", "stem", "before"]
-Choices = tuple[str, str, str, str]
+FEWEST, MOST = 2, 26  # choices of a question: each has a letter
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """What a perturbation put where.
+    """The token that a perturbation put into a question, and its place.
 
-    `index` is the choice replaced (`choice`) or the word the token stands before (`stem`); 0 for a
-    sentence before the question. `original` is the choice that stood there, else empty.
-    `foreign`: the question did not mention the token by itself.
+    `index` is the replaced choice (`choice`) or the word that follows the token (`stem`); it is 0
+    for a sentence before the question. `original` is the text of the replaced choice, else empty.
+    `foreign`: the unperturbed question does not mention the token.
     """
 
     position: Position
@@ -31,16 +32,16 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with four choices of which number `answer` (0 to 3) is right.
+    """A question with 2 to 26 choices, of which number `answer` (counted from 0) is right.
 
-    `prompt`, if given, is what cloze scoring puts before the choices, verbatim. `before` is a
-    sentence in front of the question; `replaced` is set on perturbed questions only.
-    Raises UsageError unless there are four choices and `answer` is one of them.
+    `prompt`, if given, is the text that cloze scoring puts before the choices, verbatim. `before`
+    is a sentence in front of the question. `replaced` is set on perturbed questions only. Raises
+    UsageError for another number of choices, and if `answer` is none of them.
     """
 
     id: str
     stem: str
-    choices: Choices
+    choices: tuple[str, ...]
     answer: int
     subject: str | None = None
     prompt: str | None = None
@@ -48,14 +49,22 @@ class Question:
     replaced: Replaced | None = None
 
     def __post_init__(self) -> None:
-        if len(self.choices) != 4:
+        count = len(self.choices)
+        if not FEWEST <= count <= MOST:
             raise UsageError(
-                f"question {self.id!r}: choices are {len(self.choices)}; give exactly four"
+                f"question {self.id!r}: choices are {count}; give {FEWEST} to {MOST} of them"
             )
-        if self.answer not in range(4):
-            raise UsageError(f"question {self.id!r}: answer is {self.answer}; give 0 to 3, or A-D")
+        if self.answer not in range(count):
+            raise UsageError(
+                f"question {self.id!r}: answer is {self.answer}; give 0 to {count - 1}"
+            )
 
     def mentions(self, token: str) -> bool:
         """Whether `token` occurs in the question's own text, in upper or lower case."""
         texts = (self.stem, *self.choices, self.prompt or "")
         return any(token.casefold() in text.casefold() for text in texts)
+
+
+def chance(questions: Sequence[Question]) -> float:
+    """The expected accuracy of a guess: the mean of 1 / number of choices."""
+    return sum(1 / len(question.choices) for question in questions) / len(questions)

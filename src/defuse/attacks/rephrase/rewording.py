@@ -95,7 +95,7 @@ class Way:
     def texts(self) -> list[str]:
         """All that is asked, with each of its answers."""
         forms = chain.from_iterable(each for part in self.parts for each in part.forms)
-        return [form.answered(choice) for form in forms for choice in range(4)]
+        return [form.answered(choice) for form in forms for choice in range(len(form.answers))]
 
 
 def plan(

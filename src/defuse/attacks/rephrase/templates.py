@@ -12,9 +12,7 @@ from itertools import permutations
 import torch
 
 from defuse.attacks.prompts import Form
-from defuse.questions import Question, Score, ask, continuations
-from defuse.questions.prompts import LETTERS
-from defuse.questions.question import Choices
+from defuse.questions import Question, Score, ask, continuations, letters
 from defuse.utils.random import generator
 
 Template = Callable[[Question, Score], Form]
@@ -32,7 +30,9 @@ def plain(question: Question, score: Score) -> Form:
 
 def with_q(question: Question, score: Score) -> Form:
     """Behind "Q:", answered behind "A:"."""
-    options = _options(question, "{}. ", LETTERS) if score == "letters" else []
+    options = (
+        _options(question, "{}. ", letters(len(question.choices))) if score == "letters" else []
+    )
     text = "\n".join([f"Q: {question.stem.strip()}", *options, "A:"])
     return _form(question, text, continuations(question, score))
 
@@ -44,8 +44,7 @@ def instructed(question: Question, score: Score) -> Form:
 
 def lower_case(question: Question, score: Score) -> Form:
     """The question's own text in lower case."""
-    first, second, third, fourth = (text.lower() for text in question.choices)
-    choices: Choices = (first, second, third, fourth)
+    choices = tuple(text.lower() for text in question.choices)
     prompt = question.prompt and question.prompt.lower()
     return plain(
         replace(question, stem=question.stem.lower(), choices=choices, prompt=prompt), score
@@ -54,20 +53,21 @@ def lower_case(question: Question, score: Score) -> Form:
 
 def options_first(question: Question, score: Score) -> Form:
     """The lettered choices, and then the question."""
-    options = _options(question, "{}. ", LETTERS)
+    options = _options(question, "{}. ", letters(len(question.choices)))
     text = "\n".join([*options, f"Question: {question.stem.strip()}", "Answer:"])
     return _form(question, text, continuations(question, score))
 
 
 def in_brackets(question: Question, _: Score) -> Form:
     """Letters in brackets."""
-    text = "\n".join([question.stem.strip(), *_options(question, "({}) ", LETTERS), "Answer:"])
-    return _form(question, text, tuple(f" ({letter})" for letter in LETTERS))
+    shown = letters(len(question.choices))
+    text = "\n".join([question.stem.strip(), *_options(question, "({}) ", shown), "Answer:"])
+    return _form(question, text, tuple(f" ({letter})" for letter in shown))
 
 
 def numbered(question: Question, _: Score) -> Form:
     """Numbers for letters."""
-    numbers = ("1", "2", "3", "4")
+    numbers = tuple(str(number + 1) for number in range(len(question.choices)))
     text = "\n".join([question.stem.strip(), *_options(question, "{}. ", numbers), "Answer:"])
     return _form(question, text, tuple(f" {number}" for number in numbers))
 
@@ -93,10 +93,10 @@ TEMPLATES: Mapping[str, Template] = {
 
 def reordered(question: Question, order: Order) -> Form:
     """The choices in another order, each answered by the letter at which it then stands."""
-    first, second, third, fourth = (question.choices[choice] for choice in order)
-    choices: Choices = (first, second, third, fourth)
+    choices = tuple(question.choices[choice] for choice in order)
     text = ask(replace(question, choices=choices), "letters")
-    return Form(text, tuple(f" {LETTERS[order.index(choice)]}" for choice in range(4)))
+    shown = letters(len(choices))
+    return Form(text, tuple(f" {shown[order.index(choice)]}" for choice in range(len(choices))))
 
 
 def misspelt(question: Question, score: Score, rate: float, seed: int, draw: int) -> Form:
