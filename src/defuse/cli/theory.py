@@ -1,4 +1,4 @@
-"""`defuse theory`: predicted and measured flip rates of a trigger's effect under noise."""
+"""`defuse theory`: predicted and measured flip rates of a forget-token's effect under noise."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,12 +11,12 @@ Option = typer.Option
 
 def theory(
     model: Annotated[str, typer.Argument(help="The unlearned model.", show_default=False)],
-    reference: Annotated[str, Option(help="The model before unlearning.")],
+    reference: Annotated[str, Option("--reference", help="The model before unlearning.")],
     questions: Annotated[str, Option(help="Question file or hub dataset, as for evaluate.")],
     perturb: Annotated[str, Option(help="File of forget-tokens, one a line.")],
     out: Annotated[Path, Option(help="Folder for table, figure and data.")],
     position: Annotated[
-        Literal["before", "stem", "choice"], Option(help="Where a token goes.")
+        Literal["before", "stem", "choice"], Option(help="Where the token is inserted.")
     ] = "before",
     sentence: Annotated[Text, Option(help="Sentence before the question, with {token}.")] = None,
     score: Annotated[Literal["letters", "cloze"], Option(help="As for evaluate.")] = "letters",
@@ -24,46 +24,48 @@ def theory(
     limit: Annotated[int | None, Option(help="Only the first N questions.")] = None,
     layers: Annotated[list[int] | None, Option(help="Layer; may be repeated.")] = None,
     noise_std: Annotated[
-        list[str] | None, Option(help="Such as 0.03 or 1x (the states' own); may be repeated.")
+        list[str] | None,
+        Option(help="Such as 0.03, or 1x (of the hidden states' own); may be repeated."),
     ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float64.")] = "auto",
-    seed: Annotated[int, Option(help="Draws tokens, places and noise.")] = 42,
+    seed: Annotated[int, Option(help="Seed of tokens, places and noise.")] = 42,
 ) -> None:
-    """How far a forget-token moves MODEL's hidden states, and how often noise turns that around."""
+    """Measure how far a forget-token shifts hidden states, and how often noise reverses its effect.
+
+    Compares the measurements on MODEL and its reference with the predictions of docs/theory.md.
+    """
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
-    from defuse.evaluate import Settings
-    from defuse.experiments.theory.job import HEAD, Job, check, run, table
-    from defuse.questions import SENTENCE, Perturbation, load_questions, load_tokens
+    from defuse.experiments.theory.run import HEAD, Request, check, run, table
+    from defuse.questions import SENTENCE
+    from defuse.utils.progress import shown
 
-    asked = load_questions(questions, subject=subject, limit=limit)
-    perturbation = Perturbation(load_tokens(perturb), position, (), sentence or SENTENCE)
-    settings = Settings(score, subject, seed=seed)
-    job = Job(
-        model,
-        reference,
-        asked,
-        perturbation,
-        settings,
-        out,
-        layers=tuple(layers or ()),
-        noise_stds=tuple(noise_std or Job.noise_stds),
-        device=device,
-        dtype=dtype,
+    plan = check(
+        Request(
+            model,
+            reference,
+            questions,
+            perturb,
+            out,
+            position,
+            sentence or SENTENCE,
+            score,
+            subject,
+            limit,
+            tuple(layers or ()),
+            tuple(noise_std or Request.noise_stds),
+            device,
+            dtype,
+            seed,
+        )
     )
-    check(job)
-    with Progress(console=Console(stderr=True)) as progress:
-
-        def on_stage(name: str, total: int):  # noqa: ANN202 (a small closure)
-            task = progress.add_task(name, total=total)
-            return lambda count: progress.update(task, advance=count)
-
-        finding = run(job, on_stage)
-    shown = Table(*HEAD, title="flip rates: predicted, and measured on the model itself")
-    for row in table(finding):
-        shown.add_row(*row)
-    Console().print(shown)
-    Console().print(f"written: {out}")
+    with shown() as progress:
+        result = run(plan, progress)
+    rows = Table(*HEAD, title="flip rates: predicted, and measured on the model itself")
+    for row in table(result):
+        rows.add_row(*row)
+    console = Console()
+    console.print(rows)
+    console.print(f"written: {out}", markup=False)

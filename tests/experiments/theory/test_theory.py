@@ -15,7 +15,7 @@ variances = st.floats(0.01, 100)
 means = st.floats(-10, 10)
 
 
-def test_equal_variances_turn_a_quarter_around_and_no_noise_none():
+def test_equal_variances_reverse_a_quarter_of_the_effects_and_no_noise_reverses_none():
     assert isotropic_flip_rate(1, 1) == pytest.approx(0.25)
     assert isotropic_flip_rate(1, 0) == 0
     assert isotropic_flip_rate(0, 1) == pytest.approx(0.5)
@@ -24,7 +24,7 @@ def test_equal_variances_turn_a_quarter_around_and_no_noise_none():
 
 
 @given(eta=variances, nu=variances)
-def test_both_ways_to_write_the_isotropic_rate_agree_and_the_general_one_without_a_mean(eta, nu):
+def test_the_isotropic_rate_is_the_general_one_without_a_mean(eta, nu):
     other = 0.5 - math.atan(math.sqrt(eta / nu)) / math.pi
     assert isotropic_flip_rate(eta, nu) == pytest.approx(other, abs=1e-12)
     assert flip_rate(0, eta, nu) == pytest.approx(other, abs=1e-12)
@@ -32,7 +32,7 @@ def test_both_ways_to_write_the_isotropic_rate_agree_and_the_general_one_without
 
 @given(mean=means, s2=variances, n2=variances)
 @example(mean=2.2250738585072014e-308, s2=0.01, n2=1.0)
-def test_the_general_rate_is_the_integral_over_the_trigger_s_effect(mean, s2, n2):
+def test_the_general_rate_is_the_integral_over_the_forget_token_s_effect(mean, s2, n2):
     s, n = math.sqrt(s2), math.sqrt(n2)
 
     def turned(x: float) -> float:
@@ -46,13 +46,13 @@ def test_the_general_rate_is_the_integral_over_the_trigger_s_effect(mean, s2, n2
 
 
 @given(mean=means, s2=variances, n2=variances)
-def test_a_mean_only_lowers_the_rate_whichever_way_it_points(mean, s2, n2):
+def test_a_mean_of_either_sign_lowers_the_rate(mean, s2, n2):
     rate = flip_rate(mean, s2, n2)
     assert rate <= isotropic_flip_rate(s2, n2) + 1e-12
     assert rate == pytest.approx(flip_rate(-mean, s2, n2), abs=1e-12)
 
 
-def test_a_certain_effect_is_turned_around_by_the_noise_s_tail():
+def test_a_constant_effect_is_reversed_by_the_tail_of_the_noise():
     assert flip_rate(1.0, 0, 4.0) == pytest.approx(norm.cdf(-0.5))
     assert flip_rate(1.0, 4.0, 0) == 0
 

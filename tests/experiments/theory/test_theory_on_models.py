@@ -1,4 +1,4 @@
-"""Shifts and gradients against plain forward passes, and `defuse theory` as a user runs it."""
+"""Shifts and gradients against plain forward passes, and `defuse theory` as a user calls it."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import torch
 from defuse import cli
 from defuse.evaluate import Settings
 from defuse.experiments.theory import compare_layer, measure_shifts
-from defuse.experiments.theory.job import quarter_points
+from defuse.experiments.theory.run import quarter_points
 from defuse.experiments.theory.shifts import answer_loss, request_of, start
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
@@ -78,7 +78,7 @@ def test_the_loss_is_the_answer_s_negative_log_probability():
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_hardly_any_noise_turns_nothing_around_and_much_turns_much_around():
+def test_little_noise_reverses_no_effect_and_much_noise_reverses_many():
     settings = Settings("letters")
     shifts = measure_shifts(LOADED, PAIRS, settings)
     found = [compare_layer(LOADED, QUESTIONS, settings, shifts, 1, std) for std in (1e-5, 10.0)]

@@ -1,6 +1,6 @@
-"""Predictions to set beside measurements: what a trigger does to hidden states, and noise to that.
+"""Predicted and measured effects of noise on hidden states that a forget-token has shifted.
 
-Derived in docs/theory.md.
+The predictions are derived in docs/theory.md.
 """
 
 from defuse.experiments.theory.compare import LayerReport, compare_layer

@@ -1,4 +1,4 @@
-"""Predicted flip rates beside what the model does when noise is added to the shifted state."""
+"""Predicted flip rates next to those of the model, with noise on its shifted hidden state."""
 
 import math
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from defuse.models.load import LoadedModel
 from defuse.questions import Question
 from defuse.utils.random import generator
 
-NOISE_DRAWS = 4  # of noise for each question
+NOISE_DRAWS = 4  # for each question
 MONTE_CARLO_DRAWS = 2000  # for each question
 FEWEST_FOR_NORMALITY = 20
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: the shift, whether it is normal, and flip rates (shares) at one noise.
+    """The shift at one layer, a test of its normality, and flip rates (shares) at one noise.
 
-    `shift_variance` (η): mean square of ε per unit. `systematic`: the share of it that lies in the
-    mean shift. `normality` p-value of the standardised effects g·ε (D'Agostino and Pearson; None
-    for fewer than 20 questions). Predicted: `isotropic` from η alone, `general` from the effects'
-    mean and variance, averaged over questions, `monte_carlo` the same by drawing, with its standard
-    error. `measured`: noise on the shifted state of the model itself turned the change of the loss
-    around.
+    `shift_variance` (η): mean square of ε per unit. `systematic`: the share of η that is due to the
+    mean shift. `normality`: p-value for the effects g·ε/‖g‖ (D'Agostino and Pearson; None for fewer
+    than 20 questions). Predictions: `isotropic` from η alone; `general` from the mean and variance
+    of the effects, averaged over questions; `monte_carlo` estimates the same by sampling, with its
+    standard error. `measured`: how often noise on the shifted state reversed the sign of the loss
+    change in the model.
     """
 
     layer: int
@@ -53,7 +53,7 @@ def compare_layer(
     layer: int,
     noise_std: float,
 ) -> LayerReport:
-    """All figures of one layer; `questions` are the clean ones that `shifts` were measured on."""
+    """Compute the report of one layer; `shifts` belong to `questions` without a forget-token."""
     shift, gradient = (each[layer].double() for each in (shifts.shift, shifts.gradient))
     variance = shift.square().mean().item()
     mean = shift.mean(dim=0)
@@ -64,7 +64,7 @@ def compare_layer(
         for number, each in enumerate(effects)
     ]
     error = math.sqrt(sum(error**2 for _, error in drawn)) / len(drawn)
-    flipped = _turned_around(loaded, questions, settings, shifts, layer, noise_std)
+    flipped = _flipped(loaded, questions, settings, shifts, layer, noise_std)
     return LayerReport(
         layer,
         noise_std,
@@ -81,7 +81,7 @@ def compare_layer(
 def _effects(
     shift: Tensor, gradient: Tensor, noise_variance: float
 ) -> list[tuple[float, float, float]]:
-    """Of each question's g: the effect's mean g·μ and variance gᵀΣg, and the noise's ν·‖g‖²."""
+    """For each question's g: mean g·μ and variance gᵀΣg of the effect, and the noise's ν·‖g‖²."""
     mean = shift.mean(dim=0)
     centred = gradient @ (shift - mean).T  # (questions by gradient, questions by shift)
     spread = centred.square().sum(dim=1) / max(1, len(shift) - 1)
@@ -96,7 +96,7 @@ def _normality(effects: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def _turned_around(
+def _flipped(
     loaded: LoadedModel,
     questions: Sequence[Question],
     settings: Settings,
@@ -104,7 +104,7 @@ def _turned_around(
     layer: int,
     noise_std: float,
 ) -> Tensor:
-    """Whether noise turned the loss's change around, a value for each question and draw."""
+    """Whether noise reverses the sign of the loss change, for each question and draw of noise."""
     decoder, found = Decoder(loaded.model), []
     with frozen_model(loaded.model):
         for number, question in enumerate(questions):

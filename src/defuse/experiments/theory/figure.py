@@ -1,4 +1,4 @@
-"""The theory's figure: are the effects normal, and do flip rates come out as predicted?"""
+"""A figure of the effects' normality, and of flip rates as predicted and as measured."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def draw(reports: Sequence[LayerReport], shifts: Shifts) -> Figure:
-    """Left: standardised effects g·ε against normal quantiles. Right: flip rates by noise."""
+    """Draw effects g·ε/‖g‖ against normal quantiles (left) and flip rates by noise (right)."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for layer, colour in zip(dict.fromkeys(r.layer for r in reports), COLOURS * 8, strict=False):
@@ -28,11 +28,11 @@ def draw(reports: Sequence[LayerReport], shifts: Shifts) -> Figure:
         right.plot(x, [report.general for report in own], color=colour, label=f"layer {layer}")
         right.plot(x, [report.isotropic for report in own], color=colour, linestyle=":")
     left.axline((0, 0), slope=1, color="grey", linewidth=1)
-    left.set(xlabel="normal quantiles", ylabel="effects g·ε along g, over their std")
+    left.set(xlabel="normal quantiles", ylabel="effect g·ε/‖g‖ in standard deviations")
     right.set(
         xscale="log",
-        xlabel="noise std over the shift's, √(ν/η)",
-        ylabel="flip rate (points: measured; lines: general; dotted: isotropic)",
+        xlabel="std of the noise / std of the shift, √(ν/η)",
+        ylabel="flip rate (points measured, lines general, dotted isotropic)",
         ylim=(0, 0.6),
     )
     for axes in (left, right):

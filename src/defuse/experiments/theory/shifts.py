@@ -1,9 +1,9 @@
-"""What a trigger does to hidden states: measured on a model, question by question.
+"""Shifts of hidden states by a forget-token, and gradients there, measured on a model.
 
-Everything is taken at the last token of the prompt, where the answer is predicted.
+All values are those at the last token of the prompt, where the answer is predicted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +18,16 @@ from defuse.models.freeze import frozen_model
 from defuse.models.load import LoadedModel
 from defuse.questions import Question, Score, ask, continuations, few_shot_part
 from defuse.utils.precision import upcast
-
-OnQuestion = Callable[[int], None]
+from defuse.utils.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
 class Shifts:
-    """Over N questions and L layers ("layer l": what block l puts out) of width d, in float32.
+    """Values for N questions and L layers of width d in float32; layer l is the output of block l.
 
-    `shift` (L, N, d): ε, the state with the trigger minus the one without. `gradient` (L, N, d):
-    g, of the right answer's negative log-probability (nats) by the state without. `spread` (L,):
-    the states' own standard deviation per unit.
+    `shift` (L, N, d): ε, the hidden state with the forget-token minus the one without. `gradient`
+    (L, N, d): g, the gradient of the right answer's negative log-probability (nats) with respect to
+    the state without. `spread` (L,): the standard deviation of the states per unit.
     """
 
     shift: Tensor
@@ -36,7 +35,7 @@ class Shifts:
     spread: Tensor
 
     def effects(self, layer: int) -> Tensor:
-        """g·ε/‖g‖ of each question at a layer, (N,), in float64."""
+        """Compute g·ε/‖g‖ of each question at a layer, (N,), in float64."""
         shift, gradient = (each[layer].double() for each in (self.shift, self.gradient))
         return (gradient / gradient.norm(dim=1, keepdim=True) * shift).sum(dim=1)
 
@@ -45,27 +44,26 @@ def measure_shifts(
     loaded: LoadedModel,
     pairs: Sequence[tuple[Question, Question]],
     settings: Settings,
-    *,
-    on_question: OnQuestion = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Shifts:
-    """Ask (clean, perturbed) pairs of questions and keep what happens at every layer."""
+    """Run (original, perturbed) pairs of questions and keep the values at every layer."""
     decoder = Decoder(loaded.model)
     shifts, gradients, states = [], [], []
     with frozen_model(loaded.model):
-        for clean, perturbed in pairs:
-            state, gradient = _state_and_gradient(decoder, request_of(clean, loaded, settings))
+        for original, perturbed in pairs:
+            state, gradient = _state_and_gradient(decoder, request_of(original, loaded, settings))
             other = _states(decoder, request_of(perturbed, loaded, settings))
             states.append(state)
             gradients.append(gradient)
             shifts.append(other - state)
-            on_question(1)
+            progress.advance()
     stacked = torch.stack(states, dim=1)
     spread = stacked.var(dim=1, unbiased=False).mean(dim=-1).sqrt()
     return Shifts(torch.stack(shifts, dim=1), torch.stack(gradients, dim=1), spread)
 
 
 def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> Request:
-    """The prompt and the right answer as token ids."""
+    """Encode the prompt and the right answer of a question."""
     how: Score = settings.score
     context = few_shot_part(settings.subject, settings.few_shot, how) + ask(question, how)
     answer = continuations(question, how)[question.answer]
@@ -73,14 +71,14 @@ def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> R
 
 
 def start(decoder: Decoder, request: Request) -> tuple[Tensor, BlockInputs, int]:
-    """The embedded request, what the blocks need, and where its prompt's last token stands."""
+    """Embed a request; also the inputs of the blocks and the index of the prompt's last token."""
     ids = (*request.context, *request.continuation)[:-1]
     hidden, inputs = decoder.embed(torch.tensor([ids], device=decoder.device))
     return hidden, inputs, len(request.context) - 1
 
 
 def answer_loss(decoder: Decoder, hidden: Tensor, request: Request, last: int) -> Tensor:
-    """−log p(answer) in nats, (rows,), from the final hidden states (rows, time, d)."""
+    """Compute −log p(answer) in nats, (rows,), from the final hidden states (rows, time, d)."""
     targets = torch.tensor(request.continuation, device=hidden.device)
     logits = decoder.logits(hidden[:, last : last + len(targets)])
     labels = targets.expand(len(hidden), -1)
@@ -89,7 +87,7 @@ def answer_loss(decoder: Decoder, hidden: Tensor, request: Request, last: int) -
 
 
 def _state_and_gradient(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
-    """States and the loss's gradients by them at the last prompt token, both (L, d)."""
+    """Compute the states at the last prompt token and the loss's gradients there, both (L, d)."""
     hidden, inputs, last = start(decoder, request)
     seen = [hidden.detach().requires_grad_()]
     for layer in range(decoder.num_layers):
