@@ -115,7 +115,7 @@ def _equality(ours: Evaluation, theirs: reference.Reference, dtype: torch.dtype)
 def _compare_with_float32(loaded: LoadedModel, ours: Evaluation) -> None:
     """The same weights in float32: how long they take, and how far the answers are."""
     model = replace(loaded, model=deepcopy(loaded.model).float())
-    questions = [outcome.question for outcome in ours.outcomes[ORIGINAL]]
+    questions = [answer.question for answer in ours.answers[ORIGINAL]]
     start = time.process_time()
     exact = evaluate_questions(model, questions, ours.settings)
     seconds = time.process_time() - start
@@ -124,8 +124,8 @@ def _compare_with_float32(loaded: LoadedModel, ours: Evaluation) -> None:
 
 
 def _logprobs(evaluation: Evaluation) -> Tensor:
-    outcomes = evaluation.outcomes[ORIGINAL]
-    return torch.tensor([outcome.logprobs for outcome in outcomes], dtype=torch.float64)
+    answers = evaluation.answers[ORIGINAL]
+    return torch.tensor([answer.logprobs for answer in answers], dtype=torch.float64)
 
 
 def _likeness(found: Tensor, expected: Tensor) -> str:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, bootstrap
 
-from defuse.statistics import bootstrap_mean, compare, mcnemar, newcombe_paired, wilson
+from defuse.statistics import (
+    bootstrap_mean,
+    compare,
+    mcnemar,
+    newcombe_paired,
+    vulnerability,
+    wilson,
+)
 
 COUNT = st.integers(0, 40)
 
@@ -99,3 +106,13 @@ def test_the_crossed_bootstrap_sees_that_runs_differ() -> None:
 def test_one_question_has_an_interval_of_no_width_and_no_nan() -> None:
     interval = bootstrap_mean([0.25], seed=0)
     assert (interval.low, interval.value, interval.high) == (0.25, 0.25, 0.25)
+
+
+def test_vulnerability_by_hand_for_one_run_and_for_several() -> None:
+    """Control − forget: 1, 0, 0 and 1, 1, 0; reference 0, 0, −1: so 1, 0, 1 and 1, 1, 1."""
+    control, forget = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[0, 1, 0], [0, 0, 1]])
+    reference = [True, False, False], [True, False, True]
+    one = vulnerability(control[0], forget[0], *reference, 3)
+    assert one == bootstrap_mean([1.0, 0.0, 1.0], 3)
+    both = vulnerability(control, forget, *reference, 3)
+    assert both == bootstrap_mean(torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]), 3)

@@ -101,14 +101,39 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
-def bootstrap_mean(values: Sequence[float] | Tensor, seed: int) -> Interval:
+Values = Sequence[float] | Tensor
+
+
+def vulnerability(
+    control: Values, forget: Values, reference_control: Values, reference_forget: Values, seed: int
+) -> Interval:
+    """The harm of a forget-token beyond its control's, in the unlearned model beyond the reference.
+
+    (unlearned − reference) of (control − forget), the mean over questions; 0 if unlearning made no
+    question worse. The arguments hold accuracy (0 or 1) or log-probability of the same questions
+    with the control token and with the forget-token: (questions,), or (runs, questions) for runs
+    that differ in their seed. One reference model serves all runs. The interval is
+    `bootstrap_mean`'s.
+    """
+    own, reference = (
+        _float64(first) - _float64(second)
+        for first, second in ((control, forget), (reference_control, reference_forget))
+    )
+    return bootstrap_mean(own - reference, seed)
+
+
+def _float64(values: Values) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def bootstrap_mean(values: Values, seed: int) -> Interval:
     """The mean over questions with its percentile bootstrap interval.
 
     `values` is (questions,), or (runs, questions) of the same questions in runs that differ in
     their seed: then runs and questions are resampled crosswise (Owen 2007, "The pigeonhole
     bootstrap"), and the interval covers both.
     """
-    table = torch.as_tensor(values, dtype=torch.float64)
+    table = _float64(values)
     table = table[None] if table.ndim == 1 else table
     rows, columns = table.shape
     draws = generator(seed, "bootstrap", rows, columns)

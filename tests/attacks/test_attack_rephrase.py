@@ -15,7 +15,7 @@ from defuse.attacks.rephrase.best import PLAIN, any_way, best_way
 from defuse.attacks.rephrase.rewording import FEW_SHOT, WAYS, Rephrasing, plan, unknown_share
 from defuse.attacks.rephrase.templates import ALL_ORDERS, ROTATIONS, TEMPLATES, mistype, reordered
 from defuse.attacks.split_half import halves
-from defuse.evaluate import Outcome, Settings, evaluate_questions
+from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.experiments.synthetic.exam import build_exam
 from defuse.experiments.synthetic.models import SHIPPED, load_pair
 from defuse.experiments.synthetic.world import build_world
@@ -105,7 +105,7 @@ def test_the_plain_template_is_what_the_evaluation_asks(score):
     material = Material(few(4), few(2), replace(settings, score=other))
     (way,) = plan(material, Rephrasing(ways=(score,)), TOKENIZER, 512)
     scored = score_forms(model, TOKENIZER, way.parts[0].forms, settings)
-    expected = evaluate_questions(LoadedModel(model, TOKENIZER, "m"), few(4), settings).outcomes
+    expected = evaluate_questions(LoadedModel(model, TOKENIZER, "m"), few(4), settings).answers
     for (form,), outcome in zip(scored, expected[ORIGINAL], strict=True):
         assert form[0] == pytest.approx(outcome.logprobs, abs=1e-4)
 
@@ -185,9 +185,9 @@ def test_unknown_words_are_counted(lab):
     assert unknown_share(["anything"], TOKENIZER) == 0.0
 
 
-def outcome(number: int, right: bool) -> Outcome:
+def outcome(number: int, right: bool) -> MCAnswer:
     logprobs = (0.0, -1.0, -1.0, -1.0) if right else (-1.0, 0.0, -1.0, -1.0)
-    return Outcome(replace(MOON, id=str(number)), logprobs, False)
+    return MCAnswer(replace(MOON, id=str(number)), logprobs, False)
 
 
 def test_the_best_way_of_one_half_answers_the_other():
@@ -204,7 +204,7 @@ def test_the_best_way_of_one_half_answers_the_other():
 def test_any_way_counts_wrong_choices_as_it_counts_right_ones():
     ways = [[0.0, -1, -1, -1], [-1, 0.0, -1, -1], [-1, 0.0, -1, -1]]
     asked = {
-        str(number): {"forget": [Outcome(MOON, tuple(way), False)]}
+        str(number): {"forget": [MCAnswer(MOON, tuple(way), False)]}
         for number, way in enumerate(ways)
     }
     _, numbers = any_way(asked, {})
@@ -214,7 +214,7 @@ def test_any_way_counts_wrong_choices_as_it_counts_right_ones():
 
 def test_the_mean_of_answers_gives_every_form_the_same_weight():
     long, short = (-100.0, -103.0, -130.0, -150.0), (-2.0, -1.0, -3.0, -4.0)
-    forms = [Outcome(MOON, values, False) for values in (long, short)]
+    forms = [MCAnswer(MOON, values, False) for values in (long, short)]
     expected = torch.tensor([long, short], dtype=torch.float64).log_softmax(1).mean(0)
     assert mean_outcome(forms).logprobs == pytest.approx(expected.tolist())
 

@@ -17,7 +17,7 @@ from defuse.attacks.report import in_turn, make_page
 from defuse.attacks.results import Condition, Result, condition, effect, examples
 from defuse.attacks.run import Order, check, read_results, run
 from defuse.cli import app
-from defuse.evaluate import Outcome, compare, wilson
+from defuse.evaluate import MCAnswer, compare, wilson
 from defuse.experiments.core.attack_tables import defence, overview
 from defuse.questions import Question
 from defuse.report import render
@@ -31,8 +31,8 @@ def question(number: int, answer: int = 0) -> Question:
     return Question(f"q/{number}", f"What does the cat see, {number}?", WORDS, answer)
 
 
-def outcome(asked: Question, choice: int) -> Outcome:
-    return Outcome(asked, tuple(-1.0 if i == choice else -3.0 for i in range(4)), truncated=False)
+def outcome(asked: Question, choice: int) -> MCAnswer:
+    return MCAnswer(asked, tuple(-1.0 if i == choice else -3.0 for i in range(4)), truncated=False)
 
 
 QUESTIONS = tuple(question(i, i % 4) for i in range(8))
@@ -108,7 +108,7 @@ def test_settings_are_read_strictly():
         configs(["magic"])
 
 
-def right_in(count: int) -> list[Outcome]:
+def right_in(count: int) -> list[MCAnswer]:
     """The first `count` of 8 questions answered rightly."""
     choices = (q.answer if i < count else (q.answer + 1) % 4 for i, q in enumerate(QUESTIONS))
     return [outcome(q, choice) for q, choice in zip(QUESTIONS, choices, strict=True)]

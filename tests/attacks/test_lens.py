@@ -17,7 +17,7 @@ from defuse.attacks.lens import Lens, probe
 from defuse.attacks.lens import attack as lens
 from defuse.attacks.lens.letters import Prompt, look, prompts_of
 from defuse.attacks.split_half import crosswise
-from defuse.evaluate import Outcome, Settings, evaluate_questions
+from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question
 from defuse.utils.errors import UsageError
@@ -70,7 +70,7 @@ def test_a_layer_s_reading_is_what_a_model_that_ends_there_answers(name: str) ->
     prompts = prompts_of(tokenizer, material.sets[name], material.settings, 256)
     values, _ = look(topped(), prompts)
     for layer in (5, 6):
-        expected = [outcome.logprobs for outcome in known.outcomes[ORIGINAL]]
+        expected = [outcome.logprobs for outcome in known.answers[ORIGINAL]]
         torch.testing.assert_close(values[layer + 1], torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -173,10 +173,10 @@ def test_every_label_is_dealt_evenly_and_never_held_out_whole(
         assert max(counts) < sum(counts)
 
 
-def outcomes(right: list[bool]) -> list[Outcome]:
+def outcomes(right: list[bool]) -> list[MCAnswer]:
     question = Question("q", "?", ("a", "b", "c", "d"), 0)
     return [
-        Outcome(replace(question, id=str(i)), (1.0 if each else -1.0, 0.0, 0.0, 0.0), False)
+        MCAnswer(replace(question, id=str(i)), (1.0 if each else -1.0, 0.0, 0.0, 0.0), False)
         for i, each in enumerate(right)
     ]
 

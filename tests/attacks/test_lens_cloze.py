@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from defuse.attacks import Material, Result
 from defuse.attacks.lens import Lens, attack, cloze, probe, run
-from defuse.evaluate import Outcome, Settings, evaluate_questions, wilson
+from defuse.evaluate import MCAnswer, Settings, evaluate_questions, wilson
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question
@@ -46,9 +46,9 @@ QUESTIONS = asked(6)
 
 def own_answers(
     model: PreTrainedModel, questions: list[Question], settings: Settings
-) -> list[Outcome]:
+) -> list[MCAnswer]:
     loaded = LoadedModel(model, TOKENIZER, "model")
-    return list(evaluate_questions(loaded, questions, settings).outcomes[ORIGINAL])
+    return list(evaluate_questions(loaded, questions, settings).answers[ORIGINAL])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_last_layer_is_the_model_s_own_evaluation(
     prompts = cloze.prompts_of(TOKENIZER, questions, settings, 64)
     values, _ = cloze.look(model, prompts, token_budget=300)
     read = [
-        Outcome(question, tuple(four), prompt.truncated)
+        MCAnswer(question, tuple(four), prompt.truncated)
         for question, prompt, four in zip(questions, prompts, values[-1].tolist(), strict=True)
     ]
     assert {outcome.truncated for outcome in own} == {False, True}

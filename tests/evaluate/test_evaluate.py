@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from defuse import cli
 from defuse.evaluate import (
     Evaluation,
-    Outcome,
+    MCAnswer,
     Settings,
     contrast,
     contrasts,
@@ -38,11 +38,11 @@ QUESTIONS = tuple(
 PERTURBATION = Perturbation(("mumps", "rabies"), "before", ("spoon", "ladder"))
 
 
-def outcome(right: bool, truncated: bool = False) -> Outcome:
+def answer(right: bool, truncated: bool = False) -> MCAnswer:
     """Answer 0 with probability 0.7 or 0.1, and another with the rest."""
     probabilities = (0.7, 0.1, 0.1, 0.1) if right else (0.1, 0.7, 0.1, 0.1)
     question = replace(QUESTIONS[0], answer=0)
-    return Outcome(question, tuple(math.log(p) - 3.0 for p in probabilities), truncated)
+    return MCAnswer(question, tuple(math.log(p) - 3.0 for p in probabilities), truncated)
 
 
 def evaluation(name: str, **rights: Sequence[int]) -> Evaluation:
@@ -51,10 +51,10 @@ def evaluation(name: str, **rights: Sequence[int]) -> Evaluation:
         "forget": FORGET_TOKEN,
         "control": CONTROL_TOKEN,
     }
-    outcomes: dict[Variant, list[Outcome]] = {
-        variants[v]: [outcome(bool(r)) for r in row] for v, row in rights.items()
+    answers: dict[Variant, list[MCAnswer]] = {
+        variants[v]: [answer(bool(r)) for r in row] for v, row in rights.items()
     }
-    return Evaluation(name, Settings(), PERTURBATION, outcomes, "same prompts", 0.0)
+    return Evaluation(name, Settings(), PERTURBATION, answers, "same prompts", 0.0)
 
 
 def test_the_summary_by_hand() -> None:
@@ -71,10 +71,10 @@ def test_the_summary_by_hand() -> None:
 def test_choices_are_ranked_summed_and_per_character() -> None:
     """−4 for 2 characters is −2 each, −5 for 8 is −0.625 each, −9 for 1 is −9 each."""
     question = Question("q", "?", ("ab", "abcdefgh", "a", "a"), 1)
-    ranked = Outcome(question, (-4.0, -5.0, -9.0, -9.0), truncated=False)
+    ranked = MCAnswer(question, (-4.0, -5.0, -9.0, -9.0), truncated=False)
     assert (ranked.choice, ranked.choice_norm) == (0, 1)
     assert (ranked.is_correct, ranked.is_correct_norm) == (False, True)
-    tied = Outcome(question, (-4.0, -2.0, -2.0, -9.0), truncated=False)
+    tied = MCAnswer(question, (-4.0, -2.0, -2.0, -9.0), truncated=False)
     assert tied.choice == 1  # the first of equals, as lm-eval's argmax
 
 
@@ -124,10 +124,10 @@ def test_forms_asked_together_answer_as_each_alone(loaded, position, score) -> N
     perturbation = replace(PERTURBATION, position=position)
     settings = Settings(score=score, few_shot=QUESTIONS[:1])
     together = evaluate_questions(loaded, QUESTIONS, settings, perturbation)
-    assert set(together.outcomes) == {ORIGINAL, FORGET_TOKEN, CONTROL_TOKEN}
-    for outcomes in together.outcomes.values():
-        for each in outcomes:
-            (alone,) = evaluate_questions(loaded, [each.question], settings).outcomes[ORIGINAL]
+    assert set(together.answers) == {ORIGINAL, FORGET_TOKEN, CONTROL_TOKEN}
+    for answers in together.answers.values():
+        for each in answers:
+            (alone,) = evaluate_questions(loaded, [each.question], settings).answers[ORIGINAL]
             assert each.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
@@ -144,20 +144,20 @@ def test_questions_with_any_number_of_choices_answer_together_as_alone(
     how = Settings(score=data.draw(st.sampled_from(["letters", "cloze"])))
     perturbation = replace(PERTURBATION, position="choice")
     found = evaluate_questions(loaded, asked, how, perturbation)
-    for answers in found.outcomes.values():
+    for answers in found.answers.values():
         for each, count in zip(answers, counts, strict=True):
             assert len(each.logprobs) == count
             assert each.choice in range(count)
             assert each.answer_logprob < 0
-            (alone,) = evaluate_questions(loaded, [each.question], how).outcomes[ORIGINAL]
+            (alone,) = evaluate_questions(loaded, [each.question], how).answers[ORIGINAL]
             assert each.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
 def test_a_part_of_the_questions_is_perturbed_and_hashed_by_itself(loaded) -> None:
     whole = evaluate_questions(loaded, QUESTIONS, None, PERTURBATION)
     part = evaluate_questions(loaded, QUESTIONS[2:], None, PERTURBATION)
-    assert [o.question for o in part.outcomes[FORGET_TOKEN]] == [
-        o.question for o in whole.outcomes[FORGET_TOKEN][2:]
+    assert [o.question for o in part.answers[FORGET_TOKEN]] == [
+        o.question for o in whole.answers[FORGET_TOKEN][2:]
     ]
     assert part.prompt_hash != whole.prompt_hash
     again = evaluate_questions(loaded, QUESTIONS[2:], None, PERTURBATION)
@@ -174,7 +174,7 @@ def test_progress_counts_every_question_once(loaded) -> None:
 def test_bfloat16_is_equal_within_its_rounding(loaded) -> None:
     half = LoadedModel(build_llama().bfloat16(), loaded.tokenizer, "half")
     exact, rounded = (
-        [o.logprobs for o in evaluate_questions(m, QUESTIONS).outcomes[ORIGINAL]]
+        [o.logprobs for o in evaluate_questions(m, QUESTIONS).answers[ORIGINAL]]
         for m in (loaded, half)
     )
     torch.testing.assert_close(torch.tensor(rounded), torch.tensor(exact), rtol=0.05, atol=0.2)
@@ -234,7 +234,7 @@ def test_one_model_one_file(run: Run, tiny_model_folder: Path) -> None:
     settings = Settings(subject="cats", few_shot=(replace(QUESTIONS[0], id="q/0"),))
     expected = evaluate_questions(load_model(str(tiny_model_folder)), QUESTIONS[:5], settings)
     assert [q["id"] for q in found["questions"]] == [f"q/{i}" for i in range(5)]
-    for question, each in zip(found["questions"], expected.outcomes[ORIGINAL], strict=True):
+    for question, each in zip(found["questions"], expected.answers[ORIGINAL], strict=True):
         assert question["answer"] == each.question.answer
         assert question["choice"] == each.choice
         assert question["logprobs"] == pytest.approx(each.logprobs, abs=1e-4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
 
-from defuse.evaluate import Evaluation, Outcome, Settings, wilson
+from defuse.evaluate import Evaluation, MCAnswer, Settings, wilson
 from defuse.evaluate.groups import group_figures, subjects_of
 from defuse.questions import ORIGINAL, Question
 
@@ -28,8 +28,8 @@ def test_groups_are_weighed_as_lm_eval_weighs_them(rights: list[list[bool]]) -> 
 
 
 def evaluation(subjects: Mapping[str, list[bool]]) -> Evaluation:
-    outcomes = [
-        Outcome(
+    answers = [
+        MCAnswer(
             Question(f"{name}/{i}", "?", ("a", "b", "c", "d"), 0, subject=name),
             (-1.0, -2.0 if right else -0.5, -3.0, -3.0),
             truncated=False,
@@ -37,7 +37,7 @@ def evaluation(subjects: Mapping[str, list[bool]]) -> Evaluation:
         for name, each in subjects.items()
         for i, right in enumerate(each)
     ]
-    return Evaluation("m", Settings(), None, {ORIGINAL: outcomes}, "", 0.0)
+    return Evaluation("m", Settings(), None, {ORIGINAL: answers}, "", 0.0)
 
 
 def test_a_group_by_hand() -> None:

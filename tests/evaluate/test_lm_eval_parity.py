@@ -58,15 +58,15 @@ def assert_parity(
 ) -> Evaluation:
     expected = reference.ask(model.model, model.tokenizer, questions, settings)
     evaluation = evaluate_questions(model, questions, settings)
-    outcomes = evaluation.outcomes[ORIGINAL]
+    answers = evaluation.answers[ORIGINAL]
     before = few_shot_part(settings.subject, settings.few_shot, settings.score)
     assert [before + ask(q, settings.score) for q in questions] == expected.prompts
-    ours = torch.tensor([outcome.logprobs for outcome in outcomes], dtype=torch.float64)
+    ours = torch.tensor([answer.logprobs for answer in answers], dtype=torch.float64)
     theirs = torch.tensor(expected.logprobs, dtype=torch.float64)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
-    assert [outcome.choice for outcome in outcomes] == expected.choices
+    assert [answer.choice for answer in answers] == expected.choices
     if settings.score == "cloze":
-        assert [outcome.choice_norm for outcome in outcomes] == expected.choices_norm
+        assert [answer.choice_norm for answer in answers] == expected.choices_norm
     return evaluation
 
 
@@ -95,7 +95,7 @@ def test_prompts_too_long_for_the_model_are_cut_as_lm_eval_cuts_them(kind: str) 
     short = sorted(lengths)[6]  # so that about half of them are cut
     settings = Settings(subject=None)
     evaluation = assert_parity(loaded(kind, short), questions, settings)
-    cut = sum(outcome.truncated for outcome in evaluation.outcomes[ORIGINAL])
+    cut = sum(answer.truncated for answer in evaluation.answers[ORIGINAL])
     assert 0 < cut < len(questions)
     with_examples = replace(settings, few_shot=examples_of(subject))
     assert_parity(loaded(kind, short), questions, with_examples)

@@ -90,7 +90,7 @@ def assert_same(results: Results, evaluation: Evaluation, task: str, variant: Va
     suite = SUITES[SHIPPED[task][0]]
     groups = {name: list(names) for name, names in suite.groups.items()}
     figures = group_figures(evaluation, {**subjects_of(evaluation), **groups})
-    outcomes = {o.question.id: o for o in evaluation.outcomes[variant]}
+    answers = {o.question.id: o for o in evaluation.answers[variant]}
     asked = 0
     for name, found in results["results"].items():
         if name.split("::")[0] != task:
@@ -100,13 +100,13 @@ def assert_same(results: Results, evaluation: Evaluation, task: str, variant: Va
         assert found["acc,none"] == pytest.approx(figure.accuracy.value, abs=1e-12)
         assert found["acc_stderr,none"] == pytest.approx(figure.stderr, abs=1e-9)
         for sample in results["samples"].get(name, ()):
-            outcome = outcomes[sample["doc"]["id"]]
+            answer = answers[sample["doc"]["id"]]
             logprobs = [float(response[0][0]) for response in sample["resps"]]
-            assert logprobs == pytest.approx(outcome.logprobs, abs=1e-4)
-            assert sample["doc"]["choices"] == list(outcome.question.choices)
-            assert sample["acc"] == outcome.is_correct
+            assert logprobs == pytest.approx(answer.logprobs, abs=1e-4)
+            assert sample["doc"]["choices"] == list(answer.question.choices)
+            assert sample["acc"] == answer.is_correct
             asked += 1
-    assert asked == len(outcomes)
+    assert asked == len(answers)
 
 
 def test_perturbed_mmlu_and_its_control_over_all_subjects(loaded, folder) -> None:

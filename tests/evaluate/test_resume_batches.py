@@ -46,7 +46,7 @@ def ask(ledger: Ledger, on_scored: OnScored = lambda _: None) -> Evaluation:
 
 
 def logprobs(evaluation: Evaluation) -> list[tuple[float, ...]]:
-    return [o.logprobs for outcomes in evaluation.outcomes.values() for o in outcomes]
+    return [o.logprobs for answers in evaluation.answers.values() for o in answers]
 
 
 def collecting(kept: Kept, **given: Any) -> Ledger:

@@ -219,7 +219,7 @@ def test_each_subject_is_asked_as_it_is_asked_alone(run: Run, tiny_model_folder:
     loaded = load_model(str(tiny_model_folder), device="cpu")
     parts = load_parts(SUITES["wmdp"], "data")
     alone = [evaluate_questions(loaded, part.questions, part.settings) for part in parts]
-    expected = [o for evaluation in alone for o in evaluation.outcomes[ORIGINAL]]
+    expected = [o for evaluation in alone for o in evaluation.answers[ORIGINAL]]
     assert [tuple(q["logprobs"]) for q in found["questions"]] == [o.logprobs for o in expected]
     groups = found["summary"]["groups"]
     assert groups["wmdp"]["clean"]["n"] == 12

@@ -8,14 +8,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.beside import once_with
 from defuse.attacks.notes import Notes
-from defuse.evaluate import Outcome, Settings, evaluate_questions
+from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question, ask
 from defuse.utils.errors import UsageError
 
 FORGET, RETAIN = "forget", "retain"
 Noted = Sequence[tuple[Sequence[float], bool]]  # of each question: logprobs, truncated
-Answers = Mapping[str, Sequence[Outcome]]  # of each set, in the questions' order
+Answers = Mapping[str, Sequence[MCAnswer]]  # of each set, in the questions' order
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ def ask_questions(
     settings: Settings,
     notes: Notes,
     name: str,
-) -> list[Outcome]:
+) -> list[MCAnswer]:
     """How `model` answers, asked once and noted as `name`."""
     return _ask(lambda: model, tokenizer, questions, settings, notes, name)
 
 
-def noted(outcomes: Sequence[Outcome]) -> Noted:
+def noted(outcomes: Sequence[MCAnswer]) -> Noted:
     """What notes keep of answers."""
     return [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
 
 
-def restored(questions: Sequence[Question], kept: Noted) -> list[Outcome]:
+def restored(questions: Sequence[Question], kept: Noted) -> list[MCAnswer]:
     """The answers again."""
     return [
-        Outcome(question, tuple(logprobs), truncated)
+        MCAnswer(question, tuple(logprobs), truncated)
         for question, (logprobs, truncated) in zip(questions, kept, strict=True)
     ]
 
@@ -112,9 +112,9 @@ def _ask(
     settings: Settings,
     notes: Notes,
     name: str,
-) -> list[Outcome]:
+) -> list[MCAnswer]:
     def find(model: PreTrainedModel) -> Noted:
         loaded = LoadedModel(model, tokenizer, name)
-        return noted(evaluate_questions(loaded, questions, settings).outcomes[ORIGINAL])
+        return noted(evaluate_questions(loaded, questions, settings).answers[ORIGINAL])
 
     return restored(questions, once_with(notes, name, make, find))

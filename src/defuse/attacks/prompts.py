@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.evaluate import Outcome, Settings
+from defuse.evaluate import MCAnswer, Settings
 from defuse.evaluate.encoding import encode_pairs
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.models.decoder import Decoder
@@ -65,9 +65,9 @@ def _scored(four: Sequence[tuple[float, bool]]) -> tuple[list[float], bool]:
     return [value for value, _ in four], any(cut for _, cut in four)
 
 
-def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
+def mean_outcome(outcomes: Sequence[MCAnswer]) -> MCAnswer:
     """One answer made of several to the same question: each choice's mean log-probability among
     the four, so that a form whose answers are long weighs no more than others."""
     shares = torch.tensor([o.logprobs for o in outcomes], dtype=torch.float64).log_softmax(dim=1)
     cut = any(outcome.truncated for outcome in outcomes)
-    return Outcome(outcomes[0].question, tuple(shares.mean(dim=0).tolist()), cut)
+    return MCAnswer(outcomes[0].question, tuple(shares.mean(dim=0).tolist()), cut)

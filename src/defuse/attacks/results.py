@@ -6,7 +6,7 @@ from typing import Any
 
 from defuse.attacks.data import Answers
 from defuse.attacks.notes import Cost
-from defuse.evaluate import Interval, Outcome, Paired, bootstrap_mean, compare, wilson
+from defuse.evaluate import Interval, MCAnswer, Paired, bootstrap_mean, compare, wilson
 from defuse.questions import Score, ask
 from defuse.report import TableData
 
@@ -96,19 +96,19 @@ class Result:
         return asdict(self)
 
 
-def accuracy(outcomes: Sequence[Outcome]) -> Interval:
+def accuracy(outcomes: Sequence[MCAnswer]) -> Interval:
     """The share that is right, with Wilson's interval."""
     return wilson(sum(outcome.is_correct for outcome in outcomes), len(outcomes))
 
 
-def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
+def figures(outcomes: Sequence[MCAnswer], seed: int) -> Figures:
     """Accuracy and log-probability of one list of answers."""
     right = {outcome.question.id: outcome.is_correct for outcome in outcomes}
     logprobs = [outcome.answer_logprob for outcome in outcomes]
     return Figures(len(right), accuracy(outcomes), bootstrap_mean(logprobs, seed), right)
 
 
-def effect(before: Sequence[Outcome], after: Sequence[Outcome], seed: int) -> Effect:
+def effect(before: Sequence[MCAnswer], after: Sequence[MCAnswer], seed: int) -> Effect:
     """What changed, question by question; both lists are of the same questions in one order."""
     pairs = list(zip(before, after, strict=True))
     assert all(a.question.id == b.question.id for a, b in pairs)  # noqa: S101

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from defuse.evaluate import Outcome
+from defuse.evaluate import MCAnswer
 from defuse.utils.random import generator
 
 
 def crosswise(
-    readings: Sequence[Sequence[Outcome]], seed: int, name: str
-) -> tuple[list[Outcome], tuple[int, int]]:
+    readings: Sequence[Sequence[MCAnswer]], seed: int, name: str
+) -> tuple[list[MCAnswer], tuple[int, int]]:
     """Each half of the questions, in the reading that was best on the other half.
 
     `readings` are of the same questions in one order. The best has most right answers, of equals
@@ -24,7 +24,7 @@ def crosswise(
     return [readings[taken[place]][place] for place in range(count)], chosen
 
 
-def _best(readings: Sequence[Sequence[Outcome]], places: Sequence[int]) -> int:
+def _best(readings: Sequence[Sequence[MCAnswer]], places: Sequence[int]) -> int:
     return max(range(len(readings)), key=lambda number: merit(readings[number], places))
 
 
@@ -35,7 +35,7 @@ def halves(count: int, seed: int, purpose: str) -> tuple[list[int], list[int]]:
     return sorted(order[: count // 2]), sorted(order[count // 2 :])
 
 
-def merit(outcomes: Sequence[Outcome], places: Sequence[int]) -> tuple[int, float]:
+def merit(outcomes: Sequence[MCAnswer], places: Sequence[int]) -> tuple[int, float]:
     """What is better the higher it is: right answers there, of equals their log-probability."""
     some = [outcomes[place] for place in places]
     return sum(each.is_correct for each in some), sum(each.answer_logprob for each in some)

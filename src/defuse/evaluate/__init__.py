@@ -1,6 +1,6 @@
 """Ask models questions, clean and with a stray token, and say how sure the figures are."""
 
-from defuse.evaluate.answers import Evaluation, Outcome, Settings
+from defuse.evaluate.answers import Evaluation, MCAnswer, Settings
 from defuse.evaluate.evaluate import evaluate_questions
 from defuse.evaluate.summary import (
     Contrast,
@@ -25,7 +25,7 @@ __all__ = [
     "Contrast",
     "Evaluation",
     "Interval",
-    "Outcome",
+    "MCAnswer",
     "Paired",
     "Settings",
     "VariantSummary",

@@ -36,7 +36,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MCAnswer:
     """How a model answered one question in one form.
 
     `logprobs`: summed log-probability (nats) of each answer. `truncated`: the prompt
@@ -78,7 +78,7 @@ class Outcome:
 class Evaluation:
     """One model's answers to one list of questions.
 
-    `outcomes` holds the variant "original" and, with a perturbation, "forget_token" and
+    `answers` holds the variant "original" and, with a perturbation, "forget_token" and
     "control_token", each in the questions' order. `prompt_hash` (sha256) is equal for equal
     prompts, whatever the model. Of several parts, `settings` name no subject and hold the examples
     of all.
@@ -87,14 +87,14 @@ class Evaluation:
     model: str
     settings: Settings
     perturbation: Perturbation | None
-    outcomes: Mapping[Variant, Sequence[Outcome]]
+    answers: Mapping[Variant, Sequence[MCAnswer]]
     prompt_hash: str
     seconds: float
 
     def correct(self, variant: Variant = ORIGINAL) -> list[bool]:
         """Whether each question was answered right."""
-        return [outcome.is_correct for outcome in self.outcomes[variant]]
+        return [answer.is_correct for answer in self.answers[variant]]
 
     def answer_logprobs(self, variant: Variant = ORIGINAL) -> list[float]:
         """Each right answer's log-probability among the choices (nats)."""
-        return [outcome.answer_logprob for outcome in self.outcomes[variant]]
+        return [answer.answer_logprob for answer in self.answers[variant]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from defuse.evaluate.answers import Evaluation, Outcome, Part, Settings
+from defuse.evaluate.answers import Evaluation, MCAnswer, Part, Settings
 from defuse.evaluate.encoding import encode_pairs
 from defuse.evaluate.loglikelihood import OnScored, max_length, score_share
 from defuse.evaluate.resume import Ledger
@@ -72,12 +72,12 @@ def evaluate_parts(
     ledger = ledger or Ledger()
     asked = [_ask(loaded, part, perturbation, ledger, on_scored) for part in parts]
     ledger.exchange()
-    outcomes = [_outcomes(each, ledger.scores(each.prompt_hash)) for each in asked]
+    answers = [_answers(each, ledger.scores(each.prompt_hash)) for each in asked]
     return Evaluation(
         model=loaded.name,
         settings=_common(parts),
         perturbation=perturbation,
-        outcomes={v: list(chain.from_iterable(o[v] for o in outcomes)) for v in outcomes[0]},
+        answers={v: list(chain.from_iterable(o[v] for o in answers)) for v in answers[0]},
         prompt_hash=_common_hash([each.prompt_hash for each in asked]),
         seconds=time.perf_counter() - start,
     )
@@ -130,15 +130,15 @@ def _encode(pairs: Sequence[Sequence[tuple[str, str]]], loaded: LoadedModel) -> 
     return [[next(requests) for _ in group] for group in pairs]
 
 
-def _outcomes(asked: _Asked, scores: Sequence[Sequence[float]]) -> dict[Variant, list[Outcome]]:
-    outcomes: dict[Variant, list[Outcome]] = {variant: [] for variant in asked.forms[0]}
+def _answers(asked: _Asked, scores: Sequence[Sequence[float]]) -> dict[Variant, list[MCAnswer]]:
+    answers: dict[Variant, list[MCAnswer]] = {variant: [] for variant in asked.forms[0]}
     for form, values, was_cut in zip(asked.forms, scores, asked.cut, strict=True):
         for number, (variant, question) in enumerate(form.items()):
             count = len(question.choices)  # equal in all variants
             own = slice(count * number, count * (number + 1))
-            outcome = Outcome(question, tuple(values[own]), any(was_cut[own]))
-            outcomes[variant].append(outcome)
-    return outcomes
+            answer = MCAnswer(question, tuple(values[own]), any(was_cut[own]))
+            answers[variant].append(answer)
+    return answers
 
 
 def _hash(pairs: Sequence[Sequence[tuple[str, str]]]) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from defuse.evaluate.answers import Evaluation, Outcome
+from defuse.evaluate.answers import Evaluation, MCAnswer
 from defuse.questions import ORIGINAL, Variant
 from defuse.statistics import Interval, wilson
 
@@ -28,8 +28,8 @@ def group_figures(evaluation: Evaluation, groups: Groups) -> dict[str, dict[Vari
     """Each group's figures, for every form of the questions."""
     return {
         name: {
-            variant: _figure(_by_subject(outcomes, subjects))
-            for variant, outcomes in evaluation.outcomes.items()
+            variant: _figure(_by_subject(answers, subjects))
+            for variant, answers in evaluation.answers.items()
         }
         for name, subjects in groups.items()
     }
@@ -37,15 +37,15 @@ def group_figures(evaluation: Evaluation, groups: Groups) -> dict[str, dict[Vari
 
 def subjects_of(evaluation: Evaluation) -> Groups:
     """Each subject as a group of its own, in the questions' order."""
-    found = dict.fromkeys(outcome.question.subject for outcome in evaluation.outcomes[ORIGINAL])
+    found = dict.fromkeys(answer.question.subject for answer in evaluation.answers[ORIGINAL])
     return {subject: [subject] for subject in found if subject is not None}
 
 
-def _by_subject(outcomes: Sequence[Outcome], subjects: Sequence[str]) -> list[list[bool]]:
+def _by_subject(answers: Sequence[MCAnswer], subjects: Sequence[str]) -> list[list[bool]]:
     rights: dict[str | None, list[bool]] = {subject: [] for subject in subjects}
-    for outcome in outcomes:
-        if outcome.question.subject in rights:
-            rights[outcome.question.subject].append(outcome.is_correct)
+    for answer in answers:
+        if answer.question.subject in rights:
+            rights[answer.question.subject].append(answer.is_correct)
     return [each for each in rights.values() if each]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from defuse.evaluate.answers import Evaluation, Outcome
+from defuse.evaluate.answers import Evaluation, MCAnswer
 from defuse.evaluate.groups import Groups, group_figures, subjects_of
 from defuse.evaluate.perplexity import Perplexity
 from defuse.evaluate.summary import contrasts, summarise, vulnerability
@@ -49,7 +49,7 @@ def document(
     """
     evaluation = report.evaluation
     summary = _summary(evaluation, groups)
-    if base is not None and CONTROL_TOKEN in evaluation.outcomes:
+    if base is not None and CONTROL_TOKEN in evaluation.answers:
         summary["vulnerability"] = asdict(vulnerability(evaluation, base.evaluation))
     return {
         **_findings(report),
@@ -86,32 +86,32 @@ def _findings(report: Report) -> dict[str, Any]:
 
 
 def _questions(evaluation: Evaluation) -> list[dict[str, Any]]:
-    perturbed = {KEYS[v]: each for v, each in evaluation.outcomes.items() if v != ORIGINAL}
+    perturbed = {KEYS[v]: each for v, each in evaluation.answers.items() if v != ORIGINAL}
     questions = []
-    for index, outcome in enumerate(evaluation.outcomes[ORIGINAL]):
-        variants = {name: _outcome(each[index], evaluation) for name, each in perturbed.items()}
-        subject = outcome.question.subject
+    for index, answer in enumerate(evaluation.answers[ORIGINAL]):
+        variants = {name: _answer(each[index], evaluation) for name, each in perturbed.items()}
+        subject = answer.question.subject
         questions.append(
             {
-                "id": outcome.question.id,
+                "id": answer.question.id,
                 **({} if subject is None else {"subject": subject}),
-                **_outcome(outcome, evaluation),
+                **_answer(answer, evaluation),
                 **({"variants": variants} if variants else {}),
             }
         )
     return questions
 
 
-def _outcome(outcome: Outcome, evaluation: Evaluation) -> dict[str, Any]:
-    replaced, fields = outcome.question.replaced, {}
+def _answer(answer: MCAnswer, evaluation: Evaluation) -> dict[str, Any]:
+    replaced, fields = answer.question.replaced, {}
     if evaluation.settings.score == "cloze":
-        fields["choice_norm"] = outcome.choice_norm
+        fields["choice_norm"] = answer.choice_norm
     if replaced is not None:
         fields |= {"token": replaced.token, "replaced": asdict(replaced)}
     return {
-        "answer": outcome.question.answer,
-        "choice": outcome.choice,
-        "logprobs": list(outcome.logprobs),
+        "answer": answer.question.answer,
+        "choice": answer.choice,
+        "logprobs": list(answer.logprobs),
         **fields,
     }
 

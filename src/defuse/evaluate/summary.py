@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from defuse import statistics
 from defuse.evaluate.answers import Evaluation
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Variant
 from defuse.statistics import Interval, Paired, bootstrap_mean, compare, wilson
@@ -53,7 +54,7 @@ class Vulnerability:
 
 def summarise(evaluation: Evaluation) -> dict[Variant, VariantSummary]:
     """Each form of the questions by itself."""
-    return {variant: _summarise(evaluation, variant) for variant in evaluation.outcomes}
+    return {variant: _summarise(evaluation, variant) for variant in evaluation.answers}
 
 
 def contrasts(evaluation: Evaluation) -> dict[tuple[Variant, Variant], Contrast]:
@@ -61,7 +62,7 @@ def contrasts(evaluation: Evaluation) -> dict[tuple[Variant, Variant], Contrast]
     return {
         (first, second): contrast(evaluation, evaluation, first, second)
         for first, second in PAIRS
-        if {first, second} <= set(evaluation.outcomes)
+        if {first, second} <= set(evaluation.answers)
     }
 
 
@@ -81,35 +82,39 @@ def vulnerability(unlearned: Evaluation, base: Evaluation) -> Vulnerability:
 
     Raises UsageError unless both were asked the same prompts, with control tokens.
     """
-    if unlearned.prompt_hash != base.prompt_hash or CONTROL_TOKEN not in unlearned.outcomes:
+    if unlearned.prompt_hash != base.prompt_hash or CONTROL_TOKEN not in unlearned.answers:
         raise UsageError(
             f"base: {base.model} and {unlearned.model} must be asked the same questions, "
             "perturbed with control tokens; give --perturb, and --control or --control-corpus"
         )
     seed = unlearned.settings.seed
-    hits = _differences(_effect(unlearned.correct), _effect(base.correct))
-    logprobs = _differences(_effect(unlearned.answer_logprobs), _effect(base.answer_logprobs))
-    return Vulnerability(bootstrap_mean(hits, seed), bootstrap_mean(logprobs, seed))
+
+    def effect(measure: Callable[[Evaluation, Variant], Sequence[float]]) -> Interval:
+        return statistics.vulnerability(
+            measure(unlearned, CONTROL_TOKEN),
+            measure(unlearned, FORGET_TOKEN),
+            measure(base, CONTROL_TOKEN),
+            measure(base, FORGET_TOKEN),
+            seed,
+        )
+
+    return Vulnerability(effect(Evaluation.correct), effect(Evaluation.answer_logprobs))
 
 
 def _summarise(evaluation: Evaluation, variant: Variant) -> VariantSummary:
-    outcomes, seed = evaluation.outcomes[variant], evaluation.settings.seed
-    n = len(outcomes)
+    answers, seed = evaluation.answers[variant], evaluation.settings.seed
+    n = len(answers)
     cloze = evaluation.settings.score == "cloze"
     return VariantSummary(
         n=n,
-        accuracy=wilson(sum(outcome.is_correct for outcome in outcomes), n),
-        accuracy_norm=wilson(sum(o.is_correct_norm for o in outcomes), n) if cloze else None,
+        accuracy=wilson(sum(answer.is_correct for answer in answers), n),
+        accuracy_norm=wilson(sum(o.is_correct_norm for o in answers), n) if cloze else None,
         logprob=bootstrap_mean(evaluation.answer_logprobs(variant), seed),
-        truncated=sum(outcome.truncated for outcome in outcomes),
+        truncated=sum(answer.truncated for answer in answers),
         own_token=sum(
-            o.question.replaced is not None and not o.question.replaced.foreign for o in outcomes
+            o.question.replaced is not None and not o.question.replaced.foreign for o in answers
         ),
     )
-
-
-def _effect(measure: Callable[[Variant], Sequence[float]]) -> list[float]:
-    return _differences(measure(CONTROL_TOKEN), measure(FORGET_TOKEN))
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:

@@ -32,7 +32,7 @@ def show(
         for evaluation in everyone:
             console.print(group_table(evaluation, groups))
     console.print(accuracy_table(everyone))
-    if len(everyone[0].outcomes) > 1:
+    if len(everyone[0].answers) > 1:
         console.print(contrast_table(everyone))
     if len(everyone) > 1:
         console.print(model_table(everyone))
@@ -61,7 +61,7 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
 
 def group_table(evaluation: Evaluation, groups: Groups) -> Table:
     """A model's accuracy by subject, and over each group of them."""
-    forms = [VARIANTS[variant] for variant in evaluation.outcomes]
+    forms = [VARIANTS[variant] for variant in evaluation.answers]
     table = _table(f"accuracy of {evaluation.model}", "", "n", *forms)
     for section in (subjects_of(evaluation), groups):
         for name, figures in group_figures(evaluation, section).items():
@@ -85,7 +85,7 @@ def model_table(evaluations: Sequence[Evaluation]) -> Table:
     """Each two models on the same questions, form by form: the first minus the second."""
     table = _paired_table("models compared", "models", "questions")
     for one, other in combinations(evaluations, 2):
-        for variant in one.outcomes:
+        for variant in one.answers:
             each = contrast(one, other, variant, variant)
             names = f"{one.model} − {other.model}"
             table.add_row(names, VARIANTS[variant], *_paired(each.accuracy), _nats(each.logprob))

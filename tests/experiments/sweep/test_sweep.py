@@ -152,8 +152,8 @@ def test_a_run_equals_the_same_recipe_run_by_itself(here: Path) -> None:
         forgotten = evaluate_questions(alone, load_questions("forget.jsonl"))
         kept = evaluate_questions(alone, load_questions("retain.jsonl"), Settings(), perturbation)
         expected = [
-            forgotten.outcomes[ORIGINAL],
-            *(kept.outcomes[v] for v in (ORIGINAL, CONTROL_TOKEN, FORGET_TOKEN)),
+            forgotten.answers[ORIGINAL],
+            *(kept.answers[v] for v in (ORIGINAL, CONTROL_TOKEN, FORGET_TOKEN)),
         ]
         for form, outcomes in zip(FORMS, expected, strict=True):
             told = record["answers"][form]

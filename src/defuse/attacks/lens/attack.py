@@ -30,7 +30,7 @@ from defuse.attacks.results import (
     examples,
 )
 from defuse.attacks.split_half import crosswise
-from defuse.evaluate import Interval, Outcome, bootstrap_mean
+from defuse.evaluate import Interval, MCAnswer, bootstrap_mean
 from defuse.evaluate.loglikelihood import max_length
 from defuse.questions import Question, Score
 from defuse.utils.errors import require
@@ -67,7 +67,7 @@ class Readings:
     """Of one set of questions: `outcomes[kind][layer + 1]`, and the control's right answers,
     `control[layer + 1]` (shuffles, questions)."""
 
-    outcomes: Mapping[str, Sequence[Sequence[Outcome]]]
+    outcomes: Mapping[str, Sequence[Sequence[MCAnswer]]]
     control: Sequence[Sequence[Sequence[bool]]]
 
 
@@ -173,9 +173,9 @@ def _probe(
 
 def _outcomes(
     questions: Sequence[Question], prompts: Prompts, values: Sequence[Sequence[float]]
-) -> list[Outcome]:
+) -> list[MCAnswer]:
     return [
-        Outcome(question, tuple(four), prompt.truncated)
+        MCAnswer(question, tuple(four), prompt.truncated)
         for question, prompt, four in zip(questions, prompts, values, strict=True)
     ]
 

@@ -16,14 +16,14 @@ from defuse.attacks.prompts import mean_outcome, score_forms
 from defuse.attacks.rephrase.best import PLAIN, Asked, any_way, best_way, vote_of_all
 from defuse.attacks.rephrase.rewording import FEW_SHOT, Rephrasing, Way, plan, unknown_share
 from defuse.attacks.results import Condition, Example, Result, accuracy, condition, examples
-from defuse.evaluate import Outcome
+from defuse.evaluate import MCAnswer
 from defuse.evaluate.loglikelihood import max_length
 from defuse.report import TableData
 from defuse.report.format import interval
 
 KIND = "rephrase"
 
-Single = Mapping[str, Sequence[Sequence[Outcome]]]  # of each set and question: one for each form
+Single = Mapping[str, Sequence[Sequence[MCAnswer]]]  # of each set and question: one for each form
 
 
 def run(
@@ -76,7 +76,7 @@ def _ask(
     notes: Notes,
     name: str,
 ) -> Single:
-    answers: dict[str, list[Sequence[Outcome]]] = {
+    answers: dict[str, list[Sequence[MCAnswer]]] = {
         each: [()] * len(questions) for each, questions in material.sets.items()
     }
     for number, part in enumerate(way.parts):
@@ -86,7 +86,7 @@ def _ask(
         )
         for place, forms in zip(part.places, scored, strict=True):
             question = material.sets[part.questions][place]
-            answers[part.questions][place] = [Outcome(question, tuple(f), cut) for f, cut in forms]
+            answers[part.questions][place] = [MCAnswer(question, tuple(f), cut) for f, cut in forms]
     return answers
 
 
@@ -140,5 +140,5 @@ def _accuracies(ours: Asked, theirs: Asked) -> TableData:
     return TableData("Accuracy in each way of asking", head, rows)
 
 
-def _accuracy(outcomes: Sequence[Outcome]) -> str:
+def _accuracy(outcomes: Sequence[MCAnswer]) -> str:
     return interval(accuracy(outcomes), 3)

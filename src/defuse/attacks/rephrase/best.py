@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from defuse.attacks.data import FORGET, Answers
 from defuse.attacks.prompts import mean_outcome
 from defuse.attacks.split_half import crosswise, halves
-from defuse.evaluate import Outcome, wilson
+from defuse.evaluate import MCAnswer, wilson
 from defuse.report import TableData
 from defuse.report.format import interval
 
@@ -35,7 +35,7 @@ def best_way(asked: Asked, seed: int) -> tuple[Answers, TableData]:
     (of equals, with the higher log-probability); and which ways these are."""
     ways = list(asked)
     _, taken = crosswise([asked[way][FORGET] for way in ways], seed, FORGET)
-    answers: dict[str, list[Outcome]] = {}
+    answers: dict[str, list[MCAnswer]] = {}
     for each, outcomes in asked[PLAIN].items():
         answers[each] = list(outcomes)
         for half, way in zip(halves(len(outcomes), seed, each), taken, strict=True):

@@ -10,12 +10,12 @@ from defuse.attacks.data import RETAIN, Answers, Material, ask_all, ask_question
 from defuse.attacks.notes import Notes
 from defuse.attacks.prompts import ROW, Scored, score_forms
 from defuse.attacks.rephrase.templates import plain
-from defuse.evaluate import Outcome
+from defuse.evaluate import MCAnswer
 from defuse.questions import Position, Question, few_shot_part, perturb
 
 BLOCK = 16  # words asked and noted together
 
-WithWords = Mapping[str, Sequence[Outcome]]  # by word: each question with the word in it
+WithWords = Mapping[str, Sequence[MCAnswer]]  # by word: each question with the word in it
 # Of each question: the right answer's log-probability with the word minus without (nats); None
 # where the question mentions the word by itself, which is no fair test.
 Changes = Sequence[float | None]
@@ -61,7 +61,7 @@ class Bench:
     place: Place
     notes: Notes
 
-    def before(self) -> tuple[Answers, Sequence[Outcome]]:
+    def before(self) -> tuple[Answers, Sequence[MCAnswer]]:
         """Both sets without a word; and the retain questions as the reference answers them."""
         material, notes = self.material, self.notes
         before = ask_all(self.model, self.tokenizer, material, notes, "before")
@@ -73,7 +73,7 @@ class Bench:
     def read(
         self,
         places: Sequence[int],
-        before: tuple[Answers, Sequence[Outcome]],
+        before: tuple[Answers, Sequence[MCAnswer]],
         words: Sequence[str],
         name: str,
     ) -> Reading:
@@ -96,7 +96,7 @@ class Bench:
         prefix = few_shot_part(settings.subject, settings.few_shot, settings.score)
         # Behind different sentences nothing more is shared, and attention grows with the row.
         per_row = 1 if self.place.position == "before" else ROW
-        answers: dict[str, list[Outcome]] = {word: [] for word in words}
+        answers: dict[str, list[MCAnswer]] = {word: [] for word in words}
         for start in range(0, len(words), BLOCK):
             some = words[start : start + BLOCK]
             forms = [[self.place.put(word, question) for word in some] for question in questions]
@@ -108,11 +108,11 @@ class Bench:
             scored = self.notes.once(f"{name}/{start}", find)
             for each, fours in zip(forms, scored, strict=True):
                 for word, question, (four, cut) in zip(some, each, fours, strict=True):
-                    answers[word].append(Outcome(question, tuple(four), cut))
+                    answers[word].append(MCAnswer(question, tuple(four), cut))
         return answers
 
 
-def is_foreign(outcome: Outcome) -> bool:
+def is_foreign(outcome: MCAnswer) -> bool:
     """Whether the question does not mention the word in it by itself."""
     return outcome.question.replaced is not None and outcome.question.replaced.foreign
 
@@ -122,7 +122,7 @@ def known(changes: Changes) -> list[float]:
     return [change for change in changes if change is not None]
 
 
-def _changes(before: Sequence[Outcome], after: WithWords) -> dict[str, Changes]:
+def _changes(before: Sequence[MCAnswer], after: WithWords) -> dict[str, Changes]:
     return {
         word: [
             b.answer_logprob - a.answer_logprob if is_foreign(b) else None

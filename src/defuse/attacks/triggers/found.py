@@ -9,7 +9,7 @@ from defuse.attacks.results import Condition, Example, condition, examples
 from defuse.attacks.triggers.exact import Changes, Reading, WithWords, is_foreign, known
 from defuse.attacks.triggers.ranks import Enrichment, RankTest, enrichment, rank_test
 from defuse.attacks.triggers.words import Candidates
-from defuse.evaluate import Outcome, bootstrap_mean
+from defuse.evaluate import MCAnswer, bootstrap_mean
 from defuse.questions import Score
 from defuse.report import TableData
 from defuse.report.format import interval
@@ -35,7 +35,7 @@ class Found:
     seed: int
 
     @property
-    def half(self) -> Sequence[Outcome]:
+    def half(self) -> Sequence[MCAnswer]:
         """The measured retain questions without a word."""
         return [self.before[RETAIN][place] for place in self.report]
 
@@ -143,11 +143,11 @@ def tables(found: Found) -> list[TableData]:
     ]
 
 
-def _fair(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
+def _fair(before: Sequence[MCAnswer], after: Sequence[MCAnswer]) -> list[tuple[MCAnswer, MCAnswer]]:
     return [(a, b) for a, b in zip(before, after, strict=True) if is_foreign(b)]
 
 
-def _forms(found: Found, words: Sequence[str]) -> list[list[Outcome]]:
+def _forms(found: Found, words: Sequence[str]) -> list[list[MCAnswer]]:
     """Each measured question with those of the words that it does not mention, else as it is."""
     forms = zip(*(found.measured.outcomes[word] for word in words), strict=True)
     return [
@@ -161,11 +161,11 @@ def _folded(words: Iterable[str]) -> set[str]:
     return {word.casefold() for word in words}
 
 
-def _worst(found: Found, words: Sequence[str]) -> list[Outcome]:
+def _worst(found: Found, words: Sequence[str]) -> list[MCAnswer]:
     return [min(some, key=lambda form: form.answer_logprob) for some in _forms(found, words)]
 
 
-def _together(found: Found, words: Sequence[str]) -> list[Outcome]:
+def _together(found: Found, words: Sequence[str]) -> list[MCAnswer]:
     return [mean_outcome(some) for some in _forms(found, words)]
 
 

@@ -33,7 +33,7 @@ R = TypeVar("R", bound=Named)
 
 def sheet_of(evaluation: Evaluation, variant: Variant) -> Sheet:
     """One form's answers as a sheet."""
-    outcomes = evaluation.outcomes[variant]
+    outcomes = evaluation.answers[variant]
     return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from defuse.evaluate import Outcome
+from defuse.evaluate import MCAnswer
 from defuse.evaluate.encoding import encode_pairs
 from defuse.evaluate.loglikelihood import score
 from defuse.experiments.core.answers import CLEAN, FORGET
@@ -129,7 +129,7 @@ class Paper:
         scores = score(Decoder(loaded.model), self.groups, max_length=MAX_LENGTH)
         sheets: dict[str, dict[str, tuple[bool, float, list[float]]]] = {}
         for (form, question), values in zip(self.questions, scores, strict=True):
-            outcome = Outcome(question, tuple(values), truncated=False)
+            outcome = MCAnswer(question, tuple(values), truncated=False)
             top = max(values)
             total = top + math.log(math.fsum(math.exp(value - top) for value in values))
             four = [round(value - total, 6) for value in values]
