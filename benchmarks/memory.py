@@ -46,8 +46,8 @@ from defuse.models.load import LoadedModel, load_model, skeleton
 from defuse.models.partial_load import load_part
 from defuse.models.safetensors_index import INDEX
 from defuse.models.save import save_changed, save_model
+from defuse.unlearning.batches import StepBatch
 from defuse.unlearning.config import Topic, Training, Unlearning, trained_parameters
-from defuse.unlearning.step import StepBatch
 from defuse.unlearning.train import unlearn
 from defuse.utils.random import generator
 

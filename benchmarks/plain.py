@@ -27,9 +27,10 @@ from defuse.methods import (
     SimNPO,
 )
 from defuse.models.decoder import Decoder
+from defuse.unlearning.batches import StepBatch
 from defuse.unlearning.config import Unlearning
 from defuse.unlearning.noise import add_noise
-from defuse.unlearning.step import Objective, StepBatch
+from defuse.unlearning.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the runs of a sweep save by sharing what the frozen blocks made of their texts.
+"""The time that runs of a sweep save by sharing one activation cache.
 
     python -m benchmarks.sharing smollm2/rmu-hidden_mse model=FOLDER
 
@@ -16,16 +16,16 @@ from rich.console import Console
 
 from defuse.models.load import LoadedModel, load_model
 from defuse.recipes import find_recipe
-from defuse.unlearning.activation_cache import Kept
+from defuse.unlearning.activation_cache import ActivationCache
 from defuse.unlearning.recipe import load_recipe
-from defuse.unlearning.run import Job, check
+from defuse.unlearning.run import Plan, check
 from defuse.unlearning.train import Result, unlearn
 
 
-def timed(job: Job, base: LoadedModel, kept: Kept | None) -> tuple[Result, float]:
+def timed(plan: Plan, base: LoadedModel, cache: ActivationCache | None) -> tuple[Result, float]:
     began = time.process_time()
-    how = (job.topics, job.unlearning, job.training)
-    result = unlearn(base.model, base.tokenizer, *how, kept=kept)
+    how = (plan.topics, plan.unlearning, plan.training)
+    result = unlearn(base.model, base.tokenizer, *how, cache=cache)
     return result, time.process_time() - began
 
 
@@ -34,18 +34,17 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value")] = None,
 ) -> None:
     torch.set_num_threads(1)
-    job = check(load_recipe(find_recipe(recipe), overrides or ()))
-    base = load_model(job.recipe.model, device="cpu", dtype=job.recipe.dtype)
-    kept: Kept = {}
-    alone, by_itself = timed(job, base, None)
-    _, first = timed(job, base, kept)
-    again, later = timed(job, base, kept)
+    plan = check(load_recipe(find_recipe(recipe), overrides or ()))
+    base = load_model(plan.recipe.model, device="cpu", dtype=plan.recipe.dtype)
+    cache = ActivationCache()
+    alone, by_itself = timed(plan, base, None)
+    _, first = timed(plan, base, cache)
+    again, later = timed(plan, base, cache)
     for name, tensor in alone.changed.items():
         assert torch.equal(again.changed[name], tensor), name
-    size = sum(tensor.nbytes for rows in kept.values() for tensor in rows)
     Console().print(
         f"by itself {by_itself:.1f} s, first of a sweep {first:.1f} s, later {later:.1f} s "
-        f"({1 - later / by_itself:.0%} less); {size / 2**20:.0f} MiB kept"
+        f"({1 - later / by_itself:.0%} less); {cache.nbytes / 2**20:.0f} MiB cached"
     )
 
 

@@ -14,10 +14,13 @@ from defuse.data.collate import TextBatch, collate
 from defuse.data.text import Encoded
 from defuse.methods import METHODS, HiddenMSE, LogitKL, RepresentationMethod, Steering
 from defuse.models.decoder import Decoder
-from defuse.unlearning.activation_cache import Bucket, FrozenStore
+from defuse.unlearning.activation_cache import Bucket, BucketCache
+from defuse.unlearning.batches import StepBatch
 from defuse.unlearning.config import Unlearning, trained_parameters
 from defuse.unlearning.noise import GaussianNoise
-from defuse.unlearning.step import Objective, SharedPrefixStep, StepBatch
+from defuse.unlearning.objective import Objective
+from defuse.unlearning.reference import ReferenceModel
+from defuse.unlearning.step import SharedPrefixStep
 from defuse.utils.random import generator
 
 
@@ -93,18 +96,19 @@ def plain_side(model: PreTrainedModel, unlearning: Unlearning) -> Side:
 def shared_side(
     model: PreTrainedModel,
     unlearning: Unlearning,
-    kept: StepBatch | None = None,
+    cached: StepBatch | None = None,
     *,
     recompute: bool = False,
 ) -> Side:
-    """Defuse's step; what the frozen model makes of the texts in `kept` is computed once."""
+    """Defuse's step; the frozen model's results for the texts in `cached` are computed once."""
     decoder = Decoder(model, recompute=recompute)
     names = trained_parameters(decoder, unlearning)
     weights = {name: t.detach().to(torch.float32, copy=True) for name, t in names.items()}
     trained = [tensor.requires_grad_() for tensor in weights.values()]
-    engine = SharedPrefixStep(decoder, unlearning, weights, seed=SEED)
-    if kept is not None:
-        engine.hidden_store = engine.value_store = _store_of(kept)
+    cache = BucketCache() if cached is None else _cache_of(cached)
+    first = unlearning.layers(decoder.num_layers)[0]
+    reference = ReferenceModel(decoder, first, cache, cache)
+    engine = SharedPrefixStep(reference, unlearning, weights, seed=SEED)
     objective = objective_for(unlearning, model.config.hidden_size, str(model.device))
     optimiser = adamw(trained)
 
@@ -126,9 +130,9 @@ def objective_for(unlearning: Unlearning, hidden: int, device: str = "cpu") -> O
     return Objective("bench", steering, weight=5.0, noise_std=std)
 
 
-def _store_of(batch: StepBatch) -> FrozenStore:
+def _cache_of(batch: StepBatch) -> BucketCache:
     parts = [part for part in (batch.forget, batch.retain, batch.refusal) if part is not None]
-    return FrozenStore(Bucket(p.items[0][0], p.items, lambda p=p: p) for p in parts)
+    return BucketCache(Bucket(p.items[0][0], p.items, lambda p=p: p) for p in parts)
 
 
 def adamw(trained: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -276,7 +276,8 @@ def test_an_unfinished_run_of_another_kind_is_not_gone_on_with(
     work = tmp_path / "taught.partial"
     work.mkdir()
     (work / "run.json").write_text(json.dumps({"run": {"model": "another"}}))
-    with pytest.raises(UsageError, match=r"taught\.partial holds another, unfinished run"):
+    sentence = r"taught\.partial holds the beginning of a run with other model"
+    with pytest.raises(UsageError, match=sentence):
         CliRunner().invoke(app, command, catch_exceptions=False)
 
 

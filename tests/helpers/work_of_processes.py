@@ -18,10 +18,13 @@ from torch.distributed.tensor import DTensor
 from defuse.methods import NPO, LogitKL, Method, RepresentationMethod, Retain
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
+from defuse.unlearning.batches import Collate, StepBatches
 from defuse.unlearning.config import Topic, Training, Unlearning, trained_parameters
 from defuse.unlearning.noise import GaussianNoise
-from defuse.unlearning.objective import prepare
+from defuse.unlearning.objective import make_objectives
+from defuse.unlearning.reference import ReferenceModel
 from defuse.unlearning.step import SharedPrefixStep
+from defuse.unlearning.tokenized import encode_topics
 from defuse.unlearning.train import unlearn
 from defuse.utils.distributed import Processes, join_processes
 from tests.conftest import build_tokenizer
@@ -58,9 +61,14 @@ def gradients(unlearning: Unlearning, processes: Processes) -> dict[str, Tensor]
     found = trained_parameters(Decoder(model), unlearning)
     weights = {name: (1.1 * t.detach()).requires_grad_() for name, t in found.items()}
     with frozen_model(model):
-        step = SharedPrefixStep(Decoder(model), unlearning, weights, processes=processes)
-        prepared = prepare(step, build_tokenizer(), [topic(unlearning)], TRAINING)
-        losses = step.backward(*prepared.batch(0), 0)
+        decoder, tokenizer = Decoder(model), build_tokenizer()
+        topics = encode_topics(decoder, unlearning, tokenizer, [topic(unlearning)], TRAINING)
+        collate = Collate.of(unlearning, tokenizer, decoder.device)
+        batches = StepBatches(topics, TRAINING, collate, processes)
+        reference = ReferenceModel(decoder, unlearning.layers(decoder.num_layers)[0])
+        (objective,) = make_objectives(reference, unlearning, batches)
+        step = SharedPrefixStep(reference, unlearning, weights, processes=processes)
+        losses = step.backward(objective, batches.batch(0), 0)
     named = {name: tensor.grad for name, tensor in weights.items() if tensor.grad is not None}
     return {**named, "losses": torch.stack([losses.forget, losses.retain]).float()}
 

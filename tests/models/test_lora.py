@@ -20,12 +20,12 @@ from defuse.models.lora import LoRA, add_factors, factors
 from defuse.unlearning.config import Topic, Training, Unlearning, modules_to_adapt
 from defuse.unlearning.noise import GaussianNoise
 from defuse.unlearning.recipe import load_recipe
-from defuse.unlearning.run import check, execute
+from defuse.unlearning.run import check, run
 from defuse.unlearning.step import SharedPrefixStep
 from defuse.unlearning.train import Result, unlearn
 from defuse.utils.errors import UsageError
 from tests.helpers.architectures import tiny_model
-from tests.unlearning.test_step import objective_for, relative_error, step_batch
+from tests.unlearning.test_step import objective_for, reference_for, relative_error, step_batch
 
 IDS = torch.tensor([[1, 5, 9, 30, 7]])
 LORA = LoRA(rank=3, alpha=12.0)
@@ -60,7 +60,7 @@ def test_losses_and_gradients_equal_a_plain_adapted_model(kind: str, name: str) 
         factor.data += 0.1 * torch.randn(factor.shape, generator=rng)
         weights[key] = factor.detach().clone().requires_grad_()
         factor.requires_grad_(True)
-    ours = SharedPrefixStep(Decoder(model), unlearning, weights, seed=3)
+    ours = SharedPrefixStep(reference_for(Decoder(model), unlearning), unlearning, weights, seed=3)
     plain = PlainStep(updated, reference, unlearning, seed=3)
     objective, batch = objective_for(unlearning), step_batch()
     with frozen_model(model):
@@ -163,7 +163,7 @@ device: cpu
 # peft 0.21 asks transformers 5 for a property by its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 def test_an_adapter_that_peft_loads(recipe: Path, tiny_model_folder: Path) -> None:
-    record = execute(check(load_recipe(recipe)))
+    record = run(check(load_recipe(recipe)))
     settings = json.loads(Path("out/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tiny_model_folder)
     assert (settings["r"], settings["lora_alpha"]) == (2, 32.0)
@@ -177,8 +177,8 @@ def test_an_adapter_that_peft_loads(recipe: Path, tiny_model_folder: Path) -> No
 
 
 def test_a_merged_checkpoint_equals_the_adapter(recipe: Path, tiny_model_folder: Path) -> None:
-    execute(check(load_recipe(recipe)))
-    execute(check(load_recipe(recipe, ["train.lora.merge=true", "output=merged"])))
+    run(check(load_recipe(recipe)))
+    run(check(load_recipe(recipe, ["train.lora.merge=true", "output=merged"])))
     one, other = load_model("out").model, AutoModelForCausalLM.from_pretrained("merged")
     for (name, tensor), (same, merged) in zip(
         one.named_parameters(), other.named_parameters(), strict=True

@@ -14,8 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from defuse.run_folder import LOCK
+from defuse.unlearning.output import STATE
 from defuse.unlearning.recipe import load_recipe
-from defuse.unlearning.run import LOCK, STATE, check, execute
+from defuse.unlearning.run import check
+from defuse.unlearning.run import run as run_plan
 from defuse.utils.errors import UsageError
 from defuse.utils.files import held
 
@@ -116,20 +119,21 @@ def test_killed_twenty_times_it_ends_bit_for_bit_as_undisturbed(work: Path) -> N
 
 def interrupted(work: Path, steps: int, *overrides: str) -> None:
     """Do `steps` of the recipe's steps in this process, then fail as a power cut would."""
-    job = check(load_recipe(work / "recipe.yaml", overrides))
+    plan = check(load_recipe(work / "recipe.yaml", overrides))
 
     def stop(record: object) -> None:
         if getattr(record, "step", -1) == steps - 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(job, stop)
+        run_plan(plan, on_step=stop)
 
 
 def test_it_goes_on_from_the_last_state(work: Path) -> None:
     interrupted(work, 11)
     seen: list[int] = []
-    execute(check(load_recipe(work / "recipe.yaml")), lambda record: seen.append(record.step))
+    plan = check(load_recipe(work / "recipe.yaml"))
+    run_plan(plan, on_step=lambda record: seen.append(record.step))
     assert seen == list(range(STEPS))  # the bar starts where it was: old records come again
     assert not Path("out.partial").exists()
 
@@ -140,7 +144,7 @@ def test_it_goes_on_from_the_last_state(work: Path) -> None:
 def test_the_state_of_another_recipe_is_refused(work: Path, change: str) -> None:
     interrupted(work, 5)
     with pytest.raises(UsageError, match=r"output: .*out\.partial holds the beginning of a run"):
-        execute(check(load_recipe(work / "recipe.yaml", [change])))
+        run_plan(check(load_recipe(work / "recipe.yaml", [change])))
     assert (work / "out.partial" / STATE).exists()  # nothing computed is lost
 
 
@@ -149,12 +153,12 @@ def test_other_texts_under_the_same_names_are_refused(work: Path) -> None:
     texts = work / "forget.txt"
     texts.write_text(texts.read_text().replace("number 3", "number 4"))
     with pytest.raises(UsageError, match="other texts or another model"):
-        execute(check(load_recipe(work / "recipe.yaml")))
+        run_plan(check(load_recipe(work / "recipe.yaml")))
 
 
 def test_how_often_the_state_is_written_may_change(work: Path) -> None:
     interrupted(work, 5)
-    execute(check(load_recipe(work / "recipe.yaml", ["checkpoint_every=0"])))
+    run_plan(check(load_recipe(work / "recipe.yaml", ["checkpoint_every=0"])))
     assert (work / "out" / "run.json").exists()
 
 
@@ -169,7 +173,7 @@ def test_a_state_that_is_no_state_is_refused(work: Path) -> None:
     (work / "out.partial").mkdir()
     (work / "out.partial" / STATE).write_bytes(b"half a file")
     with pytest.raises(UsageError, match="is no state of a run"):
-        execute(check(load_recipe(work / "recipe.yaml")))
+        run_plan(check(load_recipe(work / "recipe.yaml")))
 
 
 def test_an_error_before_the_first_state_leaves_nothing_behind(work: Path) -> None:

@@ -17,11 +17,13 @@ from defuse.data.collate import TextBatch
 from defuse.methods import RMU, HiddenMSE, LogitKL, LogitMSE, Method, Retain, SimNPO
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
+from defuse.unlearning.batches import StepBatch
 from defuse.unlearning.config import Unlearning, trained_parameters
 from defuse.unlearning.noise import GaussianNoise
-from defuse.unlearning.step import Objective, SharedPrefixStep, StepBatch
+from defuse.unlearning.objective import Objective
+from defuse.unlearning.step import SharedPrefixStep
 from tests.helpers.architectures import CONFIGS, tiny_model
-from tests.unlearning.test_step import LAYER, METHODS, objective_for, step_batch, store_of
+from tests.unlearning.test_step import LAYER, METHODS, objective_for, reference_for, step_batch
 
 NOISE = GaussianNoise(std=0.5)
 # Forget and retain losses know nothing of each other: each of both once.
@@ -68,18 +70,17 @@ def _leaves_device(func: object, args: Any, kwargs: Any) -> bool:
 
 
 def take_a_step(
-    unlearning: Unlearning, device: str, *, kind: str = "llama", stored: bool = False
+    unlearning: Unlearning, device: str, *, kind: str = "llama", cached: bool = False
 ) -> None:
     model = tiny_model(kind).to(device)  # type: ignore[arg-type]
     originals = trained_parameters(Decoder(model), unlearning)
     weights = {name: t.detach().clone().requires_grad_() for name, t in originals.items()}
-    step = SharedPrefixStep(Decoder(model), unlearning, weights)
     on_host = step_batch()
     parts = (on_host.forget, on_host.retain, on_host.refusal)
     batch = StepBatch(*(moved(part, device) for part in parts if part is not None))
     objective = objective_on(device, unlearning)
-    if stored:
-        step.hidden_store = step.value_store = store_of(batch)
+    reference = reference_for(Decoder(model), unlearning, batch if cached else None)
+    step = SharedPrefixStep(reference, unlearning, weights)
     with frozen_model(model), NoWaiting():
         step.backward(objective, batch, 0)
     assert all(tensor.grad is not None for tensor in weights.values())
@@ -101,7 +102,7 @@ def objective_on(device: str, unlearning: Unlearning) -> Objective:
 
 @pytest.mark.parametrize(("method", "retain"), CASES, ids=repr)
 def test_a_step_needs_no_value_of_any_tensor(method: Method, retain: Retain) -> None:
-    take_a_step(Unlearning(method, retain, layer=LAYER), "meta", stored=True)
+    take_a_step(Unlearning(method, retain, layer=LAYER), "meta", cached=True)
 
 
 @pytest.mark.parametrize(("method", "retain"), CASES, ids=repr)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from defuse.unlearning.recipe import load_recipe
-from defuse.unlearning.run import check, execute
+from defuse.unlearning.run import check, run
 from defuse.utils.distributed import ALONE, Processes
 from tests.helpers.work_of_processes import work
 
@@ -86,7 +86,7 @@ def test_accelerate_launch_shares_a_recipe_between_processes(
     assert done.returncode == 0, done.stderr[-3000:]
     said = " ".join(done.stderr.split())
     assert said.count("6 steps in") == 1  # only the first process speaks
-    execute(check(load_recipe(recipe, [f"output={outputs[1]}"])))
+    run(check(load_recipe(recipe, [f"output={outputs[1]}"])))
     two, one = (load_file(output / "model.safetensors") for output in outputs)
     assert all((two[name] - one[name]).abs().max() < 1e-5 for name in one)
     before = load_file(tiny_model_folder / "model.safetensors")

@@ -18,7 +18,7 @@ from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.step import SharedPrefixStep
 from defuse.unlearning.train import unlearn
 from tests.helpers.architectures import CONFIGS, tiny_model
-from tests.unlearning.test_step import LAYER, METHODS, objective_for, step_batch
+from tests.unlearning.test_step import LAYER, METHODS, objective_for, reference_for, step_batch
 
 NOISE = GaussianNoise(std=0.5)
 TOPIC = Topic("t", ["Gold is a metal."] * 3, ["The cat sleeps."] * 3, weight=2.0)
@@ -34,7 +34,7 @@ def gradients(
     originals = trained_parameters(decoder, unlearning)
     weights = {name: (1.1 * t.detach().float()).requires_grad_() for name, t in originals.items()}
     with frozen_model(model):
-        step = SharedPrefixStep(decoder, unlearning, weights)
+        step = SharedPrefixStep(reference_for(decoder, unlearning), unlearning, weights)
         step.backward(objective_for(unlearning), step_batch(), 0)
     return {name: tensor.grad for name, tensor in weights.items()}
 

@@ -28,11 +28,14 @@ from defuse.methods import (
 )
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
-from defuse.unlearning.activation_cache import Bucket, FrozenStore
+from defuse.unlearning.activation_cache import Bucket, BucketCache
+from defuse.unlearning.batches import StepBatch
 from defuse.unlearning.config import Unlearning, trained_parameters
-from defuse.unlearning.length_buckets import within
+from defuse.unlearning.length_buckets import first_tokens
 from defuse.unlearning.noise import GaussianNoise
-from defuse.unlearning.step import Objective, SharedPrefixStep, StepBatch
+from defuse.unlearning.objective import Objective
+from defuse.unlearning.reference import ReferenceModel
+from defuse.unlearning.step import SharedPrefixStep
 from tests.helpers.architectures import tiny_model
 
 METHODS: list[Method] = [
@@ -70,10 +73,16 @@ def step_batch(**options: object) -> StepBatch:
     )
 
 
-def store_of(batch: StepBatch) -> FrozenStore:
-    """Each of the step's batches is a bucket of its own."""
-    parts = [part for part in (batch.forget, batch.retain, batch.refusal) if part is not None]
-    return FrozenStore(Bucket(p.items[0][0], p.items, lambda p=p: p) for p in parts)
+def reference_for(
+    decoder: Decoder, unlearning: Unlearning, cached: StepBatch | None = None
+) -> ReferenceModel:
+    """The reference model; each of the batches in `cached` is a bucket of its own."""
+    first = unlearning.layers(decoder.num_layers)[0]
+    if cached is None:
+        return ReferenceModel(decoder, first)
+    parts = [part for part in (cached.forget, cached.retain, cached.refusal) if part is not None]
+    cache = BucketCache(Bucket(p.items[0][0], p.items, lambda p=p: p) for p in parts)
+    return ReferenceModel(decoder, first, cache, cache)
 
 
 def objective_for(unlearning: Unlearning) -> Objective:
@@ -86,7 +95,7 @@ def objective_for(unlearning: Unlearning) -> Objective:
 
 
 def both(
-    unlearning: Unlearning, kind: str, dtype: torch.dtype
+    unlearning: Unlearning, kind: str, dtype: torch.dtype, cached: StepBatch | None = None
 ) -> tuple[PlainStep, SharedPrefixStep]:
     model = tiny_model(kind, dtype=dtype, attention="eager" if kind == "gemma2" else "sdpa")
     updated = deepcopy(model).requires_grad_(False)
@@ -97,7 +106,8 @@ def both(
         name: tensor.detach().clone().requires_grad_()
         for name, tensor in trained_parameters(Decoder(model), unlearning).items()
     }
-    return plain, SharedPrefixStep(Decoder(model), unlearning, weights, seed=3)
+    reference = reference_for(Decoder(model), unlearning, cached)
+    return plain, SharedPrefixStep(reference, unlearning, weights, seed=3)
 
 
 def unlike_the_start(plain: PlainStep, ours: SharedPrefixStep) -> None:
@@ -167,13 +177,12 @@ def test_counting_padding_as_the_paper_s_code_does(method: Method) -> None:
 
 
 def run_steps(unlearning: Unlearning, steps: int) -> tuple[PlainStep, SharedPrefixStep]:
-    """AdamW on both, in float64 (Adam enlarges float32's rounding), with the store on in ours.
+    """AdamW on both, in float64 (Adam enlarges float32's rounding); ours has a cache.
 
     GPT-2, because Llama's norms and rotary angles are computed in float32 whatever the dtype.
     """
-    plain, ours = both(unlearning, "gpt2", torch.float64)
     objective, batch = objective_for(unlearning), step_batch()
-    ours.hidden_store, ours.value_store = store_of(batch), store_of(batch)
+    plain, ours = both(unlearning, "gpt2", torch.float64, batch)
     trained = [plain.updated.get_parameter(name) for name in ours.weights]
     first = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     second = torch.optim.AdamW(ours.weights.values(), lr=1e-3, weight_decay=0.0, fused=True)
@@ -201,7 +210,7 @@ def test_weights_after_ten_steps_equal_the_plain_ones(method: Method, retain: Re
         assert moved > 1e-3
         difference = (tensor - plain.updated.get_parameter(name)).abs().max().item()
         assert difference < 1e-9
-    assert ours.hidden_store.kept  # the store took part
+    assert ours.reference.hidden_cache.activations.nbytes > 0  # the cache was used
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -275,9 +284,10 @@ def test_a_kept_text_gives_the_same_bits_in_whatever_batch_asks_for_it_first() -
     for order in ([0, 1, 2], [2, 1, 0]):
         _, ours = both(unlearning, "llama", torch.float32)
         encoded, whole = texts([9, 4, 7], 1), batch_of([9, 4, 7], "forget", 1)
-        ours.hidden_store = FrozenStore([Bucket("all", whole.items, lambda whole=whole: whole)])
+        cache = BucketCache([Bucket("all", whole.items, lambda whole=whole: whole)])
+        reference = replace(ours.reference, hidden_cache=cache)
         alone = {row: collate([encoded[row]], [("forget", row)], pad_token_id=0) for row in order}
-        states = {row: ours.reference_hidden(batch) for row, batch in alone.items()}
+        states = {r: reference.hidden(reference.start(b), LAYER + 1) for r, b in alone.items()}
         found.append([states[row] for row in range(3)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
@@ -286,7 +296,7 @@ def test_a_kept_text_gives_the_same_bits_in_whatever_batch_asks_for_it_first() -
 @pytest.mark.parametrize("tokens", [0, 7, 12, 100])
 def test_buckets_stay_within_their_tokens(tokens: int) -> None:
     buckets = [Bucket(str(size), (), lambda: step_batch().retain, size) for size in (3, 4, 5, 6)]
-    kept = within(buckets, tokens)
+    kept = first_tokens(buckets, tokens)
     assert sum(bucket.tokens for bucket in kept) <= tokens
     assert kept == buckets[: len(kept)]
 

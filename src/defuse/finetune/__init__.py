@@ -1,4 +1,4 @@
-"""Teach a model texts or answers: the model that knows, and the gold standard that does not."""
+"""Fine-tuning: makes a model that knows a set of texts, or a retrained model that does not."""
 
 from defuse.finetune.examples import Example, make_examples
 from defuse.finetune.train import FineTuning, fine_tune

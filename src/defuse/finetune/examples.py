@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: texts as token ids with labels, in batches of like length."""
+"""Examples for fine-tuning: texts as token ids with labels, in batches of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from defuse.data.text import Text, encode
 from defuse.utils.random import generator
 
 IGNORED = -100  # the label that transformers' losses leave out
-WINDOW = 32  # batches' worth of examples that are sorted by length together
+WINDOW = 32  # number of batches whose examples are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Example:
 def make_examples(
     texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[Example]:
-    """Texts with the end-of-text token behind them, cut after `length` tokens.
+    """Texts followed by the end-of-text token, truncated to `length` tokens.
 
-    A question-answer pair counts from its answer on, the end-of-text token included (as in TOFU's
-    data_module.py); any other text counts whole. Raises UsageError where nothing is left to count.
+    The loss counts the answer of a question-answer pair and the end-of-text token (as in TOFU's
+    data_module.py), and all tokens of any other text. Raises UsageError if no token is left.
     """
     eos = tokenizer.eos_token_id
     end = (eos,) if isinstance(eos, int) else ()
@@ -39,10 +39,10 @@ def make_examples(
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Every example once, in batches of about equal size, at most `batch_size`, and of like length.
+    """Every example once, in batches of about equal size (at most `batch_size`) and similar length.
 
     The order is drawn from (seed, epoch) alone. Within windows of `WINDOW` batches examples are
-    sorted by length, so that little is padded, and the batches then come in a drawn order.
+    sorted by length, to save padding; the order of the batches is then drawn.
     """
     rng = generator(seed, "order", "finetune", epoch)
     drawn = torch.randperm(len(lengths), generator=rng).tolist()

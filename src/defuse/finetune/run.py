@@ -1,12 +1,10 @@
-"""`defuse finetune`: everything checked first, then trained, then written whole."""
+"""`defuse finetune`: check a request, then fine-tune and write the model."""
 
 import hashlib
-import json
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,21 @@ from defuse.models.load import (
 )
 from defuse.models.lora import check_installed
 from defuse.models.save import write_adapter, write_model
+from defuse.run_folder import RunFolder
+from defuse.store import as_json
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
-from defuse.utils.files import check_writable, held, new_folder, write_json
-from defuse.utils.provenance import peak_memory_bytes, versions
-
-RECORD, LOCK = "run.json", "lock"
+from defuse.utils.files import check_writable
+from defuse.utils.progress import SILENT, Progress
+from defuse.utils.provenance import run_facts
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is taught to which model; `data` are files or hub datasets, as `load_texts` reads them.
+class Request:
+    """A model to fine-tune on `data`: files or hub datasets, as `load_texts` reads them.
 
-    `merge`: write a whole checkpoint instead of a LoRA adapter. `chat`: ask by the tokenizer's chat
-    template instead of "Question: …\\nAnswer:".
+    `merge`: write a whole checkpoint instead of a LoRA adapter. `chat`: write the questions with
+    the tokenizer's chat template instead of "Question: …\\nAnswer:".
     """
 
     model: str
@@ -49,138 +48,117 @@ class Order:
     device: str = "auto"
     dtype: str = "auto"
 
-    @property
-    def partial(self) -> Path:
-        """Where checkpoints lie until the run is finished."""
-        out = self.out.resolve()
-        return out.with_name(f"{out.name}.partial")
-
 
 @dataclass(frozen=True)
-class Job:
-    """An order with its texts read and checked; `record` tells it from all others."""
+class Plan:
+    """A request whose texts are read and checked; `identity` tells it from all other runs."""
 
-    order: Order
+    request: Request
     texts: tuple[Plain, ...]
-    record: Mapping[str, Any]
+    identity: Mapping[str, Any]
 
     @property
     def steps(self) -> int:
-        return self.order.settings.steps(len(self.texts))
+        return self.request.settings.steps(len(self.texts))
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(
+            path=self.request.out,
+            option="out",
+            verb="finetune",
+            identity=self.identity,
+            read_identity=lambda record: record["run"],
+            checkpoints=("checkpoint-[0-9]*",),
+        )
 
 
-def check(order: Order) -> Job:
-    """Everything that can be refused before the model's weights are read. Raises UsageError."""
-    check_writable(order.out, "out")
-    source = locate(order.model)
-    resolve_device(order.device)
-    resolve_dtype(order.dtype)
-    settings = order.settings
-    if settings.lora is None and order.merge:
+def check(request: Request) -> Plan:
+    """Check all that can be checked before the model's weights are read. Raises UsageError."""
+    check_writable(request.out, "out")
+    source = locate(request.model)
+    resolve_device(request.device)
+    resolve_dtype(request.dtype)
+    settings = request.settings
+    if settings.lora is None and request.merge:
         raise UsageError("merge: goes with --lora; leave it out, or give a rank")
     if settings.lora is not None:
         check_installed()
     tokenizer = load_tokenizer(source)
-    texts = [text for name in order.data for text in load_texts(name)]
-    if order.chat:
+    texts = [text for name in request.data for text in load_texts(name)]
+    if request.chat:
         texts = [as_chat(t, tokenizer) if isinstance(t, QuestionAnswer) else t for t in texts]
     make_examples(texts, tokenizer, settings.length)
-    return Job(order, tuple(texts), _record(order, texts))
+    return Plan(request, tuple(texts), _identity(request, texts))
 
 
-def finished(job: Job) -> bool:
-    """Whether `out` holds this job's model.
+def finished(plan: Plan) -> bool:
+    """Whether `out` holds this plan's model.
 
-    Raises UsageError if it holds anything else, or if another run waits beside it to be finished.
+    Raises UsageError if it holds anything else, or if another run's unfinished work is beside it.
     """
-    out, partial = job.order.out, job.order.partial
-    if out.is_dir() and any(out.iterdir()):
-        if _recorded(out) == job.record:
-            return True
-        raise UsageError(f"out: {out} holds another run or other files; name a new folder")
-    if _recorded(partial) not in (None, job.record):
-        raise UsageError(
-            f"out: {partial} holds another, unfinished run; remove it or name a new out"
-        )
-    return False
+    return plan.folder.is_finished()
 
 
-def execute(
-    job: Job, on_step: OnStep = lambda _, __: None, processes: Processes = ALONE
+def run(
+    plan: Plan,
+    progress: Progress = SILENT,
+    processes: Processes = ALONE,
+    on_step: OnStep | None = None,
 ) -> dict[str, Any]:
-    """Train, write the model with its `run.json`, and return what stands in there.
+    """Fine-tune, write the model with its `run.json`, and return the record.
 
     The output folder appears whole at the end. Until then its neighbour `….partial` holds
-    checkpoints, from the last of which the same job goes on after a kill. Raises UsageError if
-    another process works on the same output.
+    checkpoints; the same plan resumes from the last of them after a kill. `on_step` receives the
+    number and loss of every step. Raises UsageError if another process works on the same output.
     """
-    order, began = job.order, time.perf_counter()
-    with _workplace(job, processes):
-        loaded = load_model(order.model, device=order.device, dtype=order.dtype)
+    request, folder, began = plan.request, plan.folder, time.perf_counter()
+    with folder.work(processes) as unfinished:
+        progress.start(f"loading {request.model}", 1)
+        loaded = load_model(request.model, device=request.device, dtype=request.dtype)
         model, losses = fine_tune(
-            loaded, job.texts, order.settings, order.partial, processes=processes, on_step=on_step
+            loaded,
+            plan.texts,
+            request.settings,
+            unfinished,
+            processes=processes,
+            progress=progress,
+            on_step=on_step,
         )
         record = {
-            "run": job.record,
+            "run": plan.identity,
             "model_commit": loaded.commit,
             "losses": losses,
-            "seconds": time.perf_counter() - began,
-            "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
-            "device": str(loaded.model.device),
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "versions": versions(),
+            **run_facts(loaded.model, time.perf_counter() - began),
         }
         if processes.is_first:
-            _write(model, loaded, order, record)
+            progress.start(f"writing {request.out}", 1)
+            folder.write(partial(_write_model, model, loaded, request), record, unfinished)
+            progress.advance()
         processes.wait()
     return record
 
 
-@contextmanager
-def _workplace(job: Job, processes: Processes) -> Iterator[None]:
-    """Checkpoints' folder, held by the first process; gone when the run has ended well."""
-    order = job.order
-    if not processes.is_first:
-        yield
-        return
-    with held(order.partial / LOCK, "out", str(order.out)):
-        write_json(order.partial / RECORD, {"run": job.record})
-        yield
-    shutil.rmtree(order.partial, ignore_errors=True)
-
-
-def _write(model: Any, loaded: LoadedModel, order: Order, record: Mapping[str, Any]) -> None:  # noqa: ANN401 (peft's or ours)
-    """A checkpoint, or an adapter that names its base model."""
-    try:
-        with new_folder(order.out, within=order.partial) as folder:
-            if order.settings.lora is None:
-                write_model(model, loaded.tokenizer, folder)
-            elif order.merge:
-                write_model(model.merge_and_unload(), loaded.tokenizer, folder)
-            else:
-                write_adapter(model, _base(order.model), loaded.tokenizer, folder)
-            write_json(folder / RECORD, record)
-    except OSError as error:
-        raise UsageError(f"out: {order.out} cannot be written ({error})") from error
+def _write_model(model: Any, loaded: LoadedModel, request: Request, folder: Path) -> None:  # noqa: ANN401 (peft's or ours)
+    """Write a checkpoint, or an adapter that names its base model."""
+    if request.settings.lora is None:
+        write_model(model, loaded.tokenizer, folder)
+    elif request.merge:
+        write_model(model.merge_and_unload(), loaded.tokenizer, folder)
+    else:
+        write_adapter(model, _base(request.model), loaded.tokenizer, folder)
 
 
 def _base(name: str) -> tuple[str, str | None]:
-    """A model's name and revision, to be found again from anywhere."""
+    """A model's name and revision, which lead to it from any folder."""
     local = Path(name).expanduser()
     path, _, revision = name.partition("@")
     return (str(local.resolve()), None) if local.exists() else (path, revision or None)
 
 
-def _record(order: Order, texts: Sequence[Plain]) -> Mapping[str, Any]:
-    """What makes a run the same one, wherever and however often it writes, as JSON gives it."""
-    own = asdict(order)
+def _identity(request: Request, texts: Sequence[Plain]) -> Mapping[str, Any]:
+    """What makes a run the same one, wherever and however often it writes."""
+    own = asdict(request)
     del own["out"], own["settings"]["checkpoint_every"]
     digest = hashlib.sha256(repr(list(texts)).encode()).hexdigest()
-    return json.loads(json.dumps({**own, "texts": digest}))
-
-
-def _recorded(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return as_json({**own, "texts": digest})

@@ -1,8 +1,8 @@
-"""Fine-tuning through transformers' Trainer, whole or by LoRA, resumable.
+"""Fine-tuning with transformers' Trainer: all weights or LoRA, resumable.
 
-The Trainer gets ready batches: each is cut into as many parts as there are processes and steps of
-accumulation, and the loss is a mean over the whole batch's tokens, so that the number of processes
-changes no result.
+The Trainer receives ready batches. Each is divided into as many parts as there are processes times
+steps of accumulation, and the loss is a mean over the tokens of the whole batch. So the number of
+processes does not change the result.
 """
 
 import math
@@ -32,19 +32,20 @@ from defuse.models.load import LoadedModel, quiet
 from defuse.models.lora import LoRA, adapted_modules, add_factors, factors
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError, require
+from defuse.utils.progress import SILENT, Progress
 
 OnStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """AdamW, its rate rising over the first epoch and falling to 0 over the others, as for TOFU.
+    """AdamW whose rate rises over the first epoch and then falls to 0, as for TOFU.
 
-    `batch_size`: texts of a step over all processes; `accumulate` computes a step in so many parts,
-    for memory. Texts are cut after `length` tokens. `lora`: rank of LoRA's factors beside all
-    linear layers of the blocks (α = 2 · rank); None trains every weight. `checkpoint_every`: steps
-    between checkpoints; None = an epoch, 0 = none. The defaults are TOFU's (2401.06121) for
-    Llama-2-7B.
+    `batch_size`: texts of a step, over all processes. `accumulate`: parts that a step is computed
+    in, to save memory. Texts are truncated to `length` tokens. `lora`: the rank of LoRA's factors
+    for all linear layers of the blocks (α = 2 · rank); None trains every weight.
+    `checkpoint_every`: steps between checkpoints; None is an epoch, 0 is none. The defaults are
+    TOFU's (2401.06121) for Llama-2-7B.
     """
 
     epochs: int = 5
@@ -82,13 +83,14 @@ def fine_tune(
     folder: Path,
     *,
     processes: Processes = ALONE,
-    on_step: OnStep = lambda _, __: None,
+    on_step: OnStep | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Any, list[float]]:
-    """Teach `loaded`'s model `texts`; returns it, or its LoRA adapter over it, and all losses.
+    """Fine-tune `loaded`'s model on `texts`; returns it, or its LoRA adapter, and all losses.
 
-    The model is changed in place; of a bfloat16 model, what is trained is float32 meanwhile, and
-    only the passes are in bfloat16. `folder` holds checkpoints, which the same call goes on from.
-    `on_step` hears of every step's number and loss (nats per counted token). Raises UsageError
+    The model is changed in place. Trained weights of a bfloat16 model are float32 during training;
+    only the passes are in bfloat16. `folder` holds checkpoints, from which the same call resumes.
+    `on_step` receives the number and loss (nats per counted token) of every step. Raises UsageError
     for float16, for more parts than a batch has texts, and for a loss that is not finite.
     """
     precision = loaded.model.dtype
@@ -104,16 +106,17 @@ def fine_tune(
             args=arguments,
             train_dataset=batches,
             data_collator=_Collator(_pad_token(loaded)),
-            callbacks=[_Report(on_step)],
+            callbacks=[_Report(on_step, progress)],
         )
         trainer.remove_callback(PrinterCallback)
+        progress.start("fine-tuning", settings.steps(len(texts)))
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return (model if settings.lora else model.to(precision)).eval(), losses
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The latest whole checkpoint in `folder`: the Trainer writes its state last of all."""
+    """The latest whole checkpoint in `folder`: the Trainer writes its state file last."""
     states = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
     return max(
         (str(state.parent) for state in states),
@@ -123,7 +126,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 class _Batches(Dataset[list[Example]]):
-    """Parts of batches as the Trainer's items."""
+    """Parts of batches, as items of the Trainer's dataset."""
 
     def __init__(self, parts: Sequence[list[Example]]) -> None:
         self.parts = parts
@@ -179,13 +182,13 @@ def _arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    # One process takes one device; several are a launcher's to start.
+    # One process uses one device; a launcher starts several processes.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def _trainable(model: PreTrainedModel, settings: FineTuning) -> Any:  # noqa: ANN401 (peft's or ours)
-    """What is trained is float32 at least."""
+    """The model, or its adapter, with trained weights in float32 at least."""
     halved = model.dtype == torch.bfloat16
     if settings.lora is None:
         return (model.float() if halved else model).requires_grad_(True)
@@ -199,7 +202,7 @@ def _trainable(model: PreTrainedModel, settings: FineTuning) -> Any:  # noqa: AN
 
 def _pad_token(loaded: LoadedModel) -> int:
     pad = loaded.tokenizer.pad_token_id
-    return pad if isinstance(pad, int) else 0  # masked, whichever it is
+    return pad if isinstance(pad, int) else 0  # any token will do: it is masked
 
 
 @dataclass(frozen=True)
@@ -211,10 +214,12 @@ class _Collator:
 
 
 class _Report(TrainerCallback):
-    """Tells `on_step` of every step, and stops at a loss that is not finite."""
+    """Reports every step, and stops at a loss that is not finite."""
 
-    def __init__(self, on_step: OnStep) -> None:
+    def __init__(self, on_step: OnStep | None, progress: Progress) -> None:
         self.on_step = on_step
+        self.progress = progress
+        self.reported = 0
 
     def on_log(
         self,
@@ -222,7 +227,7 @@ class _Report(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         logs: dict[str, float] | None = None,
-        **_: Any,  # noqa: ANN401 (whatever else the Trainer tells)
+        **_: Any,  # noqa: ANN401 (further arguments of the Trainer)
     ) -> None:
         loss = (logs or {}).get("loss")
         if loss is None:
@@ -231,4 +236,8 @@ class _Report(TrainerCallback):
             raise UsageError(
                 f"learning_rate: at step {state.global_step} the loss became {loss}; lower it"
             )
-        self.on_step(state.global_step, loss)
+        step = state.global_step
+        self.progress.advance(step - self.reported, f"loss {loss:.4g}")
+        self.reported = step
+        if self.on_step is not None:
+            self.on_step(step, loss)

@@ -1,8 +1,8 @@
-"""What the frozen model makes of each text, kept for when the text comes again.
+"""A cache of what the frozen model computes for each text.
 
-A text's hidden states depend, in their last bits, on what else stands in the batch. So a kept text
-is always computed in the same company, its bucket, whatever batch asks for it first: a resumed run
-equals an undisturbed one to the last bit, and runs of a sweep may share what is kept.
+The last bits of a text's hidden states depend on the other texts of its batch. A cached text is
+therefore always computed in the same batch, its bucket. So a resumed run equals an uninterrupted
+one to the last bit, and runs on the same model can share a cache.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -12,14 +12,39 @@ from torch import Tensor
 
 from defuse.data.collate import Item, TextBatch
 
-Kept = dict[tuple[Hashable, str], Sequence[Tensor]]
+
+class ActivationCache:
+    """Tensors per text of one frozen model in one precision, in memory.
+
+    Pass one to several runs on the same model (`unlearn(…, cache=…)`) and they share it.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[Hashable, str], Sequence[Tensor]] = {}
+
+    def get_or_compute(
+        self, kind: Hashable, bucket: str, compute: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:
+        """The tensors of this kind for a bucket's texts, computed on first use."""
+        if (kind, bucket) not in self._results:
+            self._results[kind, bucket] = compute()
+        return self._results[kind, bucket]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the tensors take."""
+        return sum(tensor.nbytes for tensors in self._results.values() for tensor in tensors)
+
+    def clear(self) -> None:
+        """Drop all tensors."""
+        self._results.clear()
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Texts that the frozen model always sees together, `tokens` in all.
+    """Texts that the frozen model always computes together, `tokens` in all.
 
-    `key`: a hash of all that the model sees of them.
+    `key`: a hash of all that the model reads of them.
     """
 
     key: str
@@ -28,14 +53,13 @@ class Bucket:
     tokens: int = 0
 
 
-class FrozenStore:
-    """Results per text of the texts in `buckets`, computed a bucket at a time when first needed.
+class BucketCache:
+    """Cached results for the texts in `buckets`; other texts are computed anew each time."""
 
-    `kept` may be shared by stores of the same model in the same precision.
-    """
-
-    def __init__(self, buckets: Iterable[Bucket] = (), kept: Kept | None = None) -> None:
-        self.kept: Kept = {} if kept is None else kept
+    def __init__(
+        self, buckets: Iterable[Bucket] = (), activations: ActivationCache | None = None
+    ) -> None:
+        self.activations = activations or ActivationCache()
         self._places = {item: (b, row) for b in buckets for row, item in enumerate(b.items)}
 
     def rows(
@@ -44,21 +68,21 @@ class FrozenStore:
         items: Sequence[Item],
         compute: Callable[[TextBatch], Sequence[Tensor]],
     ) -> list[Tensor] | None:
-        """What `compute` gives for each text; None where one of them is in no bucket."""
+        """The result of `compute` for each text; None if one of them is in no bucket."""
         if not all(item in self._places for item in items):
             return None
         rows = []
         for bucket, row in (self._places[item] for item in items):
-            where = (kind, bucket.key)
-            if where not in self.kept:
-                self.kept[where] = compute(bucket.batch())
-            rows.append(self.kept[where][row])
+            tensors = self.activations.get_or_compute(
+                kind, bucket.key, lambda bucket=bucket: compute(bucket.batch())
+            )
+            rows.append(tensors[row])
         return rows
 
     def hidden(
         self, kind: Hashable, batch: TextBatch, compute: Callable[[TextBatch], Tensor]
     ) -> Tensor:
-        """Hidden states (batch, time, hidden): kept ones, zero on padding, or `compute(batch)`."""
+        """Hidden states (batch, time, hidden): cached ones, 0 on padding, or `compute(batch)`."""
 
         def without_padding(bucket: TextBatch) -> list[Tensor]:
             hidden = compute(bucket)
@@ -70,6 +94,6 @@ class FrozenStore:
 
 def _pad(rows: Sequence[Tensor], batch: TextBatch) -> Tensor:
     padded = rows[0].new_zeros(*batch.input_ids.shape, rows[0].shape[-1])
-    for row, span, kept in zip(padded, batch.spans, rows, strict=True):
-        row[span] = kept
+    for row, span, cached in zip(padded, batch.spans, rows, strict=True):
+        row[span] = cached
     return padded

@@ -1,4 +1,4 @@
-"""Batches of texts of equal length, for the activation cache."""
+"""Buckets of texts of similar length, for the activation cache."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -6,45 +6,45 @@ from functools import partial
 
 from defuse.data.text import Encoded
 from defuse.unlearning.activation_cache import Bucket
-from defuse.unlearning.objective import Collate, Prepared
+from defuse.unlearning.batches import Collate, StepBatches
 from defuse.unlearning.tokenized import Corpus
 
 
-def buckets(prepared: Prepared) -> list[Bucket]:
-    """All texts in use, those of about one length together.
+def length_buckets(batches: StepBatches) -> list[Bucket]:
+    """All texts of a run in buckets of the batch size.
 
-    Small corpora, whose texts come again most often, are first.
+    Small corpora come first, because their texts repeat most often.
     """
     corpora = {
         corpus.name: corpus
-        for topic in prepared.topics
-        for corpus in (topic.texts.forget, topic.texts.retain, topic.texts.refusals)
+        for topic in batches.topics
+        for corpus in (topic.forget, topic.retain, topic.refusals)
         if corpus is not None
     }
     by_size = sorted(corpora.values(), key=_tokens)
     return [
-        _bucket(corpus, rows, prepared.collate)
+        _bucket(corpus, rows, batches.collate)
         for corpus in by_size
-        for rows in _alike(corpus, prepared.training.batch_size)
+        for rows in _by_length(corpus, batches.training.batch_size)
     ]
 
 
-def within(found: Iterable[Bucket], tokens: int) -> list[Bucket]:
-    """The first buckets that hold no more than `tokens` tokens together."""
-    kept = []
-    for bucket in found:
+def first_tokens(buckets: Iterable[Bucket], tokens: int) -> list[Bucket]:
+    """The first buckets, as many as hold at most `tokens` tokens together."""
+    chosen = []
+    for bucket in buckets:
         tokens -= bucket.tokens
         if tokens < 0:
             break
-        kept.append(bucket)
-    return kept
+        chosen.append(bucket)
+    return chosen
 
 
 def _tokens(corpus: Corpus) -> int:
     return sum(len(text.ids) for text in corpus.texts.values())
 
 
-def _alike(corpus: Corpus, size: int) -> Iterable[Sequence[int]]:
+def _by_length(corpus: Corpus, size: int) -> Iterable[Sequence[int]]:
     rows = sorted(corpus.texts, key=lambda row: (len(corpus.texts[row].ids), row))
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -60,5 +60,5 @@ def _bucket(corpus: Corpus, rows: Sequence[int], collate: Collate) -> Bucket:
 
 
 def _digest(texts: Sequence[Encoded]) -> str:
-    seen = [(text.ids, text.answer_start, sorted(text.uncounted)) for text in texts]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()
+    read = [(text.ids, text.answer_start, sorted(text.uncounted)) for text in texts]
+    return hashlib.sha256(repr(read).encode()).hexdigest()

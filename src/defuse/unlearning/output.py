@@ -1,24 +1,26 @@
-"""What a run reads and leaves: the model, and the folder with a checkpoint and `run.json`."""
+"""The model that a run reads, and the checkpoint and record that it writes."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
 from defuse.models.partial_load import find_checkpoint, load_part
 from defuse.models.safetensors_index import Checkpoint
 from defuse.models.save import write_adapter, write_changed, write_model
+from defuse.run_folder import RunFolder
 from defuse.unlearning.config import Unlearning
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.train import Result
+from defuse.utils.config import parse
 from defuse.utils.errors import UsageError
-from defuse.utils.files import new_folder, write_json
-from defuse.utils.provenance import peak_memory_bytes, versions
+from defuse.utils.provenance import run_facts
 
-RECORD = "run.json"
+STATE = "state.safetensors"
+# Fields that say where and how to work, and do not change the result.
+NOT_IDENTITY = ("output", "checkpoint_every", "shard", "recompute")
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class Source:
 
 
 def open_source(recipe: Recipe, unlearning: Unlearning) -> Source:
-    """The recipe's model, of which no more is loaded than `unlearning` runs.
+    """Load the recipe's model, and no more of it than `unlearning` runs.
 
     Raises UsageError for what cannot be loaded, and with `shard` for files that would have to be
-    written whole.
+    written in full.
     """
     name, revision, dtype = recipe.model, recipe.revision, recipe.dtype
     checkpoint = find_checkpoint(locate(name, revision), resolve_dtype(dtype))
     if recipe.shard and checkpoint is None:
         raise UsageError(
-            f"shard: {name} has to be written whole, which no process holds then; use safetensors "
-            "files in the recipe's dtype"
+            f"shard: {name} has to be written in full, but no process then holds all of it; use "
+            "safetensors files in the recipe's dtype"
         )
-    device = "cpu" if recipe.shard else recipe.device  # a share goes to the device later
+    device = "cpu" if recipe.shard else recipe.device  # each process's share is moved later
     if checkpoint is not None and unlearning.ends_at_layer:
         stop = unlearning.layer + 1
         loaded = load_part(name, stop, device=device, dtype=dtype, revision=revision)
@@ -51,42 +53,48 @@ def open_source(recipe: Recipe, unlearning: Unlearning) -> Source:
     return Source(loaded, checkpoint)
 
 
+def run_folder(recipe: Recipe) -> RunFolder:
+    """The folder of a recipe's run."""
+    return RunFolder(
+        path=Path(recipe.output),
+        option="output",
+        verb="unlearn",
+        identity=identity_of(recipe),
+        read_identity=lambda record: identity_of(parse(Recipe, record["recipe"], "")),
+        checkpoints=(STATE,),
+    )
+
+
+def identity_of(recipe: Recipe) -> Mapping[str, Any]:
+    """What makes a recipe the same one, wherever and however often it writes."""
+    fields = recipe.model_dump(mode="json")
+    return {field: value for field, value in fields.items() if field not in NOT_IDENTITY}
+
+
+def identity_text(recipe: Recipe) -> str:
+    """`identity_of` as text, to be hashed."""
+    return json.dumps(identity_of(recipe), sort_keys=True)
+
+
 def make_record(
     recipe: Recipe, loaded: LoadedModel, result: Result, seconds: float
 ) -> dict[str, Any]:
-    """What `run.json` says: all that is needed to trust the run."""
+    """The record in `run.json`: all that is needed to trust the run."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "model_commit": loaded.commit,
         "changed": sorted(result.changed),
         "steps": [asdict(step) for step in result.records],
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "versions": versions(),
+        **run_facts(loaded.model, seconds),
     }
 
 
-def write_output(
-    recipe: Recipe, source: Source, result: Result, record: Mapping[str, Any], partial: Path
-) -> None:
-    """Write `recipe.output`, which appears whole; `partial`: a folder beside it to fill it in.
-
-    Raises UsageError if it cannot be written.
-    """
-    try:
-        with new_folder(Path(recipe.output), within=partial) as folder:
-            if result.adapter is not None:
-                base = (recipe.model, recipe.revision)
-                write_adapter(result.adapter, base, source.loaded.tokenizer, folder)
-            elif source.checkpoint is not None:
-                write_changed(source.checkpoint, result.changed, folder)
-            else:
-                write_model(result.model, source.loaded.tokenizer, folder)
-            write_json(folder / RECORD, record)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"output: {recipe.output} cannot be written ({error}); make room and run the same "
-            "command again"
-        ) from error
+def write_checkpoint(recipe: Recipe, source: Source, result: Result, folder: Path) -> None:
+    """Write the unlearned model, or its adapter, into an existing folder."""
+    if result.adapter is not None:
+        base = (recipe.model, recipe.revision)
+        write_adapter(result.adapter, base, source.loaded.tokenizer, folder)
+    elif source.checkpoint is not None:
+        write_changed(source.checkpoint, result.changed, folder)
+    else:
+        write_model(result.model, source.loaded.tokenizer, folder)

@@ -14,7 +14,7 @@ from defuse.models.lora import LoRA
 from defuse.unlearning.config import Topic, Training, Unlearning
 from defuse.unlearning.defaults import DEFAULTS, default_retain, strength_field
 from defuse.unlearning.noise import GaussianNoise
-from defuse.unlearning.tokenized import MEASURED_TEXTS, turns_of
+from defuse.unlearning.tokenized import MEASURED_TEXTS, batches_per_topic
 from defuse.unlearning.topic_fields import TopicFields
 from defuse.utils.config import Fields, Multiple, Number, Whole, parse, read_fields
 from defuse.utils.errors import UsageError
@@ -174,7 +174,7 @@ class Recipe(Fields):
 
     def read_topics(self) -> tuple[Topic, ...]:
         """The topics with their texts, which are read no further than the steps can reach."""
-        used = turns_of(self.training(), len(self.topics)) * self.batch_size
+        used = batches_per_topic(self.training(), len(self.topics)) * self.batch_size
         reach = None if self.shuffle else max(used, MEASURED_TEXTS)
         return tuple(topic.build(reach) for topic in self.topics)
 

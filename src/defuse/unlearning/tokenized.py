@@ -29,11 +29,16 @@ class Corpus:
     count: int
     texts: Mapping[int, Encoded]
 
-    def rows(self, turn: int, training: Training) -> Sequence[int]:
-        """The rows of the corpus's batch number `turn`."""
+    def rows(self, number: int, training: Training) -> Sequence[int]:
+        """The rows of the corpus's batch number `number`."""
         how = training
         return rows(
-            turn, self.count, how.batch_size, seed=how.seed, shuffle=how.shuffle, purpose=self.name
+            number,
+            self.count,
+            how.batch_size,
+            seed=how.seed,
+            shuffle=how.shuffle,
+            purpose=self.name,
         )
 
 
@@ -58,9 +63,9 @@ def encode_topics(
 
     Raises UsageError for a text that the model cannot read or that leaves nothing to predict.
     """
-    turns = turns_of(training, len(topics))
+    batches = batches_per_topic(training, len(topics))
     return [
-        _encode_topic(decoder, unlearning, tokenizer, topic, training, turns) for topic in topics
+        _encode_topic(decoder, unlearning, tokenizer, topic, training, batches) for topic in topics
     ]
 
 
@@ -83,7 +88,7 @@ def _encode_topic(
     tokenizer: PreTrainedTokenizerBase,
     topic: Topic,
     training: Training,
-    turns: int,
+    batches: int,
 ) -> EncodedTopic:
     def corpus(kind: str, texts: Sequence[Text], length: int, rows: Iterable[int]) -> Corpus:
         used = list(rows)
@@ -97,7 +102,7 @@ def _encode_topic(
     def body(kind: str, texts: Sequence[Text], length: int) -> Corpus:
         whole = Corpus(f"{topic.name}/{kind}", len(texts), {})
         if not topic.packed:
-            return corpus(kind, texts, length, _used(whole, training, turns))
+            return corpus(kind, texts, length, _used(whole, training, batches))
         packed = encode(texts, tokenizer, length, packed=True)
         _check_ids(decoder, packed)
         return replace(whole, count=len(packed), texts=dict(enumerate(packed)))
@@ -113,17 +118,17 @@ def _encode_topic(
     return EncodedTopic(topic, forget, retain, refusals)
 
 
-def turns_of(training: Training, topics: int) -> int:
+def batches_per_topic(training: Training, topics: int) -> int:
     """How many batches each topic has, at the most."""
     return -(-training.steps // topics)
 
 
-def _used(corpus: Corpus, training: Training, turns: int) -> list[int]:
+def _used(corpus: Corpus, training: Training, batches: int) -> list[int]:
     """The rows of a corpus that the steps will reach, and those to measure on."""
     measured = range(min(MEASURED_TEXTS, corpus.count))
-    if turns * training.batch_size >= corpus.count:
+    if batches * training.batch_size >= corpus.count:
         return list(range(corpus.count))
-    reached = (row for turn in range(turns) for row in corpus.rows(turn, training))
+    reached = (row for number in range(batches) for row in corpus.rows(number, training))
     return sorted({*measured, *reached})
 
 

@@ -1,9 +1,9 @@
-"""The one loop: topics in turn, the shared-prefix step, AdamW."""
+"""The training loop of unlearning: topics alternate, AdamW updates the trained tensors."""
 
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,8 @@ from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model, sharing_copy
 from defuse.models.fsdp import check_sharding, shard_blocks
 from defuse.models.lora import FACTOR, add_factors, factors
-from defuse.unlearning.activation_cache import FrozenStore, Kept
+from defuse.unlearning.activation_cache import ActivationCache, BucketCache
+from defuse.unlearning.batches import Collate, StepBatches
 from defuse.unlearning.checkpoint import SavedState
 from defuse.unlearning.config import (
     Topic,
@@ -25,22 +26,25 @@ from defuse.unlearning.config import (
     validate,
 )
 from defuse.unlearning.defaults import with_defaults
-from defuse.unlearning.length_buckets import buckets, within
-from defuse.unlearning.objective import Prepared, prepare
+from defuse.unlearning.length_buckets import first_tokens, length_buckets
+from defuse.unlearning.objective import Objective, make_objectives
+from defuse.unlearning.reference import ReferenceModel
 from defuse.unlearning.step import SharedPrefixStep, StepLosses
+from defuse.unlearning.tokenized import encode_topics
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
-from defuse.utils.prefetch import ahead
+from defuse.utils.prefetch import prefetch
+from defuse.utils.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-KEPT_STATES = 2  # of each token at the most: before the first trained block, and at the layer
+CACHED_STATES = 2  # per token at most: before the first trained block, and at the layer
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step's losses (before its update) and how long it took."""
+    """One step: its losses before the update, and how long it took."""
 
     step: int
     topic: str
@@ -48,10 +52,15 @@ class StepRecord:
     retain_loss: float
     seconds: float
 
+    @property
+    def losses(self) -> str:
+        """The losses as a progress bar shows them."""
+        return f"{self.topic}: forget {self.forget_loss:.4g}, retain {self.retain_loss:.4g}"
+
 
 @dataclass(frozen=True)
 class Result:
-    """`model`: the unlearned model; untouched tensors are shared with the caller's.
+    """The unlearned `model`; tensors that were not trained are shared with the caller's model.
 
     `changed`: the trained tensors by name, in the model's dtype. With LoRA these are its factors,
     and `adapter` is the peft model around `model`, to save or merge.
@@ -75,19 +84,20 @@ def unlearn(
     checkpoints: Collection[int] = (),
     on_checkpoint: Callable[[int, PreTrainedModel], None] | None = None,
     saved: SavedState | None = None,
-    kept: Kept | None = None,
+    cache: ActivationCache | None = None,
     processes: Processes = ALONE,
     shard_on: torch.device | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
     """Unlearn `topics` from `model`.
 
-    `model` is left as found (parameters, gradients, training mode) unless `in_place`. `on_step`
-    hears of every step; `on_checkpoint` gets the number of steps done and the model as it then is,
-    after each number of steps in `checkpoints`. `saved`: where the state is kept and resumed from.
-    `kept`: a dict for the frozen model's results, to share between runs on one model. `processes`
-    share each step's texts; `shard_on` (experimental) also spreads the frozen blocks over their
-    devices of this kind. Raises UsageError for settings that cannot be, and when a loss is no
-    longer finite.
+    `model` is left unchanged (parameters, gradients, training mode) unless `in_place`. `on_step`
+    receives the record of every step. `on_checkpoint` receives the number of steps done and the
+    model at that point, after each number of steps in `checkpoints`. `saved`: where the state is
+    saved, and resumed from. `cache`: holds the frozen model's results, to share between runs on one
+    model. `processes` share each step's texts; `shard_on` (experimental) also spreads the frozen
+    blocks over their devices of this kind. Raises UsageError for settings that are impossible, and
+    when a loss is no longer finite.
     """
     training = training or Training()
     decoder = Decoder(model)
@@ -96,21 +106,27 @@ def unlearn(
     _check_loaded(decoder, unlearning)
     if shard_on is not None:
         check_sharding(processes, training.batch_size)
+    encoded = encode_topics(decoder, unlearning, tokenizer, topics, training)
     with frozen_model(model):
         trained = _trainable(model, unlearning, training.seed, in_place=in_place)
         decoder = Decoder(trained.model, recompute=training.recompute)
         if shard_on is not None:
             shard_blocks(decoder, trained.originals.values(), processes, shard_on)
         weights = _start_weights(trained.originals, master_weights=unlearning.master_weights)
-        step = SharedPrefixStep(
-            decoder, unlearning, weights, seed=training.seed, processes=processes
-        )
-        prepared = prepare(step, tokenizer, topics, training)
+        collate = Collate.of(unlearning, tokenizer, decoder.device)
+        batches = StepBatches(encoded, training, collate, processes)
+        reference = ReferenceModel(decoder, unlearning.layers(decoder.num_layers)[0])
+        objectives = make_objectives(reference, unlearning, batches)
         if shard_on is None:  # else all processes must run the same blocks at the same time
-            _set_stores(step, prepared, kept)
+            reference = _with_cache(reference, unlearning, batches, cache)
+        step = SharedPrefixStep(
+            reference, unlearning, weights, seed=training.seed, processes=processes
+        )
+        progress.start("unlearning", training.steps)
         records: list[StepRecord] = []
-        for record in _loop(step, prepared, saved):
+        for record in _loop(step, objectives, batches, saved):
             records.append(record)
+            progress.advance(1, record.losses)
             if on_step is not None:
                 on_step(record)
             if on_checkpoint is not None and len(records) in checkpoints:
@@ -122,18 +138,18 @@ def unlearn(
 
 
 def _check_loaded(decoder: Decoder, unlearning: Unlearning) -> None:
-    """Raise UsageError for a model loaded in part (`load_part`) that these losses reach beyond."""
+    """Raise UsageError for a model loaded in part (`load_part`) whose missing blocks are needed."""
     stop = unlearning.layer + 1 if unlearning.ends_at_layer else decoder.num_layers
     parts = decoder.parts(stop)
     if any(tensor.is_meta for part in parts for tensor in part.parameters()):
         raise UsageError(
-            f"model: is loaded in part, but these losses run blocks up to {stop - 1}; load it whole"
+            f"model: is loaded in part, but these losses need blocks up to {stop - 1}; load it in full"
         )
 
 
 @dataclass(frozen=True)
 class _Trainable:
-    """The model to work on, and the tensors to train as they are in it: the reference's."""
+    """The model to work on, and the tensors to train with their values before unlearning."""
 
     model: PreTrainedModel
     originals: Mapping[str, nn.Parameter]
@@ -148,7 +164,7 @@ def _trainable(
         return _Trainable(model, trained_parameters(decoder, unlearning))
     modules = modules_to_adapt(decoder, unlearning)
     if not in_place:
-        # A copy with matrices of its own: merging the adapter must not reach the caller's.
+        # The copy has its own matrices: merging the adapter must not change the caller's.
         model = sharing_copy(model, [p for m in modules.values() for p in m.parameters()])
     adapter = add_factors(model, modules, unlearning.lora, seed)
     return _Trainable(model.requires_grad_(False), factors(model), adapter)
@@ -167,34 +183,44 @@ def merged(result: Result) -> Result:
     return Result(model, changed, result.records)
 
 
-def _set_stores(step: SharedPrefixStep, prepared: Prepared, kept: Kept | None) -> None:
-    """Keep what the frozen model makes of texts that come again, here or in another run."""
-    # Where padding counts, what a text gives depends on the batch it stands in.
-    if not step.unlearning.mask_padding:
-        return
-    if kept is None and not prepared.texts_come_again:
-        return
-    found, kept = buckets(prepared), {} if kept is None else kept
-    width = step.decoder.hidden_size * step.decoder.model.dtype.itemsize
-    tokens = int(prepared.training.keep_gib * 2**30) // (KEPT_STATES * width)
-    step.hidden_store = FrozenStore(within(found, tokens), kept)
-    step.value_store = FrozenStore(found, kept)
+def _with_cache(
+    reference: ReferenceModel,
+    unlearning: Unlearning,
+    batches: StepBatches,
+    cache: ActivationCache | None,
+) -> ReferenceModel:
+    """`reference` with a cache, if any text repeats, in this run or in another one."""
+    # Where padding counts, a text's hidden states depend on the length of its batch.
+    if not unlearning.mask_padding or (cache is None and not batches.repeat_texts):
+        return reference
+    buckets, activations = length_buckets(batches), cache or ActivationCache()
+    width = reference.decoder.hidden_size * reference.decoder.model.dtype.itemsize
+    tokens = int(batches.training.keep_gib * 2**30) // (CACHED_STATES * width)
+    return replace(
+        reference,
+        hidden_cache=BucketCache(first_tokens(buckets, tokens), activations),
+        log_prob_cache=BucketCache(buckets, activations),
+    )
 
 
 def _loop(
-    step: SharedPrefixStep, prepared: Prepared, saved: SavedState | None
+    step: SharedPrefixStep,
+    objectives: Sequence[Objective],
+    batches: StepBatches,
+    saved: SavedState | None,
 ) -> Iterator[StepRecord]:
-    training = prepared.training
+    training = batches.training
     optimiser = torch.optim.AdamW(
         step.weights.values(), lr=training.learning_rate, weight_decay=0.0, fused=True
     )
     done = [] if saved is None else saved.restore(step.weights, optimiser)
     yield from (StepRecord(**record) for record in done)
-    turns = range(len(done), training.steps)
-    for index, (objective, batch) in zip(turns, ahead(prepared.batch, turns), strict=True):
+    first, remaining = len(done), range(len(done), training.steps)
+    for index, batch in zip(remaining, prefetch(batches.batch, remaining), strict=True):
         began = time.perf_counter()
+        objective = objectives[batches.topic_of(index)]
         losses = step.backward(objective, batch, index)
-        if index == len(done):
+        if index == first:
             _check_gradients(step.weights)
         optimiser.step()
         optimiser.zero_grad()
@@ -207,9 +233,9 @@ def _loop(
 
 
 def _check_gradients(weights: Mapping[str, Tensor]) -> None:
-    """Before the first update: a tensor that no loss reaches would stay as it is in silence.
+    """Raise UsageError for a trained tensor that no loss reaches: it would never change.
 
-    Some are rightly 0 at first, as LoRA's A behind B = 0; none may be missing.
+    A gradient may be 0 at first, such as that of LoRA's A while B = 0, but none may be missing.
     """
     missing = [name for name, tensor in weights.items() if tensor.grad is None]
     if missing:
@@ -230,9 +256,9 @@ def _finite(losses: StepLosses, step: int) -> tuple[float, float]:
 
 
 def _start_weights(originals: Mapping[str, Tensor], *, master_weights: bool) -> dict[str, Tensor]:
-    """Copies to train: in float32 if the model is in half precision, unless told otherwise.
+    """Copies to train, in float32 if the model is in half precision and `master_weights` is set.
 
-    In bfloat16 a step of 5e-5 leaves every weight above about 0.016 as it was.
+    In bfloat16 a step of 5e-5 does not change any weight above about 0.016.
     """
     halves = (torch.float16, torch.bfloat16)
     return {
@@ -246,7 +272,7 @@ def _start_weights(originals: Mapping[str, Tensor], *, master_weights: bool) -> 
 def _with_weights(
     trainable: _Trainable, weights: Mapping[str, Tensor], *, in_place: bool = False
 ) -> PreTrainedModel:
-    """The model with `weights` in it: itself, or a copy that shares every other tensor."""
+    """The model with `weights` in it: the same model, or a copy that shares all other tensors."""
     model = trainable.model
     if not in_place:
         model = sharing_copy(model, trainable.originals.values())

@@ -1,4 +1,4 @@
-"""The next batch is made while the present one is worked on."""
+"""Prefetching: the next batch is made while the present one is in use."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -6,16 +6,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-Turn = TypeVar("Turn")
+Item = TypeVar("Item")
 
 
-def ahead(make: Callable[[Turn], T], turns: Iterable[Turn]) -> Iterator[T]:
-    """make(turn) for each turn, in order, each made in a thread while the one before is in use."""
-    coming: deque[Future[T]] = deque()
+def prefetch(make: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
+    """Yield make(item) for each item, in order, each made in a thread one item in advance."""
+    pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        for turn in turns:
-            coming.append(pool.submit(make, turn))
-            if len(coming) > 1:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import sys
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +22,17 @@ def versions() -> dict[str, str]:
         "platform": platform.platform(),
         "defuse": version(DISTRIBUTION),
         **{name: version(name) for name in PACKAGES},
+    }
+
+
+def run_facts(model: PreTrainedModel, seconds: float) -> dict[str, Any]:
+    """What a training run's record says about how it ran: time, memory, device, versions."""
+    return {
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(model.device),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
     }
 
 

@@ -72,4 +72,4 @@ def _asked(bench: Bench) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
 
 def _unlearn(wanted: Run, texts: Path, model: str, folder: Path) -> None:
     recipe = wanted.recipe(texts, model).model_copy(update={"output": str(folder)})
-    unlearning.execute(unlearning.check(recipe))
+    unlearning.run(unlearning.check(recipe))

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from defuse.unlearning.output import NOT_IDENTITY
 from defuse.unlearning.recipe import Recipe, load_recipe
-from defuse.unlearning.run import ASIDE
 from defuse.utils.errors import UsageError
 
 # One base model, loaded and asked once, and one folder for all that comes out.
@@ -73,7 +73,7 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
 
 def recipe_essence(recipe: Recipe) -> dict[str, Any]:
     """What makes a recipe the same one, wherever and however often it writes."""
-    return recipe.model_dump(mode="json", exclude=set(ASIDE), exclude_none=True)
+    return recipe.model_dump(mode="json", exclude=set(NOT_IDENTITY), exclude_none=True)
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

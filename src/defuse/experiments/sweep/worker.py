@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,9 +18,9 @@ from defuse.experiments.core.answers import Answers
 from defuse.experiments.sweep.exam import Exam
 from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
 from defuse.models.partial_load import find_checkpoint
-from defuse.unlearning.activation_cache import Kept
+from defuse.unlearning.activation_cache import ActivationCache
 from defuse.unlearning.config import Training
-from defuse.unlearning.output import Source, make_record, write_output
+from defuse.unlearning.output import Source, make_record, run_folder, write_checkpoint
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.run import check
 from defuse.unlearning.train import Result, StepRecord, merged, unlearn
@@ -28,8 +28,8 @@ from defuse.utils.config import parse
 from defuse.utils.errors import UsageError
 from defuse.utils.provenance import fingerprint, versions
 
-# Of what one run may keep of the frozen blocks' results: beyond that, other runs' are let go.
-MOST_KEPT = 1.5
+# Times the cache of one run: beyond that, the results of earlier runs are dropped.
+LARGEST_CACHE = 1.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Worker:
         torch.set_num_threads(threads)
         self.source = base
         self.exam = exam
-        self._kept: Kept = {}
+        self._cache = ActivationCache()
 
     @cached_property
     def base(self) -> LoadedModel:
@@ -117,7 +117,7 @@ class Worker:
             torch.cuda.reset_peak_memory_stats(base.model.device)
         job = check(parse(Recipe, task.recipe, ""))
         how = (job.topics, job.unlearning, job.training)
-        result = unlearn(base.model, base.tokenizer, *how, kept=self._shared())
+        result = unlearn(base.model, base.tokenizer, *how, cache=self._shared_cache())
         result = merged(result) if job.recipe.merges else result
         record = make_record(job.recipe, base, result, time.perf_counter() - began)
         answers = self.exam.answers(replace(base, model=result.model))
@@ -130,14 +130,14 @@ class Worker:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its record
         folder.parent.mkdir(parents=True, exist_ok=True)
         files = find_checkpoint(locate(recipe.model, recipe.revision), resolve_dtype(recipe.dtype))
-        write_output(recipe, Source(self.base, files), result, record, folder.parent)
+        write = partial(write_checkpoint, recipe, Source(self.base, files), result)
+        run_folder(recipe).write(write, record)
 
-    def _shared(self) -> Kept:
-        """What the frozen blocks made of texts in earlier runs, as long as that is not too much."""
-        size = sum(tensor.nbytes for rows in self._kept.values() for tensor in rows)
-        if size > MOST_KEPT * Training.keep_gib * 2**30:
-            self._kept.clear()
-        return self._kept
+    def _shared_cache(self) -> ActivationCache:
+        """The frozen blocks' results for the texts of earlier runs, unless they take too much."""
+        if self._cache.nbytes > LARGEST_CACHE * Training.keep_gib * 2**30:
+            self._cache.clear()
+        return self._cache
 
 
 def _last(records: Sequence[StepRecord]) -> dict[str, float]:

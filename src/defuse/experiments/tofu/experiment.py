@@ -25,7 +25,7 @@ from defuse.experiments.tofu.recipe import BASE, FULL, GOLD, WholeWay
 from defuse.experiments.tofu.store import Sheet, known_sheet, write_sheet
 from defuse.finetune import run as finetuning
 from defuse.models.load import load_model
-from defuse.unlearning import run
+from defuse.unlearning import run as unlearning
 from defuse.utils.errors import require
 from defuse.utils.files import held, write_text
 
@@ -122,7 +122,7 @@ def _check(way: Way, name: str, seed: int) -> None:
     if name in way.recipe.arms:
         output = way.model(name, seed)
         recipe = way.recipe.unlearning(name, seed, way.recipe.model, way.texts, output)
-        run.check(recipe)
+        unlearning.check(recipe)
 
 
 def _sheet(way: Way, name: str, seed: int) -> Sheet:
@@ -143,9 +143,9 @@ def _make(way: Way, name: str, seed: int) -> str:
     return _unlearn(way, name, seed)
 
 
-def _teaching(way: Way, name: str, seed: int) -> finetuning.Job:
+def _teaching(way: Way, name: str, seed: int) -> finetuning.Plan:
     parts = (FORGET, RETAIN) if name == FULL else (RETAIN,)
-    order = finetuning.Order(
+    request = finetuning.Request(
         way.recipe.model,
         tuple(str(way.texts / f"{part}.jsonl") for part in parts),
         way.model(name, seed),
@@ -153,23 +153,24 @@ def _teaching(way: Way, name: str, seed: int) -> finetuning.Job:
         device=way.recipe.device,
         dtype=way.recipe.dtype,
     )
-    return finetuning.check(order)
+    return finetuning.check(request)
 
 
 def _teach(way: Way, name: str, seed: int) -> str:
-    job = _teaching(way, name, seed)
-    if not finetuning.finished(job):
-        told = way.on_stage(f"seed {seed}: teaching {name}", job.steps)
-        finetuning.execute(job, lambda step, _: told(step))
-    return str(job.order.out)
+    plan = _teaching(way, name, seed)
+    if not finetuning.finished(plan):
+        told = way.on_stage(f"seed {seed}: teaching {name}", plan.steps)
+        finetuning.run(plan, on_step=lambda step, _: told(step))
+    return str(plan.request.out)
 
 
 def _unlearn(way: Way, arm: str, seed: int) -> str:
     full, output = _teach(way, FULL, seed), way.model(arm, seed)
     recipe = way.recipe.unlearning(arm, seed, full, way.texts, output)
-    if not run.finished(recipe):
+    if not unlearning.finished(recipe):
         told = way.on_stage(f"seed {seed}: unlearning {arm}", recipe.steps)
-        run.execute(run.check(recipe), lambda record: told(record.step + 1))
+        plan = unlearning.check(recipe)
+        unlearning.run(plan, on_step=lambda record: told(record.step + 1))
     return str(output)
 
 

@@ -1,0 +1,160 @@
+"""The output folder of a training run, and the folder beside it for unfinished work.
+
+A run writes its output whole at the end, with a record in `run.json`. Until then the neighbour
+`….partial` holds the lock, the run's identity and its checkpoints, from which the same command
+resumes. Nothing there is removed that the run itself did not write.
+"""
+
+import glob
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from defuse.store import as_json, differences
+from defuse.utils.distributed import Processes
+from defuse.utils.errors import UsageError
+from defuse.utils.files import check_writable, held, new_folder, write_json
+
+RECORD, LOCK = "run.json", "lock"
+SCHEMA_VERSION = 1
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's output folder `path`, asked for by the field or option `option`.
+
+    `identity` is what makes it the same run, wherever and however often it writes. `read_identity`
+    takes it from the record of a finished run. `checkpoints` are patterns of the names of the files
+    and folders to resume from; without one of them, an interrupted run leaves nothing behind.
+    """
+
+    path: Path
+    option: str
+    verb: str
+    identity: Record
+    read_identity: Callable[[Record], Record]
+    checkpoints: tuple[str, ...]
+
+    @property
+    def partial(self) -> Path:
+        """The folder for unfinished work."""
+        path = self.path.resolve()
+        return path.with_name(f"{path.name}.partial")
+
+    def is_finished(self) -> bool:
+        """Whether `path` holds this run.
+
+        Raises UsageError if it holds anything else or cannot be written, or if `partial` holds
+        another run's work.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if self._found() == as_json(self.identity):
+                return True
+            raise UsageError(
+                f"{self.option}: {self.path} holds another run or other files; name a new folder "
+                "or remove it"
+            )
+        check_writable(self.path, self.option)
+        self._check_partial()
+        return False
+
+    def record(self) -> dict[str, Any]:
+        """The record of a finished run."""
+        return json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+
+    @contextmanager
+    def work(self, processes: Processes) -> Iterator[Path]:
+        """Hold `partial` as the only run to do so, and remove it when the block ends well.
+
+        Only the first process does anything here. Raises UsageError if another process holds it.
+        """
+        if not processes.is_first:
+            yield self.partial
+            return
+        ended_well = False
+        try:
+            with held(self.partial / LOCK, self.option, str(self.path)):
+                self._check_partial()
+                self._remove_temporaries()
+                write_json(self.partial / RECORD, {**self._head(), "run": as_json(self.identity)})
+                yield self.partial
+                ended_well = True
+        finally:
+            if ended_well or not self._has_checkpoint():
+                self._remove_partial()
+
+    def write(
+        self, fill: Callable[[Path], None], record: Record, within: Path | None = None
+    ) -> None:
+        """Write the output, which appears whole: what `fill` writes into a folder, and the record.
+
+        `within`: where that folder is until it is whole. Raises UsageError if it cannot be written.
+        """
+        try:
+            with new_folder(self.path, within=within) as folder:
+                fill(folder)
+                write_json(folder / RECORD, {**self._head(), **record})
+        except (OSError, SafetensorError) as error:
+            raise UsageError(
+                f"{self.option}: {self.path} cannot be written ({error}); make room and run the "
+                "same command again"
+            ) from error
+
+    def _head(self) -> Record:
+        return {"schema_version": SCHEMA_VERSION, "verb": self.verb}
+
+    def _found(self) -> Record | None:
+        """The identity of the run that `path` holds; None if it holds none."""
+        try:
+            return as_json(self.read_identity(self.record()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _check_partial(self) -> None:
+        try:
+            record = json.loads((self.partial / RECORD).read_text(encoding="utf-8"))
+            verb, found = record.get("verb", "finetune"), record["run"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return
+        remedy = "finish or remove it, or name a new folder"
+        if verb != self.verb:
+            raise UsageError(
+                f"{self.option}: {self.partial} holds the beginning of a run of `defuse {verb}`; "
+                f"{remedy}"
+            )
+        if other := differences(found, as_json(self.identity)):
+            raise UsageError(
+                f"{self.option}: {self.partial} holds the beginning of a run with other "
+                f"{', '.join(other)}; {remedy}"
+            )
+
+    def _has_checkpoint(self) -> bool:
+        return any(any(self.partial.glob(pattern)) for pattern in self.checkpoints)
+
+    def _remove_temporaries(self) -> None:
+        """Remove what a kill left half-written: temporary files and folders are hidden."""
+        output = glob.escape(self.path.resolve().name)
+        for pattern in (RECORD, output, *self.checkpoints):
+            _remove(self.partial.glob(f".{pattern}.*"))
+
+    def _remove_partial(self) -> None:
+        self._remove_temporaries()
+        for pattern in (RECORD, LOCK, *self.checkpoints):
+            _remove(self.partial.glob(pattern))
+        if self.partial.is_dir() and not any(self.partial.iterdir()):
+            self.partial.rmdir()
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
