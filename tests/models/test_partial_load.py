@@ -208,7 +208,7 @@ def test_unlearning_is_the_same_to_the_last_bit(
 def test_an_objective_that_needs_what_was_not_read_is_refused(sharded_model_folder):
     part = load_part(str(sharded_model_folder), 2, device="cpu")
     topic = Topic("t", ["The virus is bad."], ["A cat sleeps."], coefficient=3.0, weight=1.0)
-    with pytest.raises(UsageError, match="is loaded in part, but these losses run blocks up to 2"):
+    with pytest.raises(UsageError, match="is loaded in part, but these losses need blocks 0 to 2"):
         defuse.unlearn(part.model, part.tokenizer, [topic], Unlearning(RMU(), layer=2))
 
 

@@ -143,7 +143,7 @@ def _check_loaded(decoder: Decoder, unlearning: Unlearning) -> None:
     parts = decoder.parts(stop)
     if any(tensor.is_meta for part in parts for tensor in part.parameters()):
         raise UsageError(
-            f"model: is loaded in part, but these losses need blocks up to {stop - 1}; load it in full"
+            f"model: is loaded in part, but these losses need blocks 0 to {stop - 1}; load them all"
         )
 
 
