@@ -1,4 +1,4 @@
-"""`defuse reproduce`: the paper's rows beside a tiny model's, and what rows without data need."""
+"""`defuse reproduce`: the paper's rows next to a tiny model's, and what rows without data need."""
 
 import inspect
 import json
@@ -17,7 +17,9 @@ from defuse.cli.reproduce import reproduce as command
 from defuse.evaluate.answers import Part, Settings
 from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.experiments.reproduce.paper import ROWS
-from defuse.experiments.reproduce.reproduce import Order, reproduce
+from defuse.experiments.reproduce.request import Request
+from defuse.experiments.reproduce.run import check
+from defuse.experiments.reproduce.run import run as measure
 from defuse.experiments.reproduce.under_gcg import Effort, spread, steps_behind
 from defuse.questions import ORIGINAL, Question, ask, few_shot_part
 from defuse.utils.distributed import Processes
@@ -37,6 +39,7 @@ PAPER = {
     "MMLU computer security": 46.0,
 }
 GCG = ("--gcg", "5", "--gcg-steps", "20", "--gcg-width", "32")
+SHORT = ("--gcg", "3", "--gcg-steps", "5", "--gcg-width", "16")
 Run = Callable[..., tuple[int, str]]
 
 
@@ -63,7 +66,7 @@ def run(
 
 @pytest.fixture
 def lettered(run: Run) -> Run:
-    """The same with a model whose tokenizer has each letter, and the first suffix, as tokens."""
+    """`run` with a model whose tokenizer has each letter, and the first suffix, as tokens."""
     tokenizer = byte_bpe([*CORPUS, "Answer: A Answer: B Answer: C Answer: D x x x x"])
     Path("model").unlink()
     build_llama(vocab_size=len(tokenizer)).save_pretrained("model")
@@ -102,10 +105,10 @@ def test_no_run_with_the_paper_s_bio_and_cyber_has_its_wmdp_unless_chem_were_at_
     assert "65" in next(row.note for row in ROWS if row.benchmark == "WMDP")
 
 
-def test_every_row_with_its_questions_is_measured_beside_the_base(run: Run) -> None:
+def test_every_row_with_its_questions_is_measured_on_model_and_reference(run: Run) -> None:
     write_mmlu_csv(Path("data/mmlu"))
     write_wmdp_json(Path("data/wmdp"))
-    code, said = run("--base", "model")
+    code, said = run("--reference", "model")
     assert code == 0, said
     rows = read()["rows"]
     assert {name: row["n"] for name, row in rows.items()} == {
@@ -175,7 +178,7 @@ def test_rows_of_one_suite_are_kept_when_the_next_fails(
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            "defuse.experiments.reproduce.reproduce.write_text", stop
+            "defuse.experiments.reproduce.request.write_text", stop
         )  # after the first suite
         assert run()[0] == 130
     assert set(read()["rows"]) == {"MMLU college biology"}
@@ -208,12 +211,65 @@ def test_bad_input_is_one_sentence(run: Run, case: str) -> None:
     assert not Path("runs").exists()
 
 
-def test_rows_of_another_order_are_refused(run: Run) -> None:
+def test_rows_of_another_request_are_refused(run: Run) -> None:
     write_wmdp_json(Path("data"), ["bio"])
     assert run("--limit", "1")[0] == 0
     code, said = run("--limit", "2")
     assert code == 2
-    assert "out: runs/reproduce holds rows of another model or of other options" in said
+    assert "out: runs/reproduce/rows/wmdp-bio.json belongs to other limit" in said
+
+
+# As version 0.1.0 wrote it: rows were kept in this file alone.
+OLD = {
+    "order": {
+        "model": "model",
+        "base": None,
+        "limit": 1,
+        "device": "cpu",
+        "dtype": "auto",
+        "seed": 42,
+        "gcg": {"questions": 0, "steps": 500, "width": 512},
+    },
+    "rows": {
+        "WMDP bio": {
+            "n": 1,
+            "model": {"value": 0.125, "low": 0.0625, "high": 0.25},
+            "control": None,
+            "base": {"value": 0.5, "low": 0.25, "high": 0.75},
+            "before": None,
+        }
+    },
+    "needs": {"WMDP": "questions"},
+    "versions": {"defuse": "0.1.0"},
+}
+
+
+def test_rows_that_version_0_1_0_wrote_are_kept(run: Run) -> None:
+    write_wmdp_json(Path("data"))
+    file = Path("runs/reproduce/reproduce.json")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(OLD))
+    code, said = run("--limit", "2")
+    assert code == 2
+    assert "reproduce.json belongs to other limit" in said
+    for _ in range(2):  # from the old file, then from the new ones
+        assert run("--limit", "1")[0] == 0
+        assert read()["rows"]["WMDP bio"] == OLD["rows"]["WMDP bio"]
+        assert read()["rows"]["WMDP cyber"]["n"] == 1
+    file.write_text("{")
+    code, said = run("--limit", "1")
+    assert code == 2
+    assert "reproduce.json: is damaged" in said
+
+
+def test_a_damaged_row_is_refused(run: Run) -> None:
+    write_wmdp_json(Path("data"), ["bio"])
+    assert run("--limit", "1")[0] == 0
+    row = Path("runs/reproduce/rows/wmdp-bio.json")
+    row.write_text(row.read_text().replace('"n": 1', '"n": 9'))
+    code, said = run("--limit", "1")
+    assert code == 2
+    assert "wmdp-bio.json: is damaged (its checksum differs); delete it" in said
 
 
 def test_attacked_questions_lie_evenly_and_read_as_in_their_parts(tmp_path: Path) -> None:
@@ -242,7 +298,7 @@ def test_some_questions_are_attacked_and_compared_with_themselves(
     lettered: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_mmlu_csv(Path("data/mmlu"))
-    code, said = lettered("--base", "model", *GCG)
+    code, said = lettered("--base", "model", *GCG)  # the name of --reference in 0.1.0
     assert code == 0, said
     row = read()["rows"]["MMLU under GCG"]
     ids = [question.id for question in spread(load_parts(SUITES["mmlu"], "data"), 5)]
@@ -265,15 +321,15 @@ def test_some_questions_are_attacked_and_compared_with_themselves(
     monkeypatch.setattr(
         "defuse.experiments.reproduce.under_gcg.load_model", None
     )  # it is not attacked again
-    assert lettered("--base", "model", *GCG)[0] == 0
-    code, said = lettered("--base", "model", "--gcg", "6", *GCG[2:])
+    assert lettered("--reference", "model", *GCG)[0] == 0
+    code, said = lettered("--reference", "model", "--gcg", "6", *GCG[2:])
     assert code == 2
-    assert "holds rows of another model or of other options" in said
+    assert "mmlu-under-gcg.json belongs to other gcg" in said
 
 
-def test_an_attack_that_was_killed_goes_on(lettered: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_attack_resumes(lettered: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mmlu_csv(Path("data/mmlu"))
-    assert lettered(*GCG, "--out", "whole")[0] == 0
+    assert lettered(*SHORT, "--out", "whole")[0] == 0
     assert lettered()[0] == 0  # the row under attack may come later, and nothing else is done again
     monkeypatch.setattr("defuse.evaluate.run.load_model", None)
     steps, step = [0], Search.step
@@ -286,14 +342,14 @@ def test_an_attack_that_was_killed_goes_on(lettered: Run, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Search, "step", counted)
     stop = 3
-    assert lettered(*GCG)[0] == 130
+    assert lettered(*SHORT)[0] == 130
     assert "needs to be measured" in table()["MMLU under GCG"][6]
-    code, said = lettered(*GCG[:4], "--gcg-width", "8")
+    code, said = lettered(*SHORT[:4], "--gcg-width", "8")
     assert code == 2
     assert "has notes of an attack with other settings" in said
     assert lettered()[0] == 0  # which leaves the notes as they are
     done, stop, steps[0] = 2, 0, 0
-    assert lettered(*GCG)[0] == 0
+    assert lettered(*SHORT)[0] == 0
     numbers = read("mmlu-under-gcg.json")["model"]["conditions"][1]["numbers"]
     assert steps[0] == numbers["steps"] * numbers["searched"] - done
     whole = json.loads(Path("whole/reproduce.json").read_text())
@@ -317,67 +373,76 @@ def test_a_model_that_cannot_be_attacked_is_refused_first(
     assert len(read()["rows"]) == 4
 
 
-def test_a_base_that_cannot_be_attacked_is_refused_first(
+def test_a_reference_that_cannot_be_attacked_is_refused_first(
     lettered: Run, tiny_model_folder: Path
 ) -> None:
     write_mmlu_csv(Path("data"))
-    code, said = lettered("--base", str(tiny_model_folder), "--gcg", "2")
+    code, said = lettered("--reference", str(tiny_model_folder), "--gcg", "2")
     assert code == 2
     assert "the letters A to D are not a token each" in said
     assert not Path("runs").exists()
 
 
-def bars(base: str | None = None, stop: int = 0) -> dict[str, list[int]]:
-    """Attack in `out`: each bar's length, then what it was moved by, `stop` times if at all."""
+class Recorded:
+    """Progress that records each stage's total and advances, and may interrupt an attack."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.stages: dict[str, list[int]] = {}
+        self._name, self._stop = "", stop
+
+    def start(self, name: str, total: int) -> None:
+        assert name not in self.stages
+        self._name, self.stages[name] = name, [total]
+
+    def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
+        self.stages[self._name].append(count)
+        if "GCG" in self._name and len(self.stages[self._name]) - 1 == self._stop:
+            raise KeyboardInterrupt
+
+
+def attack_stages(reference: str | None = None, stop: int = 0) -> dict[str, list[int]]:
+    """Attack in `out`; the total of each attack's stage, then its advances."""
     write_mmlu_csv(Path("data"))
-    order = Order("model", Path("out"), base, "data", device="cpu", gcg=Effort(5, 4, 16))
-    moved: dict[str, list[int]] = {}
-
-    def on_model(name: str, count: int) -> Callable[[int], None]:
-        assert name not in moved
-        moved[name] = [count]
-
-        def on_steps(steps: int) -> None:
-            moved[name].append(steps)
-            if len(moved[name]) - 1 == stop and "GCG" in name:
-                raise KeyboardInterrupt
-
-        return on_steps
-
+    effort = Effort(5, 4, 8)
+    request = Request("model", Path("out"), reference, "data", device="cpu", gcg=effort)
+    progress = Recorded(stop)
     with suppress(KeyboardInterrupt):
-        reproduce(order, on_model)
-    return {name: values for name, values in moved.items() if "GCG" in name}
+        measure(check(request), progress)
+    return {name: values for name, values in progress.stages.items() if "GCG" in name}
 
 
 @pytest.mark.usefixtures("lettered")
-def test_the_bar_is_full_when_all_is_done_and_goes_on_where_it_was() -> None:
-    count, *before = bars(stop=3)["model under GCG"]
+def test_progress_resumes_where_it_was_and_ends_complete() -> None:
+    count, *before = attack_stages(stop=3)["model under GCG"]
     assert len(before) == 3
     assert count == 5 * 4
-    count, *after = bars()["model under GCG"]
+    count, *after = attack_stages()["model under GCG"]
     assert min(before + after) > 0
-    assert after[0] > sum(before)  # what was found before is behind it at once
+    assert after[0] > sum(before)  # what was found before counts at once
     assert sum(after) == count
 
 
 @pytest.mark.usefixtures("lettered")
-def test_a_base_that_is_the_model_is_attacked_once() -> None:
-    assert set(bars(base="model")) == {"model under GCG"}
+def test_a_reference_that_is_the_model_is_attacked_once() -> None:
+    assert set(attack_stages(reference="model")) == {"model under GCG"}
     found = json.loads(Path("out/mmlu-under-gcg.json").read_text())
     assert found["base"] == found["model"]
 
 
-def test_a_question_that_is_through_counts_in_full() -> None:
+def test_a_finished_question_counts_in_full() -> None:
     found = ["0 a/1/step 0", "0 a/1/step 1", "2 b/7/step 0", "2 b/7/step 3"]
     assert [steps_behind(f"break, question {each}", 4) for each in found] == [0, 1, 8, 11]
     assert steps_behind("before/retain", 4) == 0
 
 
-def test_several_processes_do_not_attack(tmp_path: Path) -> None:
-    order = Order("model", tmp_path / "out", gcg=Effort(2))
-    with pytest.raises(UsageError, match="gcg: is 2, but one process attacks"):
-        reproduce(order, lambda *_: lambda _: None, Processes(0, 2))
-    assert not order.out.exists()
+def test_several_processes_do_not_attack(tmp_path: Path, tiny_model_folder: Path) -> None:
+    write_wmdp_json(tmp_path)
+    request = Request(
+        str(tiny_model_folder), tmp_path / "out", data=str(tmp_path), gcg=Effort(2), device="cpu"
+    )
+    with pytest.raises(UsageError, match="gcg: is 2, but an attack runs in one process"):
+        measure(check(request), processes=Processes(0, 2))
+    assert not request.out.exists()
 
 
 def test_the_command_s_effort_is_the_attack_s_own() -> None:

@@ -1,1 +1,1 @@
-"""The rows of the RNA paper's summary, measured on any model."""
+"""The rows of the RNA paper's summary, measured on a model of the user's choice."""

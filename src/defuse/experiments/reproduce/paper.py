@@ -1,4 +1,4 @@
-"""The figures of the paper's summary (2501.19202), and the questions that stand for each here."""
+"""The figures of the RNA paper's summary (arXiv 2501.19202), with the questions for each."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,18 @@ from defuse.questions import FORGET_TOKEN, ORIGINAL, Variant
 
 CAPTION = (
     "Accuracy in percent. The paper's figures are its best in each benchmark, from different runs: "
-    "no one model has them all."
+    "no single model has them all."
 )
-SHOTS = 0  # in every row: lm-eval's default for MMLU and WMDP
+SHOTS = 0  # in every row, the default of lm-eval for MMLU and WMDP
 
 
 @dataclass(frozen=True)
 class Row:
-    """`paper`: accuracy in percent. `suite`, `subjects`, `variant`: the questions asked for it.
+    """One figure of the paper (`paper`, accuracy in percent) and the questions behind it.
 
-    `subset` says what they are, and how many in whole. `is_attacked`: each with a suffix that
-    searches a wrong answer. `control`: what the row's control is asked with, if it has one.
+    `suite`, `subjects`, `variant`: the questions. `subset` describes them, with their number.
+    `is_attacked`: each question has a suffix that was searched to make the answer wrong.
+    `control`: how the control of the row is asked, if it has one.
     """
 
     benchmark: str
@@ -59,7 +60,7 @@ ROWS = (
         "wmdp",
         ("bio", "chem", "cyber"),
         "bio, chem and cyber, test: 3668",
-        note="not of the run with 33.3 and 29.1: chem would have to be at 65",
+        note="from another run than 33.3 and 29.1, with which chem would have to be 65",
     ),
     Row(
         "MMLU college biology",

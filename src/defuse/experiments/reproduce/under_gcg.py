@@ -1,7 +1,8 @@
-"""A benchmark's questions under attack: each with a GCG suffix that searches a wrong answer.
+"""The questions of a benchmark under attack by GCG suffixes, which are searched to mislead.
 
-The paper attacks all 14042 questions of MMLU, which is months of a GPU; here as many as are asked
-for, evenly spread over all. It is Zou et al.'s search (2307.15043, `defuse.attacks.gcg`).
+The paper attacks all 14042 questions of MMLU, which would take months on one GPU. Here a given
+number of questions is attacked, evenly spread over all, with the search of Zou et al. (2307.15043,
+`defuse.attacks.gcg`).
 """
 
 import hashlib
@@ -20,11 +21,10 @@ from defuse.attacks.results import Result
 from defuse.data.sampling import spread as evenly
 from defuse.evaluate import Interval, Settings
 from defuse.evaluate.answers import Part
-from defuse.evaluate.loglikelihood import OnScored
-from defuse.evaluate.run import OnModel
 from defuse.models.load import load_model, load_outline
 from defuse.questions import Question, few_shot_part
 from defuse.utils.errors import require
+from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint
 
 STEP = re.compile(r"break, question (\d+) .*/step (\d+)", re.DOTALL)  # as GCG notes it
@@ -32,9 +32,9 @@ STEP = re.compile(r"break, question (\d+) .*/step (\d+)", re.DOTALL)  # as GCG n
 
 @dataclass(frozen=True)
 class Effort:
-    """How many questions are attacked (0 = none), and how long each is at most.
+    """How many questions are attacked (0 = none), and how hard.
 
-    `steps`, in each of which `width` suffixes are tried.
+    The search takes at most `steps` steps a question and tries `width` suffixes in each.
     """
 
     questions: int = 0
@@ -48,14 +48,14 @@ class Effort:
 
     @property
     def needs(self) -> str:
-        """What is said where nothing is attacked."""
+        """What the row under attack needs if no question is attacked."""
         return (
             "--gcg N: how many questions to attack; each takes up to "
             f"{self.steps} steps of {self.width} suffixes"
         )
 
     def config(self, seed: int) -> GCG:
-        """Each question is attacked alone; what is answered wrongly already stays as it is."""
+        """The attack's settings: a suffix for each question that the model answers correctly."""
         return GCG(
             aims=("break",),
             modes=("question",),
@@ -68,7 +68,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Of one model on the same `n` questions: as they are, with random suffixes, under attack."""
+    """Accuracies on the same `n` questions: original, with random suffixes, and under attack."""
 
     n: int
     before: Interval
@@ -77,10 +77,10 @@ class Accuracies:
 
 
 def spread(parts: Sequence[Part], count: int) -> list[Question]:
-    """`count` questions that lie evenly in all parts together; all where there are not as many.
+    """Take `count` questions, evenly spaced over all parts; all questions if there are fewer.
 
-    Each brings its part's description and examples along in its stem: asked by its letters, alone,
-    it reads as it does in its part.
+    The description and examples of its part become the start of each question's stem, so that its
+    prompt is the same when it is asked alone.
     """
     return evenly(list(chain.from_iterable(_whole(part) for part in parts)), count)
 
@@ -93,7 +93,7 @@ def _whole(part: Part) -> list[Question]:
 
 @dataclass(frozen=True)
 class Attack:
-    """The same questions, searched the same way, for every model; notes are kept in `folder`."""
+    """The same questions and search for every model; unfinished work is kept in `folder`."""
 
     questions: Sequence[Question]
     config: GCG
@@ -103,26 +103,26 @@ class Attack:
 
     @property
     def material(self) -> Material:
-        """A set to forget must be there, and nothing is searched on it."""
+        """The questions as a retain set; GCG requires a forget set too, on which nothing runs."""
         settings = Settings("letters", seed=self.config.seed)
         return Material(self.questions[:1], self.questions, settings)
 
     def check(self, name: str) -> None:
-        """Raise UsageError for what GCG refuses of the model `name`, without reading weights."""
+        """Raise UsageError if GCG refuses the model `name`, without reading its weights."""
         outline = load_outline(name, self.dtype)
         target = Target(outline.model, outline.tokenizer, self.material)
         rehearse(target, {KIND: self.config})
 
-    def on(self, name: str, part: str, on_model: OnModel) -> Result:
-        """Attack the model `name`, its notes named after the `part` it plays.
+    def on(self, name: str, role: str, progress: Progress = SILENT) -> Result:
+        """Attack the model `name`, whose unfinished work is named after its `role`.
 
-        Each step is on the disk before the next. Progress is told in steps of all questions, and a
-        question that needs none or few of its own counts in full once it is through. Raises
-        UsageError if notes there are of other weights or of another search, and for what GCG
-        refuses.
+        Each step is on disk before the next one starts. Progress counts steps; a question whose
+        search ends early counts with all its steps. Raises UsageError if the unfinished work
+        belongs to other weights or another search, and for what GCG refuses.
         """
         most = len(self.questions) * self.config.steps
-        reach = _reaching(on_model(f"{name} under GCG", most))
+        progress.start(f"{name} under GCG", most)
+        reach = _reaching(progress)
         loaded = load_model(name, device=self.device, dtype=self.dtype)
         identity = {
             "questions": hashlib.sha256(repr(self.questions).encode()).hexdigest(),
@@ -134,14 +134,14 @@ class Attack:
         def on_found(found: str) -> None:
             reach(steps_behind(found, self.config.steps))
 
-        notes = open_notes(self.folder / f"{part}.jsonl", identity, on_found)
+        notes = open_notes(self.folder / f"{role}.jsonl", identity, on_found)
         result = run(loaded.model, loaded.tokenizer, self.material, self.config, notes=notes)
         reach(most)
         return result
 
 
 def steps_behind(found: str, steps: int) -> int:
-    """How far a search's finding is, by its name: `steps` for each question before, and its own."""
+    """The steps done once the search has found `found`; earlier questions count in full."""
     match = STEP.fullmatch(found)
     if match is None:
         return 0
@@ -149,21 +149,21 @@ def steps_behind(found: str, steps: int) -> int:
     return question * steps + step
 
 
-def _reaching(on_steps: OnScored) -> Callable[[int], None]:
-    """What is told how far all is, where `on_steps` is told how much further; never backwards."""
+def _reaching(progress: Progress) -> Callable[[int], None]:
+    """A function that receives how many steps are done in all, and advances `progress` to it."""
     reached = 0
 
     def reach(now: int) -> None:
         nonlocal reached
         if now > reached:
-            on_steps(now - reached)
+            progress.advance(now - reached)
             reached = now
 
     return reach
 
 
 def accuracies(result: Result) -> Accuracies:
-    """The figures of an `Attack`."""
+    """The accuracies of an `Attack`'s result."""
     random, attacked = (condition.effects[RETAIN] for condition in result.conditions)
     return Accuracies(
         attacked.after.n,
