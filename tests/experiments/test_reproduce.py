@@ -39,7 +39,7 @@ PAPER = {
     "MMLU computer security": 46.0,
 }
 GCG = ("--gcg", "5", "--gcg-steps", "20", "--gcg-width", "32")
-SHORT = ("--gcg", "3", "--gcg-steps", "5", "--gcg-width", "16")
+SHORT = ("--gcg", "5", "--gcg-steps", "8", "--gcg-width", "16")
 Run = Callable[..., tuple[int, str]]
 
 

@@ -86,8 +86,10 @@ def _file_name(row: Row) -> str:
 def _rows_of_old_file(request: Request) -> dict[str, Measured]:
     """Rows that version 0.1.0 kept in `reproduce.json` alone."""
     path = request.out / RESULTS
+    if not path.is_file():
+        return {}
     try:
-        document = json.loads(path.read_text("utf-8")) if path.is_file() else {"schema_version": 1}
+        document = json.loads(path.read_text("utf-8"))
         if "schema_version" in document:
             return {}
         old, rows = document["order"], document["rows"]
