@@ -42,18 +42,20 @@ def duration(seconds: float) -> str:
 
 
 class PlainProgress:
-    """Plain lines for a log file: one when a stage starts, then one every 30 seconds.
+    """Plain lines for a log file: one when a stage starts, then one every `EVERY_SECONDS`.
 
     A thread writes them, so that a line also appears while a single piece of work takes long. End
     it with `close`.
     """
 
-    def __init__(self, stream: TextIO | None = None, every: float = EVERY_SECONDS) -> None:
+    def __init__(self, stream: TextIO | None = None, every: float | None = None) -> None:
         self._stream = stream or sys.stderr
         self._name, self._note = "", ""
         self._done, self._total, self._started = 0, 0, time.monotonic()
         self._closed = Event()
-        self._thread = Thread(target=self._write_regularly, args=(every,), daemon=True)
+        self._thread = Thread(
+            target=self._write_regularly, args=(every or EVERY_SECONDS,), daemon=True
+        )
         self._thread.start()
 
     def start(self, name: str, total: int) -> None:
