@@ -11,7 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from defuse import cli
 from defuse.methods import METHODS
-from defuse.recipes import GATED, find_recipe, shipped_recipe, shipped_recipes
+from defuse.recipes import (
+    GATED,
+    find_recipe,
+    shipped_experiments,
+    shipped_recipe,
+    shipped_recipes,
+)
 from defuse.unlearning.defaults import default_retain, strength_field
 from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.utils.errors import UsageError
@@ -146,6 +152,7 @@ def test_the_list_has_a_line_for_every_recipe(run):
     assert code == 0
     lines = [line.split() for line in listed.splitlines() if line.strip()]
     assert {line[0] for line in lines} >= {"recipe", *MODELS.values(), *shipped_recipes()}
+    assert {line[0] for line in lines} >= {*shipped_experiments()}
     rows = {line[0]: line[1:] for line in lines}
     assert " ".join(rows["zephyr-7b-beta/npo"]) == "npo logit_kl bio, cyber bio"
     assert " ".join(rows["llama-3-8b/rmu-rna"]) == "rmu hidden_mse 0.03 bio, cyber model, bio"

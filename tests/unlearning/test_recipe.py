@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from defuse.methods import DPO, METHODS, NPO, RETAIN_LOSSES, RMU, HiddenMSE, LogitMSE, SimNPO
 from defuse.methods.dpo import REFUSALS
 from defuse.models.decoder import Decoder
+from defuse.recipes import shipped_recipes
 from defuse.unlearning.config import Topic, Training, Unlearning
 from defuse.unlearning.defaults import DEFAULTS, default_retain, markdown_table, strength_field
 from defuse.unlearning.noise import GaussianNoise
@@ -21,7 +21,7 @@ from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.unlearning.tokenized import encode_topics
 from defuse.utils.errors import UsageError
 
-SHIPPED = sorted(Path(str(files("defuse") / "recipes")).rglob("*.yaml"))
+SHIPPED = list(shipped_recipes().values())
 MINIMAL = {
     "model": "some/model",
     "output": "runs/example",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defuse.recipes import GATED, shipped_recipe, shipped_recipes
+from defuse.recipes import GATED, shipped_experiments, shipped_recipe, shipped_recipes
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text
 
@@ -37,6 +37,7 @@ def list_recipes(context: typer.Context) -> None:
             if recipe.model == model:
                 table.add_row(name, *_cells(recipe))
         Console().print(table, "")
+    Console().print("experiments, for `defuse experiment`", *shipped_experiments(), sep="\n")
 
 
 def _cells(recipe: "Recipe") -> tuple[str, ...]:

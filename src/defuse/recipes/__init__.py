@@ -6,23 +6,36 @@ from pathlib import Path
 from defuse.utils.errors import UsageError
 
 FOLDER = Path(__file__).parent
+EXPERIMENTS = "experiments/"  # files for `defuse experiment`, in a folder of their own
 # Models and datasets that the hub gives only to those who have asked for access.
 GATED = frozenset({"meta-llama/Meta-Llama-3-8B", "cais/wmdp-bio-forget-corpus"})
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Every shipped recipe's file by the recipe's name."""
+    return {name: path for name, path in _shipped().items() if not name.startswith(EXPERIMENTS)}
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Every shipped experiment's file by its name, such as "experiments/diseases"."""
+    return {name: path for name, path in _shipped().items() if name.startswith(EXPERIMENTS)}
+
+
+def _shipped() -> dict[str, Path]:
     paths = FOLDER.rglob("*.yaml")
     named = {path.relative_to(FOLDER).as_posix().removesuffix(".yaml"): path for path in paths}
     return dict(sorted(named.items()))
 
 
 def shipped_recipe(name: str, otherwise: str = "is no shipped recipe") -> Path:
-    """The file of the shipped recipe `name`. Raises UsageError, with the nearest names, if none."""
-    recipes = shipped_recipes()
-    path = recipes.get(name.removesuffix(".yaml"))
+    """The file of the shipped recipe or experiment `name`.
+
+    Raises UsageError, with the nearest names, if there is none.
+    """
+    files = _shipped()
+    path = files.get(name.removesuffix(".yaml"))
     if path is None:
-        nearest = ", ".join(get_close_matches(name, recipes, cutoff=0.0))
+        nearest = ", ".join(get_close_matches(name, files, cutoff=0.0))
         raise UsageError(
             f"{name}: {otherwise}; the nearest are {nearest}, and `defuse recipes` lists all"
         )
