@@ -30,6 +30,7 @@ from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable
 from tests.conftest import build_llama, build_tokenizer
+from tests.helpers.counted import Counted
 
 QUESTIONS = tuple(
     Question(f"q{i}", f"What does cat {i} see?", ("a bird", "the tree", "the moon", "ants"), i % 4)
@@ -165,10 +166,10 @@ def test_a_part_of_the_questions_is_perturbed_and_hashed_by_itself(loaded) -> No
 
 
 def test_progress_counts_every_question_once(loaded) -> None:
-    counts: list[int] = []
-    evaluate_questions(loaded, QUESTIONS, Settings(token_budget=200), on_scored=counts.append)
-    assert sum(counts) == len(QUESTIONS)
-    assert len(counts) > 1
+    progress = Counted()
+    evaluate_questions(loaded, QUESTIONS, Settings(token_budget=200), progress=progress)
+    assert sum(progress.counts) == len(QUESTIONS)
+    assert len(progress.counts) > 1
 
 
 def test_bfloat16_is_equal_within_its_rounding(loaded) -> None:
@@ -308,7 +309,7 @@ REFUSED = {
     "both controls": ([*WITH_CONTROL, "--control-corpus", "corpus.txt"], "give one of"),
     "position alone": (["--position", "stem"], "perturb: missing"),
     "sentence": ([*WITH_CONTROL, "--position", "before", "--sentence", "Hm."], "{token}"),
-    "base without tokens": (["--base", "model"], "base:"),
+    "base without tokens": (["--base", "model"], "reference:"),
     "missing base": ([*WITH_CONTROL, "--base", "./none"], "none"),
     "second model missing": (["./none", "--out", "folder"], "none"),
     "file for several": (["other", "--out", "out.json"], "give a folder"),

@@ -15,7 +15,7 @@ from defuse.evaluate.encoding import encode_pairs
 from defuse.evaluate.generation import generate
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.evaluate.perplexity import perplexity, read_passage
-from defuse.evaluate.token_tree import Request, collate, grow, visibility
+from defuse.evaluate.token_tree import TokenPair, collate, grow, visibility
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
 from defuse.utils.errors import UsageError
@@ -24,11 +24,11 @@ from tests.helpers.architectures import CONFIGS, tiny_model
 from tests.helpers.tokenizers_on_the_spot import KINDS
 
 ids = st.lists(st.integers(3, 5), min_size=1, max_size=6).map(tuple)
-requests = st.builds(Request, ids, ids)
+requests = st.builds(TokenPair, ids, ids)
 
 
 @torch.no_grad()
-def alone(model: PreTrainedModel, request: Request, length: int) -> float:
+def alone(model: PreTrainedModel, request: TokenPair, length: int) -> float:
     """One sequence, one plain forward pass."""
     inputs = torch.tensor([request.inputs(length)])
     logprobs = model(inputs).logits[0].log_softmax(-1)[-len(request.continuation) :]
@@ -37,7 +37,7 @@ def alone(model: PreTrainedModel, request: Request, length: int) -> float:
 
 def assert_scored_as_alone(
     model: PreTrainedModel,
-    groups: Sequence[Sequence[Request]],
+    groups: Sequence[Sequence[TokenPair]],
     length: int = 64,
     token_budget: int | None = None,
 ) -> None:
@@ -47,7 +47,7 @@ def assert_scored_as_alone(
 
 
 @given(st.lists(requests, min_size=1, max_size=6))
-def test_in_a_tree_each_node_sees_just_what_stands_before_it(group: list[Request]) -> None:
+def test_in_a_tree_each_node_sees_just_what_stands_before_it(group: list[TokenPair]) -> None:
     tree = grow(group, skip=0, max_length=64)
     batch = collate([tree], torch.device("cpu"))
     seen = visibility(batch.last, prefix_length=0)[0]
@@ -61,7 +61,7 @@ def test_in_a_tree_each_node_sees_just_what_stands_before_it(group: list[Request
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(requests, min_size=1, max_size=4), min_size=1, max_size=4))
-def test_groups_of_any_shape_score_as_alone(groups: list[list[Request]]) -> None:
+def test_groups_of_any_shape_score_as_alone(groups: list[list[TokenPair]]) -> None:
     model = build_llama(layers=2)
     assert_scored_as_alone(model, groups)
     assert_scored_as_alone(model, groups, token_budget=1)
@@ -79,7 +79,7 @@ def test_a_shared_prefix_and_branches_score_as_alone_in_every_architecture(kind:
     groups = []
     for size in (3, 7, 5):
         context = before + some(size)
-        groups.append([Request(context, some(length)) for length in (1, 4, 2, 1)])
+        groups.append([TokenPair(context, some(length)) for length in (1, 4, 2, 1)])
     assert_scored_as_alone(tiny_model(kind), groups)
     assert_scored_as_alone(tiny_model(kind), groups, length=14)
 
@@ -94,22 +94,22 @@ def test_the_prefix_of_all_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Decoder, "run", counting)
     before = tuple(range(3, 43))
-    groups = [[Request((*before, i), (50 + k,)) for k in range(4)] for i in range(60, 64)]
+    groups = [[TokenPair((*before, i), (50 + k,)) for k in range(4)] for i in range(60, 64)]
     score(Decoder(build_llama()), groups, max_length=64)
     assert lengths == [40, 4]  # the prefix, then one token for each question
 
 
 def test_dropout_is_off_meanwhile_and_the_callers_mode_comes_back() -> None:
     model = tiny_model("gpt2").train()
-    group = [[Request((5, 6, 7), (8,))]]
+    group = [[TokenPair((5, 6, 7), (8,))]]
     first, second = (score(Decoder(model), group, max_length=64) for _ in range(2))
     assert first == second
     assert model.training
 
 
 def test_a_continuation_longer_than_the_model_reads_is_refused() -> None:
-    with pytest.raises(UsageError, match="9 tokens long and the model reads 8"):
-        score(Decoder(build_llama()), [[Request((3,), (4,) * 9)]], max_length=8)
+    with pytest.raises(UsageError, match="9 tokens long, and the model reads 8"):
+        score(Decoder(build_llama()), [[TokenPair((3,), (4,) * 9)]], max_length=8)
 
 
 PAIRS = [

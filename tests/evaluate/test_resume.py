@@ -105,7 +105,7 @@ def test_killed_and_resumed_by_two_processes_the_result_is_the_same(
     assert not (workplace / "out.json").exists()
     (kept,) = (workplace / "out.json.partial").glob("model-*/0.jsonl")
     with kept.open("a") as file:
-        file.write('{"of": "ab')
+        file.write('{"name": "ab')
     said = finish(workplace, *TORCHRUN, "2", *command)
     assert said.count("written: out.json") == 1
     assert result(workplace, "out.json") == undisturbed
@@ -138,7 +138,7 @@ def test_an_error_in_one_process_ends_all(workplace: Path) -> None:
     script = """
 import torch
 from defuse.evaluate import evaluate_questions
-from defuse.evaluate.resume import Ledger
+from defuse.evaluate.resume import BatchScores
 from defuse.models.load import load_model
 from defuse.utils.distributed import join_processes
 from defuse.questions import load_questions
@@ -149,8 +149,8 @@ def keep(name, scores):
     if not processes.is_first:
         raise ZeroDivisionError
 
-ledger = Ledger(keep=keep, processes=processes)
-evaluate_questions(load_model("model"), load_questions("q.jsonl"), ledger=ledger)
+scores = BatchScores(keep=keep, processes=processes)
+evaluate_questions(load_model("model"), load_questions("q.jsonl"), scores=scores)
 """
     (workplace / "work.py").write_text(script)
     with start(workplace, *TORCHRUN, "2", "work.py") as process:
@@ -182,7 +182,7 @@ def test_another_order_is_refused_before_the_weights_are_read_and_loses_nothing(
     assert run(workplace, "--out", "order.json", "--limit", "100") == 2
     said = capsys.readouterr().err
     assert "order.json.partial" in said
-    assert "keeps unfinished work for other questions" in said
+    assert "holds unfinished work for other questions" in said
     monkeypatch.undo()
     monkeypatch.setattr("defuse.evaluate.loglikelihood._score_batch", only_the_text)
     assert run(workplace, "--out", "order.json") == 0

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from defuse.evaluate import Evaluation, Settings, evaluate_questions
 from defuse.evaluate.answers import Part
 from defuse.evaluate.evaluate import evaluate_parts
-from defuse.evaluate.loglikelihood import OnScored
-from defuse.evaluate.resume import Journal, Ledger, Scores
+from defuse.evaluate.resume import BatchScores, Scores, open_scores
 from defuse.models.load import LoadedModel
 from defuse.questions import Perturbation, Question
 from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError
+from defuse.utils.progress import SILENT, Progress
 from tests.conftest import build_llama, build_tokenizer
+from tests.helpers.counted import Counted
 
 QUESTIONS = tuple(
     Question(
@@ -39,18 +40,18 @@ def loaded() -> LoadedModel:
     return LoadedModel(build_llama(layers=2), build_tokenizer(), "tiny")
 
 
-def ask(ledger: Ledger, on_scored: OnScored = lambda _: None) -> Evaluation:
+def ask(scores: BatchScores, progress: Progress = SILENT) -> Evaluation:
     """About two questions a batch."""
     asked = (QUESTIONS, Settings(token_budget=150), PERTURBATION)
-    return evaluate_questions(loaded(), *asked, on_scored=on_scored, ledger=ledger)
+    return evaluate_questions(loaded(), *asked, progress=progress, scores=scores)
 
 
 def logprobs(evaluation: Evaluation) -> list[tuple[float, ...]]:
     return [o.logprobs for answers in evaluation.answers.values() for o in answers]
 
 
-def collecting(kept: Kept, **given: Any) -> Ledger:
-    return Ledger(keep=lambda name, scores: kept.append((name, scores)), **given)
+def collecting(kept: Kept, **given: Any) -> BatchScores:
+    return BatchScores(keep=lambda name, scores: kept.append((name, scores)), **given)
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +123,14 @@ def test_processes_share_several_subjects_and_each_is_as_asked_alone() -> None:
     ]
 
     def together(processes: Processes) -> list[tuple[float, ...]]:
-        return logprobs(evaluate_parts(loaded(), parts, ledger=Ledger(processes=processes)))
+        return logprobs(evaluate_parts(loaded(), parts, scores=BatchScores(processes=processes)))
 
     assert in_threads(2, together) == [alone, alone]
 
 
 def test_lists_of_one_batch_each_are_dealt_out_too() -> None:
-    ledgers = [Ledger(processes=Processes(rank, 2)) for rank in range(2)]
-    shares = [[[*ledger.turns([[number]])] for number in range(4)] for ledger in ledgers]
+    both = [BatchScores(processes=Processes(rank, 2)) for rank in range(2)]
+    shares = [[[*scores.share([[number]])] for number in range(4)] for scores in both]
     assert [[len(share) for share in each] for each in shares] == [[1, 0, 1, 0], [0, 1, 0, 1]]
 
 
@@ -137,65 +138,82 @@ def test_progress_counts_what_is_known_and_what_others_do(whole) -> None:
     batches, _ = whole
 
     def told(processes: Processes) -> int:
-        counts: list[int] = []
-        ledger = Ledger(known(batches[:2]), processes=processes)
-        ask(ledger, counts.append)
-        return sum(counts)
+        progress = Counted()
+        ask(BatchScores(known(batches[:2]), processes=processes), progress)
+        return sum(progress.counts)
 
     assert in_threads(2, told) == [len(QUESTIONS)] * 2
 
 
-def written(folder: Path, *batches: tuple[str, Scores]) -> Journal:
-    journal = Journal(folder)
-    ledger = journal.open(IDENTITY)
-    for name, scores in batches:
-        ledger.add(name, scores)
-    return journal
+def written(folder: Path, *batches: tuple[str, Scores]) -> Path:
+    scores = open_scores(folder, IDENTITY)
+    for name, batch in batches:
+        scores.add(name, batch)
+    return folder
 
 
-def test_a_journal_gives_back_every_digit(tmp_path: Path) -> None:
-    scores = {3: [-1 / 3, -2e-300], 0: [-0.1, 5e-324]}
-    ledger = written(tmp_path, ("one", scores), ("two", {0: [-1.0]})).open(IDENTITY)
-    assert ledger.undone("one", [[0, 3], [3, 4]]) == [[3, 4]]
-    ledger.exchange()
-    assert ledger.scores("two") == [[-1.0]]
-    again = written(tmp_path / "next", ("one", {1: [-2.0], 2: [-3.0]}), ("one", scores))
-    ledger = again.open(IDENTITY)
-    ledger.exchange()
-    assert ledger.scores("one") == [scores[0], [-2.0], [-3.0], scores[3]]
+def test_the_log_gives_back_every_digit(tmp_path: Path) -> None:
+    batch = {3: [-1 / 3, -2e-300], 0: [-0.1, 5e-324]}
+    found = open_scores(written(tmp_path, ("one", batch), ("two", {0: [-1.0]})), IDENTITY)
+    assert found.missing("one", [[0, 3], [3, 4]]) == [[3, 4]]
+    found.exchange()
+    assert found.of("two") == [[-1.0]]
+    again = written(tmp_path / "next", ("one", {1: [-2.0], 2: [-3.0]}), ("one", batch))
+    found = open_scores(again, IDENTITY)
+    found.exchange()
+    assert found.of("one") == [batch[0], [-2.0], [-3.0], batch[3]]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60, 75])
 def test_a_line_torn_by_a_kill_is_no_line_and_spoils_none_that_follow(tmp_path, cut) -> None:
-    journal = written(tmp_path, ("one", {0: [-1.0]}), ("one", {1: [-2.0]}))
+    written(tmp_path, ("one", {0: [-1.0]}), ("one", {1: [-2.0]}))
     file = tmp_path / "0.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
-    ledger = journal.open(IDENTITY)
-    for batch in ledger.undone("one", [[0], [1]]):
-        ledger.add("one", {index: [-1.0 - index] for index in batch})
-    again = journal.open(IDENTITY)
-    assert again.undone("one", [[0], [1]]) == []
+    found = open_scores(tmp_path, IDENTITY)
+    for batch in found.missing("one", [[0], [1]]):
+        found.add("one", {index: [-1.0 - index] for index in batch})
+    again = open_scores(tmp_path, IDENTITY)
+    assert again.missing("one", [[0], [1]]) == []
     again.exchange()
-    assert again.scores("one") == [[-1.0], [-2.0]]
+    assert again.of("one") == [[-1.0], [-2.0]]
 
 
 def test_scores_of_something_else_are_refused_not_lost(tmp_path: Path) -> None:
-    journal = written(tmp_path, ("one", {0: [-1.0]}))
+    written(tmp_path, ("one", {0: [-1.0]}))
     before = (tmp_path / "0.jsonl").read_bytes()
     with pytest.raises(UsageError, match="unfinished work for other weights; finish it"):
-        journal.open(IDENTITY | {"weights": "def"})
+        open_scores(tmp_path, IDENTITY | {"weights": "def"})
     assert (tmp_path / "0.jsonl").read_bytes() == before
-    (tmp_path / "0.jsonl").write_bytes(b"{}\nnonsense\n")
-    with pytest.raises(UsageError, match=r"0\.jsonl, line 2: is not valid JSON"):
-        journal.open(IDENTITY)
+
+
+def damaged(lines: list[str]) -> dict[str, tuple[list[str], str]]:
+    """Other lines of a log, and what each is refused with."""
+    head, batch = lines
+    return {
+        "no JSON": ([head, "nonsense"], r"0\.jsonl, line 2: is not valid JSON"),
+        "null": ([head, batch, "null"], r"0\.jsonl, line 3: is not a JSON object"),
+        "another object": ([head, '{"of": "one"}'], r"0\.jsonl, line 2: is no result"),
+        "another digit": ([head, batch.replace("-1.5", "-1.25")], "line 2: is damaged"),
+        "no number": ([head, batch.replace("-1.5", "NaN")], "line 2: is damaged"),
+        "a list": (["[]", batch], r"0\.jsonl, line 1: is not a JSON object"),
+    }
+
+
+@pytest.mark.parametrize("case", damaged(["", ""]))
+def test_a_damaged_line_is_named_not_used(tmp_path: Path, case: str) -> None:
+    file = written(tmp_path, ("one", {0: [-1.5]})) / "0.jsonl"
+    lines, message = damaged(file.read_text().splitlines())[case]
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UsageError, match=message):
+        open_scores(tmp_path, IDENTITY)
 
 
 def test_nothing_is_kept_of_a_model_without_figures(tmp_path: Path) -> None:
     """So that nothing stands in the way of another precision."""
     broken = LoadedModel(build_llama(layers=2), loaded().tokenizer, "broken")
     broken.model.get_output_embeddings().weight.data.fill_(float("nan"))  # type: ignore[union-attr]
-    journal = Journal(tmp_path / "kept")
+    kept = tmp_path / "kept"
     with pytest.raises(UsageError, match="not finite"):
-        evaluate_questions(broken, QUESTIONS, ledger=journal.open(IDENTITY))
-    assert not (tmp_path / "kept").exists()
-    journal.open(IDENTITY | {"precision": "float32"})
+        evaluate_questions(broken, QUESTIONS, scores=open_scores(kept, IDENTITY))
+    assert not kept.exists()
+    open_scores(kept, IDENTITY | {"precision": "float32"})

@@ -244,7 +244,10 @@ REFUSED = {
     "suite's option": (["--questions", "q.csv"], "data: data goes with --suite"),
     "unknown": (["--suite", "wmpd"], "suite: 'wmpd' is unknown"),
     "missing": (["--suite", "mmlu"], "lacks the test questions of 54 of 57 subjects"),
-    "base without tokens": (["--suite", "wmdp", "--base", "model"], "base: vulnerability needs"),
+    "base without tokens": (
+        ["--suite", "wmdp", "--base", "model"],
+        "reference: vulnerability needs",
+    ),
     "few-shot": (["--suite", "wmdp", "--few-shot", "1"], "wmdp has no examples"),
 }
 

@@ -119,7 +119,7 @@ BAD = {
     "not json": ('\n{"question"', "line 2"),
     "a list": ("[1, 2]", "question"),
     "empty": ("", "no question"),
-    "twins": ("\n".join([json.dumps(ROWS[0] | {"id": "x"})] * 2), "'x' comes twice"),
+    "twins": ("\n".join([json.dumps(ROWS[0] | {"id": "x"})] * 2), "'x' occurs twice"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`defuse evaluate`: questions to models, clean and perturbed, a result file for each."""
+"""`defuse evaluate`: models on questions, original and perturbed, with a result file for each."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from defuse.evaluate.run import Job
-    from defuse.questions import Perturbation
-    from defuse.utils.distributed import Processes
+    from defuse.evaluate.request import Request
 
 Text = str | None
 Score = Literal["letters", "cloze"]
 Position = Literal["choice", "stem", "before"]
 TOFU = "tofu"
-FILE, SUITE, TOKENS, RUN = "Questions of a file", "Suites", "Perturbation", "Running"
+FILE, SUITE, TOKENS, RUN = "Questions of a file", "Benchmarks", "Perturbation", "Run"
 
 
 def _option(text: str, panel: str | None = None) -> Any:  # noqa: ANN401 (as typer.Option)
     return typer.Option(help=text, rich_help_panel=panel)
+
+
+def _old_name(name: str) -> Any:  # noqa: ANN401
+    """The name of an option in version 0.1.0."""
+    return typer.Option(name, hidden=True)
 
 
 def evaluate(
@@ -29,170 +32,140 @@ def evaluate(
         ),
     ],
     out: Annotated[Path, _option("Result FILE.json; a FOLDER for several models.")],
-    few_shot: Annotated[int, _option("Answered examples in front.")] = 0,
+    few_shot: Annotated[int, _option("Number of answered examples in front.")] = 0,
     limit: Annotated[int | None, _option("Only the first N questions (of each subject).")] = None,
-    score: Annotated[Score, _option("Rank A-D, or the choices' own texts.")] = "letters",
-    base: Annotated[Text, _option("The model before unlearning, for vulnerability.")] = None,
+    score: Annotated[
+        Score | None,
+        _option("Rank the choices' letters, or their own texts. Default: letters, or the suite's."),
+    ] = None,
+    reference: Annotated[
+        Text, _option("The model before unlearning; needed for vulnerability.")
+    ] = None,
     text: Annotated[Text, _option("Text file to measure perplexity on.")] = None,
     generate: Annotated[Text, _option("File of prompts to continue, one a line.")] = None,
+    no_text: Annotated[bool, _option("Leave questions' texts out of the result file.")] = False,
     questions: Annotated[
         Text, _option("csv (MMLU), json (WMDP), jsonl, parquet or hub dataset.", FILE)
     ] = None,
-    subject: Annotated[Text, _option("Of the description line, and filter.", FILE)] = None,
-    dev: Annotated[Text, _option("Question file of the examples.", FILE)] = None,
+    subject: Annotated[
+        Text, _option("Subject of the description line; other rows are left out.", FILE)
+    ] = None,
+    dev: Annotated[Text, _option("Question file to take the examples from.", FILE)] = None,
     suite: Annotated[
         Text,
-        _option("mmlu, mmlu-perturbed, mmlu-SUBJECT, wmdp, wmdp-retain[-perturbed], tofu.", SUITE),
+        _option(
+            "mmlu, mmlu-perturbed, mmlu-SUBJECT, wmdp, wmdp-retain[-perturbed], arc, truthfulqa, "
+            "tofu.",
+            SUITE,
+        ),
     ] = None,
     data: Annotated[
-        Text, _option("Folder of its files, or hub dataset in place of its own.", SUITE)
+        Text, _option("Folder with its files, or a hub dataset instead of its own.", SUITE)
     ] = None,
     subjects: Annotated[
-        Text, _option("Only these, with commas between; for tofu forget01, 05 or 10.", SUITE)
+        Text, _option("Only these, separated by commas; for tofu forget01, 05 or 10.", SUITE)
     ] = None,
-    gold: Annotated[
-        Text, _option("tofu: the model taught the retain part alone, or its answers.", SUITE)
+    retrained: Annotated[
+        Text, _option("tofu: the model retrained on the retain set alone, or its answers.", SUITE)
     ] = None,
     perturb: Annotated[Text, _option("File of forget-tokens, one a line.", TOKENS)] = None,
     position: Annotated[
         Position | None,
         _option("A wrong choice (default), the stem, or a sentence before.", TOKENS),
     ] = None,
-    control: Annotated[Text, _option("File of control tokens.", TOKENS)] = None,
-    control_corpus: Annotated[Text, _option("Draw matching controls from it.", TOKENS)] = None,
-    sentence: Annotated[Text, _option("Sentence before, with {token}.", TOKENS)] = None,
+    control: Annotated[Text, _option("File of control tokens, one a line.", TOKENS)] = None,
+    control_corpus: Annotated[
+        Text, _option("File of texts to draw matching control tokens from.", TOKENS)
+    ] = None,
+    sentence: Annotated[Text, _option("The sentence before, with {token}.", TOKENS)] = None,
     device: Annotated[str, _option("auto, cpu, cuda or mps.", RUN)] = "auto",
     dtype: Annotated[str, _option("auto, float32, bfloat16, float16, float64.", RUN)] = "auto",
-    seed: Annotated[int, _option("Draws tokens, places and bootstraps.", RUN)] = 42,
+    seed: Annotated[int, _option("Seed of tokens, places and bootstraps.", RUN)] = 42,
+    base: Annotated[Text, _old_name("--base")] = None,
+    gold: Annotated[Text, _old_name("--gold")] = None,
 ) -> None:
-    """Ask MODELS four-choice questions, as they are and with a stray token in them.
+    """Evaluate MODELS on multiple-choice questions, with and without a forget-token in them.
 
-    What is finished is kept beside OUT; the same command goes on from there.
+    Finished work is kept next to OUT; after an interruption the same command resumes.
     """
-    from defuse.evaluate.perplexity import read_passage
-    from defuse.evaluate.run import Job, check
-    from defuse.evaluate.sources import Asking, load_part
-    from defuse.evaluate.tasks import choose_suite, load_parts
-    from defuse.models.load import resolve_device
-    from defuse.questions import load_tokens
-    from defuse.utils.distributed import join_processes
+    from defuse.evaluate.request import Request
+    from defuse.evaluate.sources import Asking, TokenFiles
     from defuse.utils.errors import UsageError
 
+    reference, retrained = reference or base, retrained or gold
     if suite == TOFU:
-        from defuse.cli.tofu import ask_tofu
-        from defuse.experiments.tofu.job import Suite
-
         useless = {
             "questions": questions,
             "few-shot": few_shot or None,
-            "base": base,
+            "score": score,
+            "reference": reference,
             "perturb": perturb,
             "text": text,
             "generate": generate,
         }
-        asked = Suite(data or Suite.data, subjects or Suite.forget, limit)
-        ask_tofu(models, out, asked, gold, useless, (device, dtype))
+        _evaluate_tofu(models, out, (data, subjects, limit), retrained, useless, (device, dtype))
         return
-    if gold is not None:
-        raise UsageError(f"gold: {gold} goes with --suite tofu; leave it out")
-    asking = Asking(few_shot, limit, score, seed)
-    _check_source(
-        questions, suite, {"subject": subject, "dev": dev}, {"data": data, "subjects": subjects}
-    )
-    tokens = _tokens(perturb, control, control_corpus, position, sentence, models[0], seed)
-    chosen = None if suite is None else choose_suite(suite, _names(subjects))
-    if chosen is None:
-        parts = [load_part(str(questions), subject, dev, asking)]
-    else:
-        parts = load_parts(chosen, data, asking)
-    perturbation = tokens or (chosen and chosen.perturbation)
-    _check_base(base, perturbation)
-    job = Job(
+    if retrained is not None:
+        raise UsageError(f"retrained: {retrained} goes with --suite tofu; leave it out")
+    if perturb is None and (control or control_corpus):
+        raise UsageError("perturb: missing; give a file of tokens, or no option about them")
+    request = Request(
         models=tuple(models),
         out=out,
-        parts=tuple(parts),
-        perturbation=perturbation,
-        base=base,
-        groups=chosen.groups if chosen else {},
-        text=None if text is None else read_passage(text),
-        prompts=None if generate is None else load_tokens(generate),
+        questions=questions,
+        subject=subject,
+        dev=dev,
+        suite=suite,
+        data=data,
+        subjects=tuple(_names(subjects)),
+        asking=Asking(few_shot, limit, score, seed),
+        tokens=None if perturb is None else TokenFiles(perturb, control, control_corpus),
+        position=position,
+        sentence=sentence,
+        reference=reference,
+        text=text,
+        prompts=generate,
         device=device,
         dtype=dtype,
-        sources={
-            "questions": questions,
-            "suite": suite,
-            "data": data,
-            "subjects": subjects,
-            "limit": limit,
-            "dev": dev,
-            "perturb": perturb,
-            "control": control,
-            "control_corpus": control_corpus,
-            "text": text,
-        },
+        keep_text=not no_text,
     )
-    check(job)
-    _run_and_show(job, join_processes(resolve_device(device)))
+    _run_and_show(request)
 
 
-def _check_source(
-    questions: Text, suite: Text, of_file: dict[str, Text], of_suite: dict[str, Text]
+def _evaluate_tofu(
+    models: list[str],
+    out: Path,
+    asked: tuple[Text, Text, int | None],
+    retrained: Text,
+    useless: dict[str, object],
+    place: tuple[str, str],
 ) -> None:
-    from defuse.utils.errors import UsageError
+    from defuse.cli.tofu import ask_tofu
+    from defuse.experiments.tofu.job import Suite
 
-    if (questions is None) == (suite is None):
-        raise UsageError("questions: give one of --questions FILE and --suite NAME")
-    needed, useless = ("suite", of_suite) if suite is None else ("questions", of_file)
-    for name, value in useless.items():
-        if value is not None:
-            raise UsageError(f"{name}: {value} goes with --{needed}; leave it out")
+    data, subjects, limit = asked
+    suite = Suite(data or Suite.data, subjects or Suite.forget, limit)
+    ask_tofu(models, out, suite, retrained, useless, place)
 
 
 def _names(subjects: Text) -> list[str]:
     return [name.strip() for name in (subjects or "").split(",") if name.strip()]
 
 
-def _tokens(
-    perturb: Text,
-    control: Text,
-    control_corpus: Text,
-    position: Position | None,
-    sentence: Text,
-    model: str,
-    seed: int,
-) -> "Perturbation | None":
-    from defuse.evaluate.sources import TokenFiles, build_perturbation
-    from defuse.utils.errors import UsageError
-
-    if perturb is not None:
-        files = TokenFiles(perturb, control, control_corpus)
-        return build_perturbation(files, position or "choice", sentence, model, seed)
-    if position or control or control_corpus or sentence:
-        raise UsageError("perturb: missing; give a file of tokens, or no option about them")
-    return None
-
-
-def _check_base(base: Text, perturbation: "Perturbation | None") -> None:
-    from defuse.utils.errors import UsageError
-
-    if base is not None and (perturbation is None or not perturbation.controls):
-        raise UsageError(
-            "base: vulnerability needs perturbed questions and controls; give --perturb, and "
-            "--control or --control-corpus"
-        )
-
-
-def _run_and_show(job: "Job", processes: "Processes") -> None:
+def _run_and_show(request: "Request") -> None:
     from rich.console import Console
 
-    from defuse.cli.progress import answers_shown
+    from defuse.evaluate.request import check
     from defuse.evaluate.run import run
     from defuse.evaluate.tables import show
+    from defuse.models.load import resolve_device
+    from defuse.utils.distributed import join_processes
+    from defuse.utils.progress import shown
 
-    with answers_shown(processes) as on_model:
-        found = list(run(job, on_model, processes))
-    base = next((report.evaluation for report, is_base in found if is_base), None)
-    evaluations = [report.evaluation for report, is_base in found if not is_base]
+    plan = check(request)
+    processes = join_processes(resolve_device(plan.device))
+    with shown(quiet=not processes.is_first) as progress:
+        results = run(plan, progress, processes)
     console = Console(quiet=not processes.is_first)
-    show(evaluations, base, console, job.groups)
-    console.print(f"written: {job.out}")
+    show(results, console, plan.groups)
+    console.print(f"written: {plan.out}", markup=False, highlight=False, soft_wrap=True)

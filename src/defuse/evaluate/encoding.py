@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from defuse.evaluate.token_tree import Request
+from defuse.evaluate.token_tree import TokenPair
 from defuse.utils.errors import UsageError
 
 
 def encode_pairs(
     pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> list[Request]:
+) -> list[TokenPair]:
     """(context, continuation) texts as token ids.
 
     Context and continuation are encoded together and cut where the context alone ends; spaces that
@@ -29,7 +29,7 @@ def encode_pairs(
     for context, text in moved:
         if context:
             ids = contexts[context]
-            request = Request(ids, wholes[context + text][len(ids) :])
+            request = TokenPair(ids, wholes[context + text][len(ids) :])
         else:
             request = _without_context(alone[text], tokenizer)
         if not request.continuation or not request.context:
@@ -58,11 +58,11 @@ def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
     return bare, context[len(bare) :] + continuation
 
 
-def _without_context(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> Request:
+def _without_context(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> TokenPair:
     start = prefix_token(tokenizer)
     if start is None or ids[:1] == (start,):
-        return Request(ids[:1], ids[1:])
-    return Request((start,), ids)
+        return TokenPair(ids[:1], ids[1:])
+    return TokenPair((start,), ids)
 
 
 def _encode(

@@ -1,4 +1,4 @@
-"""Ask a model questions, clean and with a stray token in them."""
+"""The evaluation of a model on questions: as they are, and with tokens put into them."""
 
 import hashlib
 import time
@@ -8,9 +8,9 @@ from itertools import chain
 
 from defuse.evaluate.answers import Evaluation, MCAnswer, Part, Settings
 from defuse.evaluate.encoding import encode_pairs
-from defuse.evaluate.loglikelihood import OnScored, max_length, score_share
-from defuse.evaluate.resume import Ledger
-from defuse.evaluate.token_tree import Request
+from defuse.evaluate.loglikelihood import max_length, score_share
+from defuse.evaluate.resume import BatchScores
+from defuse.evaluate.token_tree import TokenPair
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
 from defuse.questions import (
@@ -23,15 +23,16 @@ from defuse.questions import (
     few_shot_part,
 )
 from defuse.utils.errors import UsageError
+from defuse.utils.progress import SILENT, Progress
 
-Forms = dict[Variant, Question]
+Variants = dict[Variant, Question]
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A part's questions in all their forms, and whether each prompt was cut on the left."""
+    """A part's questions in all variants, and whether each prompt was cut on the left."""
 
-    forms: list[Forms]
+    questions: list[Variants]
     cut: list[list[bool]]
     prompt_hash: str
 
@@ -42,19 +43,19 @@ def evaluate_questions(
     settings: Settings | None = None,
     perturbation: Perturbation | None = None,
     *,
-    on_scored: OnScored = lambda _: None,
-    ledger: Ledger | None = None,
+    progress: Progress = SILENT,
+    scores: BatchScores | None = None,
 ) -> Evaluation:
-    """Ask `loaded` every question, and with a perturbation also its perturbed forms.
+    """Evaluate `loaded` on every question and, with a perturbation, on its perturbed variants.
 
-    All forms of a question are scored in one row that computes their common tokens once; what all
-    questions begin with (description, examples) is computed once for all. `on_scored` is told how
-    many questions each batch has finished. A `ledger` keeps what is scored, and shares it out to
-    processes. Raises UsageError for no questions, for an architecture `Decoder` does not know, and
-    for a model whose log-probabilities are not finite.
+    All variants of a question are scored in one row, which computes their common tokens once. The
+    prefix of all questions (description, examples) is computed once for all. `progress` advances by
+    the questions of each batch; the caller starts its stage. `scores` keeps what is scored, and
+    shares it among processes. Raises UsageError for no questions, for an architecture that
+    `Decoder` does not support, and for a model whose log-probabilities are not finite.
     """
     part = Part(tuple(questions), settings or Settings())
-    return evaluate_parts(loaded, [part], perturbation, on_scored=on_scored, ledger=ledger)
+    return evaluate_parts(loaded, [part], perturbation, progress=progress, scores=scores)
 
 
 def evaluate_parts(
@@ -62,17 +63,17 @@ def evaluate_parts(
     parts: Sequence[Part],
     perturbation: Perturbation | None = None,
     *,
-    on_scored: OnScored = lambda _: None,
-    ledger: Ledger | None = None,
+    progress: Progress = SILENT,
+    scores: BatchScores | None = None,
 ) -> Evaluation:
-    """As `evaluate_questions`, for several lists of questions, each asked in its own way."""
+    """Evaluate several lists of questions, each with its own settings, as `evaluate_questions`."""
     if not parts or not all(part.questions for part in parts):
         raise UsageError("questions: there are none; give at least one")
     start = time.perf_counter()
-    ledger = ledger or Ledger()
-    asked = [_ask(loaded, part, perturbation, ledger, on_scored) for part in parts]
-    ledger.exchange()
-    answers = [_answers(each, ledger.scores(each.prompt_hash)) for each in asked]
+    scores = scores or BatchScores()
+    asked = [_ask(loaded, part, perturbation, scores, progress) for part in parts]
+    scores.exchange()
+    answers = [_answers(each, scores.of(each.prompt_hash)) for each in asked]
     return Evaluation(
         model=loaded.name,
         settings=_common(parts),
@@ -87,53 +88,55 @@ def _ask(
     loaded: LoadedModel,
     part: Part,
     perturbation: Perturbation | None,
-    ledger: Ledger,
-    on_scored: OnScored,
+    scores: BatchScores,
+    progress: Progress,
 ) -> _Asked:
-    """Score this process's share of a part's questions into the ledger, under their hash."""
+    """Score this process's share of a part's questions, in a list named after their hash."""
     settings = part.settings
-    forms = [forms_of(question, perturbation, settings.seed) for question in part.questions]
-    pairs = [_pairs(form, settings) for form in forms]
+    asked = [variants_of(question, perturbation, settings.seed) for question in part.questions]
+    pairs = [_pairs(variants, settings) for variants in asked]
     groups, prompt_hash = _encode(pairs, loaded), _hash(pairs)
     length = max_length(loaded.model, loaded.tokenizer)
     score_share(
         Decoder(loaded.model),
         groups,
-        ledger,
+        scores,
         prompt_hash,
         max_length=length,
         token_budget=settings.token_budget,
-        on_scored=on_scored,
+        progress=progress,
     )
     cut = [[request.is_cut(length) for request in group] for group in groups]
-    return _Asked(forms, cut, prompt_hash)
+    return _Asked(asked, cut, prompt_hash)
 
 
-def forms_of(question: Question, perturbation: Perturbation | None, seed: int) -> Forms:
+def variants_of(question: Question, perturbation: Perturbation | None, seed: int) -> Variants:
     """A question's variants: as it is and, with a perturbation, with either token."""
     perturbed = perturbation.variants(question, seed) if perturbation else {}
     return {ORIGINAL: question, **perturbed}
 
 
-def _pairs(forms: Forms, settings: Settings) -> list[tuple[str, str]]:
+def _pairs(variants: Variants, settings: Settings) -> list[tuple[str, str]]:
     """Context and continuation texts: one for each choice of each variant, in order."""
     before = few_shot_part(settings.subject, settings.few_shot, settings.score)
     return [
-        (before + ask(form, settings.score), continuation)
-        for form in forms.values()
-        for continuation in continuations(form, settings.score)
+        (before + ask(question, settings.score), continuation)
+        for question in variants.values()
+        for continuation in continuations(question, settings.score)
     ]
 
 
-def _encode(pairs: Sequence[Sequence[tuple[str, str]]], loaded: LoadedModel) -> list[list[Request]]:
-    requests = iter(encode_pairs(list(chain.from_iterable(pairs)), loaded.tokenizer))
-    return [[next(requests) for _ in group] for group in pairs]
+def _encode(
+    texts: Sequence[Sequence[tuple[str, str]]], loaded: LoadedModel
+) -> list[list[TokenPair]]:
+    pairs = iter(encode_pairs(list(chain.from_iterable(texts)), loaded.tokenizer))
+    return [[next(pairs) for _ in group] for group in texts]
 
 
 def _answers(asked: _Asked, scores: Sequence[Sequence[float]]) -> dict[Variant, list[MCAnswer]]:
-    answers: dict[Variant, list[MCAnswer]] = {variant: [] for variant in asked.forms[0]}
-    for form, values, was_cut in zip(asked.forms, scores, asked.cut, strict=True):
-        for number, (variant, question) in enumerate(form.items()):
+    answers: dict[Variant, list[MCAnswer]] = {variant: [] for variant in asked.questions[0]}
+    for variants, values, was_cut in zip(asked.questions, scores, asked.cut, strict=True):
+        for number, (variant, question) in enumerate(variants.items()):
             count = len(question.choices)  # equal in all variants
             own = slice(count * number, count * (number + 1))
             answer = MCAnswer(question, tuple(values[own]), any(was_cut[own]))

@@ -6,8 +6,9 @@ import torch
 from transformers import GenerationConfig
 
 from defuse.evaluate.encoding import encode_text, prefix_token
-from defuse.evaluate.loglikelihood import OnScored, max_length
+from defuse.evaluate.loglikelihood import max_length
 from defuse.models.load import LoadedModel
+from defuse.utils.progress import SILENT, Progress
 
 NEW_TOKENS = 48
 BATCH_SIZE = 32  # prompts
@@ -19,12 +20,13 @@ def generate(
     new_tokens: int = NEW_TOKENS,
     *,
     batch_size: int = BATCH_SIZE,
-    on_scored: OnScored = lambda _: None,
+    progress: Progress = SILENT,
 ) -> list[str]:
     """The most likely continuation of each prompt, at most `new_tokens` tokens, greedily.
 
-    Prompts of like length go together, padded on the left. A prompt too long for the model is cut
-    on the left. `on_scored` is told how many prompts each batch has finished.
+    Prompts of similar length form a batch, padded on the left. A prompt that is too long for the
+    model is cut on the left. `progress` advances by the prompts of each batch; the caller starts
+    its stage.
     """
     room = max(1, max_length(loaded.model, loaded.tokenizer) - new_tokens)
     encoded = [encode_text(prompt, loaded.tokenizer)[-room:] for prompt in prompts]
@@ -35,12 +37,12 @@ def generate(
         written = _write([encoded[index] for index in batch], loaded, new_tokens)
         for index, text in zip(batch, written, strict=True):
             texts[index] = text
-        on_scored(len(batch))
+        progress.advance(len(batch))
     return texts
 
 
 def _write(prompts: Sequence[Sequence[int]], loaded: LoadedModel, new_tokens: int) -> list[str]:
-    """Continue one batch; what follows a text's end is padding, which decodes to nothing."""
+    """Continue one batch. After the end of a text comes padding, which decodes to nothing."""
     model, tokenizer = loaded.model, loaded.tokenizer
     pad = prefix_token(tokenizer)
     settings = GenerationConfig(

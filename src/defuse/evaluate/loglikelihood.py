@@ -1,19 +1,19 @@
-"""Log-probabilities of continuations, each shared token computed once.
+"""Log-probabilities of continuations, with each shared token computed once.
 
-Equal to `HFLM.loglikelihood` of lm-evaluation-harness 0.4.13 in encoding, in truncation on the
-left and in the numbers, which come from one forward pass per batch of token trees.
+Encoding, truncation on the left and numbers are those of `HFLM.loglikelihood` of
+lm-evaluation-harness 0.4.13. One forward pass scores a batch of token trees.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.evaluate.resume import Ledger, Scores
+from defuse.evaluate.resume import BatchScores, Scores
 from defuse.evaluate.token_tree import (
-    Request,
+    TokenPair,
     TokenTree,
     TreeBatch,
     collate,
@@ -26,17 +26,16 @@ from defuse.models.freeze import evaluation_mode
 from defuse.models.kv_cache import PrefixCache
 from defuse.models.lm_head import chunks
 from defuse.utils.errors import UsageError
+from defuse.utils.progress import SILENT, Progress
 
 # Tokens of a batch: enough to keep the processor busy, few enough to stay in its cache.
 TOKEN_BUDGET = {"cpu": 512}
 DEVICE_TOKEN_BUDGET = 16384
 LM_EVAL_MAX_LENGTH = 2048
 
-OnScored = Callable[[int], None]
-
 
 def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens the model reads at once, found as lm-eval does."""
+    """The number of tokens that the model reads at once, determined as lm-eval does."""
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         length = getattr(model.config, name, None)
         if length is not None:
@@ -47,96 +46,97 @@ def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
 
 def score(
     decoder: Decoder,
-    groups: Sequence[Sequence[Request]],
+    groups: Sequence[Sequence[TokenPair]],
     *,
     max_length: int,
     token_budget: int | None = None,
-    on_scored: OnScored = lambda _: None,
-    ledger: Ledger | None = None,
+    progress: Progress = SILENT,
+    scores: BatchScores | None = None,
     name: str = "groups",
 ) -> list[list[float]]:
     """Summed log-probability (nats) of each request's continuation, grouped as `groups` are.
 
-    A group makes one row, so requests that begin alike belong in one. What all groups begin with
-    is computed once. `on_scored` is told how many groups each batch has finished. With a `ledger`,
-    what it has under `name` is not scored again, and processes share the rest. Raises UsageError
-    for a continuation longer than `max_length` tokens and for figures that are not finite.
+    A group makes one row, so requests with a common beginning belong in one group. The prefix that
+    all groups share is computed once. `progress` advances by the groups of each batch; the caller
+    starts its stage. `scores` holds the list under `name`: batches that it knows are not computed
+    again, and its processes share the others. Raises UsageError for a continuation of more than
+    `max_length` tokens and for log-probabilities that are not finite.
     """
-    ledger = ledger or Ledger()
+    scores = scores or BatchScores()
     score_share(
         decoder,
         groups,
-        ledger,
+        scores,
         name,
         max_length=max_length,
         token_budget=token_budget,
-        on_scored=on_scored,
+        progress=progress,
     )
-    ledger.exchange()
-    return ledger.scores(name)
+    scores.exchange()
+    return scores.of(name)
 
 
 @torch.no_grad()
 def score_share(
     decoder: Decoder,
-    groups: Sequence[Sequence[Request]],
-    ledger: Ledger,
+    groups: Sequence[Sequence[TokenPair]],
+    scores: BatchScores,
     name: str,
     *,
     max_length: int,
     token_budget: int | None = None,
-    on_scored: OnScored = lambda _: None,
+    progress: Progress = SILENT,
 ) -> None:
-    """As `score`, but only what `ledger` has not yet under `name` and deals to this process.
+    """Score the batches that `scores` does not know and deals to this process, as `score` does.
 
-    Batches depend on the groups alone: who scores them, and when, changes no digit. What is known
-    or another process's share counts for `on_scored`, too.
+    Batches depend on the groups alone, so it changes no digit which process computes them, or when.
+    `progress` also advances by the known groups and by those of other processes.
     """
     _refuse_long(groups, max_length)
-    # Groups cut on the left begin elsewhere: they must not keep the others from their prefix.
+    # Groups that are cut on the left have another beginning, and would leave the others no prefix.
     cut = [any(request.is_cut(max_length) for request in group) for group in groups]
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     with evaluation_mode(decoder.model):
         for kind in (False, True):
             alike = {i: groups[i] for i, is_cut in enumerate(cut) if is_cut == kind}
-            told = 0
-            for scores, finished in _score_alike(decoder, alike, ledger, name, max_length, budget):
-                ledger.add(name, scores)
-                on_scored(finished - told)
-                told = finished
-            if told < len(alike):
-                on_scored(len(alike) - told)
+            reported = 0
+            for batch, finished in _score_alike(decoder, alike, scores, name, max_length, budget):
+                scores.add(name, batch)
+                progress.advance(finished - reported)
+                reported = finished
+            if reported < len(alike):
+                progress.advance(len(alike) - reported)
 
 
 def _score_alike(
     decoder: Decoder,
-    groups: Mapping[int, Sequence[Request]],
-    ledger: Ledger,
+    groups: Mapping[int, Sequence[TokenPair]],
+    scores: BatchScores,
     name: str,
     max_length: int,
     budget: int,
 ) -> Iterator[tuple[Scores, int]]:
-    """This process's batches of `groups`, each with how many groups are finished by then."""
+    """This process's batches of `groups`, each with the number of groups finished by then."""
     if not groups:
         return
     shared = _shared_prefix(list(groups.values()), max_length) if len(groups) > 1 else ()
     trees = {i: grow(group, len(shared), max_length) for i, group in groups.items()}
     batches = list(batches_by_length({i: len(tree.tokens) for i, tree in trees.items()}, budget))
-    undone = ledger.undone(name, batches)
-    known = len(groups) - sum(map(len, undone))
+    missing = scores.missing(name, batches)
+    known = len(groups) - sum(map(len, missing))
     prefix = None
-    for batch, finished in ledger.turns(undone):
+    for batch, finished in scores.share(missing):
         if shared and prefix is None:
             prefix = PrefixCache.of(decoder, torch.tensor([shared], device=decoder.device))
         values = iter(_score_batch(decoder, [trees[i] for i in batch], prefix))
         yield {i: [next(values) for _ in trees[i].targets] for i in batch}, known + finished
 
 
-def _shared_prefix(groups: Sequence[Sequence[Request]], max_length: int) -> tuple[int, ...]:
-    """The longest beginning common to all inputs that comes before all that is predicted."""
+def _shared_prefix(groups: Sequence[Sequence[TokenPair]], max_length: int) -> tuple[int, ...]:
+    """The longest common prefix of all inputs that ends before the first predicted token."""
     requests = list(chain.from_iterable(groups))
     inputs = [request.inputs(max_length) for request in requests]
-    # What the first and the last in lexicographic order share, all between them share.
+    # All inputs share what the first and the last one in lexicographic order share.
     shared = common_length(min(inputs), max(inputs))
     predicting = min(
         len(ids) - len(r.continuation) for ids, r in zip(inputs, requests, strict=True)
@@ -145,7 +145,10 @@ def _shared_prefix(groups: Sequence[Sequence[Request]], max_length: int) -> tupl
 
 
 def batches_by_length(lengths: Mapping[int, int], budget: int) -> Iterator[list[int]]:
-    """Indices by falling length, in batches of at most `budget` tokens with padding (or one)."""
+    """Indices by falling length, in batches of at most `budget` tokens with padding.
+
+    A sequence that is longer than the budget is a batch of its own.
+    """
     batch: list[int] = []
     for index in sorted(lengths, key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
@@ -171,7 +174,7 @@ def _score_batch(
 def read_off(decoder: Decoder, hidden: Tensor, batch: TreeBatch) -> Tensor:
     """Each request's summed log-probability (nats), (requests,) in float64 on the CPU.
 
-    `hidden` (batch, time, d) goes through the final norm and the head, whichever block it is of.
+    `hidden` (batch, time, d), the output of any block, goes through the final norm and the head.
     """
     nodes, pair_nodes = batch.nodes.unique(return_inverse=True)
     values = _logprobs(decoder, hidden.flatten(0, 1)[nodes], pair_nodes, batch.targets).cpu()
@@ -191,12 +194,12 @@ def _logprobs(decoder: Decoder, hidden: Tensor, nodes: Tensor, targets: Tensor) 
     return values
 
 
-def _refuse_long(groups: Sequence[Sequence[Request]], max_length: int) -> None:
+def _refuse_long(groups: Sequence[Sequence[TokenPair]], max_length: int) -> None:
     longest = max((len(r.continuation) for group in groups for r in group), default=0)
     if longest > max_length:
         raise UsageError(
-            f"questions: an answer is {longest} tokens long and the model reads {max_length}; "
-            "shorten it or leave the question out"
+            f"questions: an answer is {longest} tokens long, and the model reads {max_length}; "
+            "shorten it, or leave the question out"
         )
 
 

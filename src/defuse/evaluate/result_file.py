@@ -1,4 +1,4 @@
-"""The result file of an evaluation."""
+"""The result file of an evaluation; `docs/schemas/evaluation.json` describes it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,10 +8,11 @@ from defuse.evaluate.answers import Evaluation, MCAnswer
 from defuse.evaluate.groups import Groups, group_figures, subjects_of
 from defuse.evaluate.perplexity import Perplexity
 from defuse.evaluate.summary import contrasts, summarise, vulnerability
-from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Variant
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Question, Variant, ask, chance
 from defuse.utils.provenance import versions
 
-# How the file names the variants.
+SCHEMA_VERSION = 1
+# The names of the variants in the file.
 KEYS: Mapping[Variant, str] = {
     ORIGINAL: "clean",
     FORGET_TOKEN: "forget",
@@ -21,10 +22,10 @@ KEYS: Mapping[Variant, str] = {
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found about one model.
+    """All results of one model.
 
-    `precision`, `device`, `fingerprint` (of its weights) and `commit` (of a hub model): as it was
-    loaded. `generations` maps prompts to what it wrote.
+    `precision`, `device`, `fingerprint` (of its weights) and `commit` (of a hub model) describe the
+    loaded model. `generations`: the continuation of each prompt.
     """
 
     evaluation: Evaluation
@@ -38,27 +39,30 @@ class Report:
 
 def document(
     report: Report,
-    base: Report | None = None,
+    reference: Report | None = None,
     sources: Mapping[str, Any] | None = None,
     groups: Groups | None = None,
+    *,
+    keep_text: bool = True,
 ) -> dict[str, Any]:
-    """`report` as JSON values; `base`'s findings and the vulnerability go with it.
+    """`report` as JSON values, with the reference model's results and the vulnerability.
 
-    `sources`: where questions and tokens came from, kept beside the settings. `groups`: subjects
-    whose accuracy is given together, beside each subject's.
+    `sources` says where questions and tokens came from. `groups`: the subjects of each group that
+    gets an accuracy of its own, beside each subject's. `keep_text` includes the questions' texts.
     """
     evaluation = report.evaluation
     summary = _summary(evaluation, groups)
-    if base is not None and CONTROL_TOKEN in evaluation.answers:
-        summary["vulnerability"] = asdict(vulnerability(evaluation, base.evaluation))
+    found = {"schema_version": SCHEMA_VERSION, **_findings(report, keep_text=keep_text)}
+    found["summary"] = summary
+    if reference is not None:
+        if CONTROL_TOKEN in evaluation.answers:
+            summary["vulnerability"] = asdict(vulnerability(evaluation, reference.evaluation))
+        found["base"] = {
+            **_findings(reference, keep_text=False),
+            "summary": _summary(reference.evaluation, groups),
+        }
     return {
-        **_findings(report),
-        "summary": summary,
-        **(
-            {}
-            if base is None
-            else {"base": {**_findings(base), "summary": _summary(base.evaluation, groups)}}
-        ),
+        **found,
         "settings": {**_settings(evaluation), "sources": dict(sources or {})},
         "seed": evaluation.settings.seed,
         "prompt_hash": evaluation.prompt_hash,
@@ -67,14 +71,14 @@ def document(
     }
 
 
-def _findings(report: Report) -> dict[str, Any]:
+def _findings(report: Report, *, keep_text: bool) -> dict[str, Any]:
     findings: dict[str, Any] = {
         "model": report.evaluation.model,
         "model_commit": report.commit,
         "model_fingerprint": report.fingerprint,
         "dtype": report.precision,
         "device": report.device,
-        "questions": _questions(report.evaluation),
+        "questions": _questions(report.evaluation, keep_text=keep_text),
     }
     if report.perplexity is not None:
         findings["text"] = asdict(report.perplexity)
@@ -85,7 +89,7 @@ def _findings(report: Report) -> dict[str, Any]:
     return findings
 
 
-def _questions(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _questions(evaluation: Evaluation, *, keep_text: bool) -> list[dict[str, Any]]:
     perturbed = {KEYS[v]: each for v, each in evaluation.answers.items() if v != ORIGINAL}
     questions = []
     for index, answer in enumerate(evaluation.answers[ORIGINAL]):
@@ -95,11 +99,18 @@ def _questions(evaluation: Evaluation) -> list[dict[str, Any]]:
             {
                 "id": answer.question.id,
                 **({} if subject is None else {"subject": subject}),
+                **(_text(answer.question, evaluation) if keep_text else {}),
                 **_answer(answer, evaluation),
                 **({"variants": variants} if variants else {}),
             }
         )
     return questions
+
+
+def _text(question: Question, evaluation: Evaluation) -> dict[str, Any]:
+    text: dict[str, Any] = {"stem": question.stem, "choices": list(question.choices)}
+    is_cloze = evaluation.settings.score == "cloze"
+    return {**text, "prompt": ask(question, "cloze")} if is_cloze else text
 
 
 def _answer(answer: MCAnswer, evaluation: Evaluation) -> dict[str, Any]:
@@ -124,6 +135,7 @@ def _summary(evaluation: Evaluation, groups: Groups | None) -> dict[str, Any]:
     }
     return {
         **variants.pop(KEYS[ORIGINAL]),
+        "chance": chance([answer.question for answer in evaluation.answers[ORIGINAL]]),
         **variants,
         **({"paired": paired} if paired else {}),
         **(_grouped(evaluation, groups) if groups else {}),
@@ -151,5 +163,5 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _ids(questions: Sequence[Any]) -> list[str]:
+def _ids(questions: Sequence[Question]) -> list[str]:
     return [question.id for question in questions]

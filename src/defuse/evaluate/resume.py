@@ -1,32 +1,31 @@
-"""Finished batches on disk, so that an evaluation that was killed goes on where it stopped.
+"""Scores of finished batches, shared among processes and kept on disk for an interrupted run.
 
-Each process appends to a file of its own: a header that says what the scores belong to, then a
-JSON line for every batch, on disk before the next batch begins.
+Each process appends to a log of its own (`defuse.store.ResultLog`), one result for every batch. A
+batch is on disk before the next one is computed.
 """
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 
+from defuse.store import Identity, ResultLog, check_log
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
 from defuse.utils.files import held
-from defuse.utils.jsonl import append_line, drop_torn_line, read_lines
 
 LOCK = "lock"
-Scores = dict[int, list[float]]  # by group: the log-probability (nats) of each of its requests
-Identity = Mapping[str, str]  # what scores depend on, by what a person would call it
+Scores = dict[int, list[float]]  # by group: the log-probability (nats) of each of its pairs
 
 
-class Ledger:
-    """Scores of lists of groups, each list under a name that belongs to its content.
+class BatchScores:
+    """Scores of lists of groups; the name of a list depends on its content alone.
 
-    `known`: what an earlier run left; its batches are not scored again. `keep` is given the name
-    and the scores of every batch that this process finishes. Batches are dealt to `processes` in
-    turn, on through all lists, so that lists of one batch each are shared out, too.
+    `known` holds the scores of an earlier run, by list: their batches are not computed again.
+    `keep` receives the list's name and the scores of every batch that this process finishes.
+    Batches are dealt to `processes` in turn, and the turn passes on from list to list, so that
+    lists of one batch each are shared, too.
     """
 
     def __init__(
@@ -42,13 +41,13 @@ class Ledger:
         self._processes = processes
         self._dealt = 0
 
-    def undone(self, name: str, batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Those of the batches (of group numbers) that are not known as a whole."""
+    def missing(self, name: str, batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """The batches (of group numbers) that are not known in full."""
         known = self._known.get(name, {}).keys()
         return [batch for batch in batches if not known >= set(batch)]
 
-    def turns(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], int]]:
-        """This process's batches, and how many groups all processes will have finished with it."""
+    def share(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], int]]:
+        """This process's batches, each with the number of groups that all have finished by then."""
         count, finished = self._processes.count, list(accumulate(map(len, batches)))
         first = (self._processes.rank - self._dealt) % count
         self._dealt += len(batches)
@@ -56,74 +55,60 @@ class Ledger:
             yield batches[number], finished[min(number + count, len(batches)) - 1]
 
     def add(self, name: str, scores: Scores) -> None:
-        """Take in a batch that this process has finished."""
+        """Keep a batch that this process has finished."""
         self._keep(name, scores)
         self._own.append((name, scores))
 
     def exchange(self) -> None:
-        """Give and take what each process has finished; all of them must call this."""
+        """Send every process what the others have finished; all processes must call this."""
         for name, scores in chain.from_iterable(self._processes.gather(self._own)):
             self._found.setdefault(name, {}).update(scores)
         self._own = []
 
-    def scores(self, name: str) -> list[list[float]]:
-        """A whole list's scores, after `exchange`."""
+    def of(self, name: str) -> list[list[float]]:
+        """All scores of a list, after `exchange`."""
         found = self._found[name]
         return [found[number] for number in range(len(found))]
 
 
-@dataclass(frozen=True)
-class Journal:
-    """One model's scores in a folder of its own."""
+def open_scores(folder: Path, identity: Identity, processes: Processes = ALONE) -> BatchScores:
+    """The scores that logs in `folder` hold, and a log for those to come; all processes call this.
 
-    folder: Path
+    Raises UsageError if the logs belong to another identity or are damaged.
+    """
+    check_scores(folder, identity)
+    logs = [ResultLog(path, identity) for path in _logs(folder)]
+    known: dict[str, Scores] = {}
+    for log in logs:
+        for batch in log.names():
+            known.setdefault(batch.rpartition("/")[0], {}).update(dict(log.get(batch) or ()))
+    processes.wait()  # nobody writes before all have read
+    own = ResultLog(folder / f"{processes.rank}.jsonl", identity)
 
-    def check(self, expected: Identity) -> None:
-        """Raise UsageError if scores are kept here that belong to something else."""
-        for path in self._files():
-            header = next(read_lines(path), {})
-            other = [what for what, value in expected.items() if header.get(what, value) != value]
-            if other:
-                raise UsageError(
-                    f"out: {self.folder} keeps unfinished work for other {' and '.join(other)}; "
-                    "finish it with the options it was begun with, delete it, or name another --out"
-                )
+    def keep(name: str, scores: Scores) -> None:
+        own.put(f"{name}/{min(scores)}", list(scores.items()))
 
-    def open(self, identity: Identity, processes: Processes = ALONE) -> Ledger:
-        """A ledger that knows the scores kept so far and keeps what comes; all processes call this.
+    return BatchScores(known, keep, processes)
 
-        Raises UsageError if they belong to another `identity`.
-        """
-        self.check(identity)
-        known: dict[str, Scores] = {}
-        for path in self._files():
-            for line in list(read_lines(path))[1:]:
-                known.setdefault(line["of"], {}).update(dict(line["scores"]))
-        processes.wait()  # nobody writes before all have read
-        own = self.folder / f"{processes.rank}.jsonl"
-        drop_torn_line(own)
 
-        def keep(name: str, scores: Scores) -> None:
-            append_line(own, identity, {"of": name, "scores": list(scores.items())})
+def check_scores(folder: Path, identity: Identity) -> None:
+    """Raise UsageError if `folder` holds scores of another identity, or of another part of one."""
+    for path in _logs(folder):
+        check_log(path, identity)
 
-        return Ledger(known, keep, processes)
 
-    def remove(self) -> None:
-        """Delete the files, once the scores are in a result file."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.jsonl"))
+def _logs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"))
 
 
 @contextmanager
 def held_together(
     folder: Path, what: str, check: Callable[[], None], processes: Processes
 ) -> Iterator[None]:
-    """The first process holds `folder` for all of them, and then does `check`.
+    """Hold `folder` for all processes; the first process holds it and calls `check`.
 
-    At the end the folder goes if nothing is kept in it. Raises UsageError in all processes for what
-    the first is refused.
+    At the end the folder is removed if nothing is kept in it. If the first process is refused, all
+    raise its UsageError.
     """
     with ExitStack() as stack:
         refusal = ""

@@ -1,4 +1,4 @@
-"""Questions and tokens to ask with, from files and the hub."""
+"""Questions and tokens of an evaluation, from files and the hub."""
 
 from dataclasses import dataclass
 
@@ -20,11 +20,14 @@ from defuse.utils.errors import UsageError
 
 @dataclass(frozen=True)
 class Asking:
-    """How to ask: answered examples in front, and the first `limit` questions (of each subject)."""
+    """How to ask: the number of answered examples, and of questions (of each subject).
+
+    `score`: None takes the suite's own, or letters.
+    """
 
     few_shot: int = 0
     limit: int | None = None
-    score: Score = "letters"
+    score: Score | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -36,7 +39,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """Where perturbing tokens come from: files of tokens, or a corpus to draw controls from."""
+    """Files of forget-tokens and control tokens, or a corpus to draw control tokens from."""
 
     forget: str
     control: str | None = None
@@ -44,14 +47,14 @@ class TokenFiles:
 
 
 def load_part(source: str, subject: str | None, dev: str | None, asking: Asking) -> Part:
-    """The questions of a file or hub dataset, with examples from `dev`."""
+    """The questions of a file or hub dataset, with the examples of `dev`."""
     questions = load_questions(source, subject=subject, limit=asking.limit)
     examples = few_shot_examples(dev, asking.few_shot, subject)
-    return Part(questions, Settings(asking.score, subject, examples, asking.seed))
+    return Part(questions, Settings(asking.score or "letters", subject, examples, asking.seed))
 
 
 def few_shot_examples(dev: str | None, count: int, subject: str | None) -> tuple[Question, ...]:
-    """The first `count` questions of `dev`. Raises UsageError where there are not as many."""
+    """The first `count` questions of `dev`. Raises UsageError if it has fewer."""
     if count == 0:
         if dev is not None:
             raise UsageError(f"dev: {dev} is not used without --few-shot; say how many to take")
@@ -67,11 +70,11 @@ def few_shot_examples(dev: str | None, count: int, subject: str | None) -> tuple
 def build_perturbation(
     files: TokenFiles, position: Position, sentence: str | None, model: str, seed: int
 ) -> Perturbation:
-    """Forget-tokens with controls, read, or drawn to match by `model`'s tokenizer."""
+    """Forget-tokens with control tokens: read, or drawn to match with `model`'s tokenizer."""
     if (files.control is None) == (files.control_corpus is None):
         raise UsageError(
-            "control: every perturbation runs with its controls; give one of --control FILE and "
-            "--control-corpus FILE to draw them from"
+            "control: every perturbation is run with its control; give one of --control FILE and "
+            "--control-corpus FILE to draw control tokens from"
         )
     if sentence is not None and position != "before":
         raise UsageError(f"sentence: goes with --position before, not {position}; leave it out")

@@ -1,4 +1,4 @@
-"""Evaluations side by side on the screen."""
+"""Tables of evaluations on the screen."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,48 +7,56 @@ from pathlib import PurePath
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from defuse.evaluate.answers import Evaluation
 from defuse.evaluate.groups import Groups, group_figures, subjects_of
-from defuse.evaluate.summary import Vulnerability, contrast, contrasts, summarise, vulnerability
-from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL
+from defuse.evaluate.result_file import Report
+from defuse.evaluate.run import Results
+from defuse.evaluate.summary import contrast, contrasts, summarise, vulnerability
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, chance
 from defuse.statistics import Interval, Paired
 
 TITLE_STYLE = "bold"
 VARIANTS = {ORIGINAL: "original", FORGET_TOKEN: "forget-token", CONTROL_TOKEN: "control token"}
 
 
-def show(
-    evaluations: Sequence[Evaluation],
-    base: Evaluation | None,
-    console: Console,
-    groups: Groups | None = None,
-) -> None:
-    """Print the tables that `evaluations`, of the same questions, have something for."""
-    known = {evaluation.model for evaluation in evaluations}
-    others = [base] if base is not None and base.model not in known else []
-    everyone = _shortly_named([*others, *evaluations])
+def show(results: Results, console: Console, groups: Groups | None = None) -> None:
+    """Print the tables that `results` have data for."""
+    reports, reference = _shortly_named(results.models, results.reference)
+    known = {report.evaluation.model for report in reports}
+    others = [reference] if reference and reference.evaluation.model not in known else []
+    everyone = [*others, *reports]
+    evaluations = [report.evaluation for report in everyone]
     if groups:
-        for evaluation in everyone:
+        for evaluation in evaluations:
             console.print(group_table(evaluation, groups))
-    console.print(accuracy_table(everyone))
-    if len(everyone[0].answers) > 1:
-        console.print(contrast_table(everyone))
-    if len(everyone) > 1:
-        console.print(model_table(everyone))
-    if base is not None:
-        console.print(vulnerability_table(everyone[len(others) :], base))
+    console.print(accuracy_table(evaluations))
+    if len(evaluations[0].answers) > 1:
+        console.print(contrast_table(evaluations))
+    if len(evaluations) > 1:
+        console.print(model_table(evaluations))
+    if reference is not None and CONTROL_TOKEN in reference.evaluation.answers:
+        own = [report.evaluation for report in reports]
+        console.print(vulnerability_table(own, reference.evaluation))
+    if any(report.perplexity for report in everyone):
+        console.print(perplexity_table(everyone))
+    if any(report.generations for report in everyone):
+        console.print(generation_table(everyone))
 
 
 def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Every model's figures for every form of the questions."""
-    table = _table("accuracy", "model", "questions", "n", "accuracy", "log p of answer", "cut")
+    """Every model's accuracy and log-probability for every variant of the questions."""
+    guess = chance([answer.question for answer in evaluations[0].answers[ORIGINAL]])
+    title = f"accuracy (chance {100 * guess:.1f} %)"
+    table = _table(title, "model", "questions", "n", "accuracy", "log p of answer", "truncated")
     for evaluation in evaluations:
         for variant, summary in summarise(evaluation).items():
             accuracy = _percent(summary.accuracy)
             if summary.accuracy_norm is not None:
                 accuracy += f"\n{_percent(summary.accuracy_norm)} per character"
-            table.add_row(
+            _add(
+                table,
                 evaluation.model,
                 VARIANTS[variant],
                 str(summary.n),
@@ -60,60 +68,96 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def group_table(evaluation: Evaluation, groups: Groups) -> Table:
-    """A model's accuracy by subject, and over each group of them."""
-    forms = [VARIANTS[variant] for variant in evaluation.answers]
-    table = _table(f"accuracy of {evaluation.model}", "", "n", *forms)
+    """A model's accuracy for each subject and each group of subjects."""
+    variants = [VARIANTS[variant] for variant in evaluation.answers]
+    table = _table(f"accuracy of {evaluation.model}", "", "n", *variants)
     for section in (subjects_of(evaluation), groups):
         for name, figures in group_figures(evaluation, section).items():
             each = list(figures.values())
-            table.add_row(name, str(each[0].n), *(_percent(figure.accuracy) for figure in each))
+            _add(table, name, str(each[0].n), *(_percent(figure.accuracy) for figure in each))
         table.add_section()
     return table
 
 
 def contrast_table(evaluations: Sequence[Evaluation]) -> Table:
     """The variants of the questions against each other, for every model."""
-    table = _paired_table("what a token changes", "model", "difference")
+    table = _paired_table("effect of a token", "model", "difference")
     for evaluation in evaluations:
         for (first, second), each in contrasts(evaluation).items():
             names = f"{VARIANTS[first]} − {VARIANTS[second]}"
-            table.add_row(evaluation.model, names, *_paired(each.accuracy), _nats(each.logprob))
+            _add(table, evaluation.model, names, *_paired(each.accuracy), _nats(each.logprob))
     return table
 
 
 def model_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Each two models on the same questions, form by form: the first minus the second."""
+    """Every pair of models on the same questions, by variant: the first minus the second."""
     table = _paired_table("models compared", "models", "questions")
     for one, other in combinations(evaluations, 2):
         for variant in one.answers:
             each = contrast(one, other, variant, variant)
             names = f"{one.model} − {other.model}"
-            table.add_row(names, VARIANTS[variant], *_paired(each.accuracy), _nats(each.logprob))
+            _add(table, names, VARIANTS[variant], *_paired(each.accuracy), _nats(each.logprob))
     return table
 
 
-def vulnerability_table(evaluations: Sequence[Evaluation], base: Evaluation) -> Table:
-    """What unlearning added to the harm of a forget-token beyond its control's."""
-    table = _table("vulnerability against " + base.model, "model", "accuracy", "log p")
+def vulnerability_table(evaluations: Sequence[Evaluation], reference: Evaluation) -> Table:
+    """The harm of a forget-token beyond its control's, in each model beyond the reference model."""
+    table = _table(f"vulnerability, against {reference.model}", "model", "accuracy", "log p")
     for evaluation in evaluations:
-        found: Vulnerability = vulnerability(evaluation, base)
-        table.add_row(evaluation.model, _percent(found.accuracy), _nats(found.logprob))
+        found = vulnerability(evaluation, reference)
+        _add(table, evaluation.model, _percent(found.accuracy), _nats(found.logprob))
     return table
 
 
-def _shortly_named(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Models by the last part of their paths, where that tells them apart."""
-    names = [PurePath(evaluation.model).name for evaluation in evaluations]
-    if len(set(names)) < len(names):
-        return list(evaluations)
-    return [replace(each, model=name) for each, name in zip(evaluations, names, strict=True)]
+def perplexity_table(reports: Sequence[Report]) -> Table:
+    """Every model's perplexity on the text."""
+    table = _table("perplexity of the text", "model", "tokens", "per token", "bits per byte")
+    for report in reports:
+        if (found := report.perplexity) is not None:
+            figures = (f"{found.perplexity:.3f}", f"{found.bits_per_byte:.4f}")
+            _add(table, report.evaluation.model, str(found.tokens), *figures)
+    return table
+
+
+def generation_table(reports: Sequence[Report]) -> Table:
+    """Every model's continuation of each prompt."""
+    table = _table("continuations", "prompt", "model", "text")
+    for prompt in reports[0].generations or ():
+        for report in reports:
+            _add(table, prompt, report.evaluation.model, (report.generations or {})[prompt])
+        table.add_section()
+    return table
+
+
+def _shortly_named(
+    reports: Sequence[Report], reference: Report | None
+) -> tuple[list[Report], Report | None]:
+    """The reports with the last parts of the models' paths as names, if these are different."""
+    everyone = [*reports, *([] if reference is None else [reference])]
+    full = {report.evaluation.model for report in everyone}
+    short = {name: PurePath(name).name for name in full}
+    if len(set(short.values())) == len(full):
+        everyone = [
+            replace(each, evaluation=replace(each.evaluation, model=short[each.evaluation.model]))
+            for each in everyone
+        ]
+    return everyone[: len(reports)], None if reference is None else everyone[-1]
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_style=TITLE_STYLE, title_justify="left")
+    table = Table(title=_plain(title), title_style=TITLE_STYLE, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(_plain, cells))
+
+
+def _plain(text: str) -> Text:
+    """`text` without markup (models' names hold brackets) and without control characters."""
+    return Text("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
 
 
 def _paired_table(title: str, *columns: str) -> Table:

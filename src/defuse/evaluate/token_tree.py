@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Request:
+class TokenPair:
     """Score `continuation` behind `context` (both token ids, neither empty)."""
 
     context: tuple[int, ...]
@@ -42,7 +42,7 @@ class TokenTree:
     targets: list[tuple[int, ...]]
 
 
-def grow(requests: Sequence[Request], skip: int, max_length: int) -> TokenTree:
+def grow(requests: Sequence[TokenPair], skip: int, max_length: int) -> TokenTree:
     """The tree of the requests' inputs without their first `skip` tokens."""
     inputs = [request.inputs(max_length)[skip:] for request in requests]
     tree = TokenTree([], [], [], [[] for _ in requests], [r.continuation for r in requests])

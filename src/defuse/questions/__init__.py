@@ -1,7 +1,7 @@
-"""Multiple-choice questions: read them, write their prompts, perturb them."""
+"""Multiple-choice questions: how they are read, written as prompts and perturbed."""
 
 from defuse.questions.control_tokens import draw_controls, load_tokens
-from defuse.questions.load import load_questions
+from defuse.questions.load import Columns, load_questions
 from defuse.questions.perturb import SENTENCE, Perturbation, perturb
 from defuse.questions.prompts import Score, ask, continuations, few_shot_part, letters
 from defuse.questions.question import (
@@ -20,6 +20,7 @@ __all__ = [
     "FORGET_TOKEN",
     "ORIGINAL",
     "SENTENCE",
+    "Columns",
     "Perturbation",
     "Position",
     "Question",

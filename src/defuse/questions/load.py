@@ -1,7 +1,8 @@
-"""Question files: MMLU's csv, WMDP's json, jsonl, parquet, and hub datasets of the same columns."""
+"""Questions from files (MMLU's csv, WMDP's json, jsonl, parquet) and from hub datasets."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 from string import ascii_lowercase
@@ -18,21 +19,43 @@ MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
 CHOICE_COLUMNS = (tuple(f"choice{i}" for i in range(MOST)), letters(MOST), tuple(ascii_lowercase))
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Where a row keeps a question's parts; "a.b" is the field b of column a.
+
+    `choices` is a list of texts. `answer` is the right one's index or letter; with `labels`, a list
+    of the choices' names, it is one of these. It may also be a list with a 1 for the right choice
+    and a 0 for each other one.
+    """
+
+    question: str = "question"
+    choices: str = "choices"
+    answer: str = "answer"
+    labels: str | None = None
+
+
 def load_questions(
-    source: str, *, subject: str | None = None, limit: int | None = None, split: str = "test"
+    source: str,
+    *,
+    subject: str | None = None,
+    limit: int | None = None,
+    split: str = "test",
+    columns: Columns | None = None,
 ) -> tuple[Question, ...]:
-    """The questions of a file or of a hub dataset, in order; the first `limit` of them.
+    """The first `limit` questions of a file or hub dataset, in order.
 
     A row has `question`, `choices` (a list, or columns choice0, choice1, … or A, B, …) and `answer`
     (a choice's index from 0, or its letter). It may have `id`, `subject` or `domain`, and `prompt`
     (for cloze scoring, verbatim). Ids default to "name/row" counted from 0. Rows of another subject
     than `subject` are left out; of a hub dataset, `subject` is also the configuration unless
-    `source` names one ("id:config:split").
-    Raises UsageError for anything else, naming file and row, and where no question is left.
+    `source` names one ("id:config:split"). With `columns`, rows are laid out as these say. Raises
+    UsageError for any other row, naming file and row, and if no question is left.
     """
     name = Path(source).stem
     numbered = enumerate(_rows(source, subject, split))
     wanted = ((i, row) for i, row in numbered if _is_about(row, subject))
+    if columns is not None:
+        wanted = ((i, _laid_out(row, columns)) for i, row in wanted)
     questions = tuple(_question(row, f"{name}/{i}") for i, row in islice(wanted, limit))
     if not questions:
         about = "" if subject is None else f" of subject {subject!r}"
@@ -88,6 +111,30 @@ def _subject(value: object) -> str | None:
     return None if own is None else str(own)
 
 
+def _laid_out(row: Row, columns: Columns) -> Row:
+    """The row with question, choices and answer under these names."""
+    where, value = row
+    answer = _field(value, columns.answer)
+    if columns.labels is not None:
+        labels = _field(value, columns.labels)
+        if not isinstance(labels, list) or answer not in labels:
+            raise UsageError(f"{where}: answer is {answer!r}; give one of the labels, {labels!r}")
+        answer = labels.index(answer)
+    elif isinstance(answer, list):
+        if sorted(map(str, answer)) != ["0"] * (len(answer) - 1) + ["1"]:
+            raise UsageError(f"{where}: answer is {answer!r}; give one 1, and 0 for the others")
+        answer = list(map(str, answer)).index("1")
+    parts = {"choices": _field(value, columns.choices), "answer": answer}
+    rest = value if isinstance(value, Mapping) else {}
+    return where, {**rest, "question": _field(value, columns.question), **parts}
+
+
+def _field(value: Any, path: str) -> Any:  # noqa: ANN401 (any JSON)
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
 def _question(row: Row, default_id: str) -> Question:
     where, value = row
     if not isinstance(value, Mapping):
@@ -138,5 +185,5 @@ def _refuse_twins(source: str, questions: Sequence[Question]) -> None:
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise UsageError(f"{source}: id {question.id!r} comes twice; give each its own")
+            raise UsageError(f"{source}: id {question.id!r} occurs twice; give each its own")
         seen.add(question.id)

@@ -20,15 +20,18 @@ def append_line(path: Path, header: Mapping[str, Any], line: Mapping[str, Any]) 
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """All whole lines. Raises UsageError for one that is no JSON."""
+    """All whole lines. Raises UsageError for a line that is no JSON object."""
     *whole, _ = path.read_bytes().split(b"\n")  # a kill may have torn the last line
     for number, line in enumerate(whole, start=1):
         try:
-            yield json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise UsageError(
                 f"{path}, line {number}: is not valid JSON; delete the file"
             ) from error
+        if not isinstance(value, dict):
+            raise UsageError(f"{path}, line {number}: is not a JSON object; delete the file")
+        yield value
 
 
 def drop_torn_line(path: Path) -> None:

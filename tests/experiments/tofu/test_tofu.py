@@ -21,6 +21,7 @@ from defuse.experiments.tofu.summary import name_effect, summarise
 from defuse.models.load import LoadedModel
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
+from tests.helpers.counted import Counted
 from tests.helpers.tofu_on_the_spot import NAMES, write_tofu
 
 SHARED = Path("../shared/data/tofu")
@@ -135,10 +136,10 @@ def test_scores_are_those_of_plain_forward_passes(loaded: LoadedModel, tofu: str
 def test_what_is_written_does_not_depend_on_its_company(loaded: LoadedModel) -> None:
     """Prompts of different lengths together, padded, and each alone."""
     prompts = ["The cat", "Where does the small bird see the moon today? Answer:", "I", "A. B. C."]
-    told: list[int] = []
-    together = generate(loaded, prompts, 12, batch_size=3, on_scored=told.append)
+    progress = Counted()
+    together = generate(loaded, prompts, 12, batch_size=3, progress=progress)
     assert together == [generate(loaded, [prompt], 12)[0] for prompt in prompts]
-    assert told == [3, 1]
+    assert progress.counts == [3, 1]
 
 
 def test_what_follows_an_end_of_text_is_not_written(loaded: LoadedModel) -> None:

@@ -6,13 +6,13 @@ from transformers import PreTrainedTokenizerBase
 
 from defuse.evaluate import Settings
 from defuse.evaluate.encoding import encode_pairs
-from defuse.evaluate.token_tree import Request
+from defuse.evaluate.token_tree import TokenPair
 from defuse.questions import Question, ask, continuations, few_shot_part
 
 
 def fours(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], settings: Settings
-) -> list[list[Request]]:
+) -> list[list[TokenPair]]:
     """Each question's prompt with each of its four answers, letters or texts."""
     score = settings.score
     before = few_shot_part(settings.subject, settings.few_shot, score)

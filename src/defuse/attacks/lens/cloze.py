@@ -18,7 +18,7 @@ from defuse.evaluate.loglikelihood import (
     batches_by_length,
     read_off,
 )
-from defuse.evaluate.token_tree import Request, TokenTree, collate, grow, visibility
+from defuse.evaluate.token_tree import TokenPair, TokenTree, collate, grow, visibility
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import evaluation_mode
 from defuse.questions import Question
@@ -44,7 +44,7 @@ def prompts_of(
     return [_prompt(four, length) for four in fours(tokenizer, questions, settings)]
 
 
-def _prompt(four: Sequence[Request], length: int) -> Prompt:
+def _prompt(four: Sequence[TokenPair], length: int) -> Prompt:
     """The evaluation's requests, and beside them the same texts read to their ends.
 
     The evaluation never reads a text's last token. Where that is one token too many for the model,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datasets import Dataset
 from pydantic import BaseModel
 
-from defuse.evaluate.evaluate import forms_of
+from defuse.evaluate.evaluate import variants_of
 from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.evaluate.tasks.load import load_subject
 from defuse.evaluate.tasks.suite import PERTURBATION
@@ -65,10 +65,10 @@ def _splits(suite: str, subject: str, variant: Variant, metadata: Mapping[str, o
     chosen, given = SUITES[suite].only([subject]), Given.model_validate(metadata)
     tokens = Perturbation(given.forget_tokens, "choice", given.control_tokens)
     (part,) = load_parts(chosen, given.data)
-    forms = [forms_of(question, tokens, given.seed)[variant] for question in part.questions]
+    variants = [variants_of(question, tokens, given.seed)[variant] for question in part.questions]
     # A folder without examples will do for no shots.
     examples = load_subject(chosen, chosen.subjects[0], given.data, str(chosen.examples))
-    return {"test": _dataset(forms), "dev": _dataset(examples)}
+    return {"test": _dataset(variants), "dev": _dataset(examples)}
 
 
 def _dataset(questions: Sequence[Question]) -> Dataset:

@@ -1,8 +1,8 @@
-"""Benchmarks by name: MMLU and WMDP as lm-evaluation-harness asks and weighs them."""
+"""Benchmarks by name, asked and weighted as lm-evaluation-harness does."""
 
 from collections.abc import Mapping, Sequence
 
-from defuse.evaluate.tasks import mmlu, wmdp
+from defuse.evaluate.tasks import arc, mmlu, truthfulqa, wmdp
 from defuse.evaluate.tasks.load import load_parts
 from defuse.evaluate.tasks.suite import Subject, Suite
 from defuse.utils.errors import UsageError
@@ -16,6 +16,8 @@ SUITES: Mapping[str, Suite] = {
         wmdp.WMDP,
         wmdp.RETAIN,
         wmdp.PERTURBED_RETAIN,
+        arc.ARC,
+        truthfulqa.TRUTHFULQA,
     )
 }
 
@@ -23,7 +25,7 @@ __all__ = ["SUITES", "Subject", "Suite", "choose_suite", "load_parts"]
 
 
 def choose_suite(name: str, subjects: Sequence[str] = ()) -> Suite:
-    """The suite of that name, of all its subjects or of some."""
+    """The suite of that name, with all its subjects or some. Raises UsageError for another name."""
     if name not in SUITES:
         single = {suite.name for suite in mmlu.SINGLE}
         names = ", ".join(known for known in SUITES if known not in single)

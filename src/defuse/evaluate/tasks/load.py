@@ -1,4 +1,4 @@
-"""A suite's questions, from the hub or from a folder."""
+"""The questions of a suite, from the hub or from a folder."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,39 +13,58 @@ from defuse.utils.errors import UsageError
 
 
 def load_parts(suite: Suite, data: str | None = None, asking: Asking | None = None) -> list[Part]:
-    """Each subject's questions with their description line and examples.
+    """Each subject's questions, with its description line and examples.
 
-    `data`: a local folder, or another hub dataset of the same configurations; by default the
-    suite's own. Raises UsageError for what is not there, naming every subject that is missing.
+    `data`: a local folder, or another hub dataset with the same configurations; None means the
+    suite's own. Raises UsageError for missing questions, naming every subject.
     """
     asking = asking or Asking()
     _check_examples(suite, asking.few_shot)
     folder = local_folder(data)
     if folder is not None:
-        _refuse_missing(suite, folder, "test")
+        _refuse_missing(suite, folder, suite.split)
         if asking.few_shot:
             _refuse_missing(suite, folder, str(suite.examples))
     return [_part(suite, subject, data, asking) for subject in suite.subjects]
 
 
 def load_subject(
-    suite: Suite, subject: Subject, data: str | None, split: str = "test", limit: int | None = None
+    suite: Suite,
+    subject: Subject,
+    data: str | None,
+    split: str | None = None,
+    limit: int | None = None,
 ) -> tuple[Question, ...]:
-    """A subject's questions, with ids that are the same wherever they come from ("virology/7")."""
+    """A subject's questions; their ids ("virology/7") do not depend on where they come from.
+
+    `split`: None means that of the suite's questions.
+    """
+    split = split or suite.split
     folder = local_folder(data)
     if folder is None:
         loaded = _from_hub(suite, subject, data or suite.hub, split, limit)
     else:
         files = _find(suite, subject, folder, split)
-        loaded = chain.from_iterable(load_questions(str(file), limit=limit) for file in files)
+        loaded = chain.from_iterable(
+            load_questions(str(file), limit=limit, columns=suite.columns) for file in files
+        )
     return tuple(
-        replace(question, id=f"{subject.config}/{number}", subject=subject.name)
+        replace(
+            question,
+            id=f"{subject.config}/{number}",
+            subject=subject.name,
+            prompt=question.prompt if suite.prompt is None else _prompt(suite.prompt, question),
+        )
         for number, question in enumerate(islice(loaded, limit))
     )
 
 
+def _prompt(template: str, question: Question) -> str:
+    return template.replace("{question}", question.stem)
+
+
 def local_folder(data: str | None) -> Path | None:
-    """The folder that `data` names, or None for the hub. Raises UsageError for what is neither."""
+    """The folder that `data` names, or None for a hub dataset. Raises UsageError for neither."""
     if data is None:
         return None
     path = Path(data).expanduser()
@@ -67,14 +86,15 @@ def _part(suite: Suite, subject: Subject, data: str | None, asking: Asking) -> P
             f"few-shot: is {asking.few_shot}, but {subject.config} has {len(examples)} examples; "
             "give fewer"
         )
-    return Part(questions, Settings(asking.score, subject.about, examples, asking.seed))
+    score = asking.score or suite.score
+    return Part(questions, Settings(score, subject.about, examples, asking.seed))
 
 
 def _from_hub(
     suite: Suite, subject: Subject, hub: str, split: str, limit: int | None
 ) -> tuple[Question, ...]:
     try:
-        return load_questions(f"{hub}:{subject.config}:{split}", limit=limit)
+        return load_questions(f"{hub}:{subject.config}:{split}", limit=limit, columns=suite.columns)
     except UsageError as error:
         files = " or ".join(_names(suite, subject, split))
         raise UsageError(f"{error}; without the hub give --data FOLDER with {files}") from error
@@ -90,8 +110,8 @@ def _find(suite: Suite, subject: Subject, folder: Path, split: str) -> list[Path
 
 def _names(suite: Suite, subject: Subject, split: str) -> Iterator[str]:
     for pattern in suite.files:
-        # A file whose name tells no split holds the test questions.
-        if "{split}" in pattern or split == "test":
+        # A file without a split in its name holds the questions, no examples.
+        if "{split}" in pattern or split == suite.split:
             yield pattern.format(name=subject.name, config=subject.config, split=split)
 
 

@@ -1,4 +1,4 @@
-"""MMLU (Hendrycks et al. 2009.03300) as lm-evaluation-harness asks and groups it."""
+"""MMLU (Hendrycks et al. 2009.03300), asked and grouped as lm-evaluation-harness does."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ CATEGORIES = {
 }
 SUBJECTS = tuple(name for names in CATEGORIES.values() for name in names)
 HUB = "cais/mmlu"
-# As the authors' archive, with or without the split in the file's name, and as the hub's folders.
+# The authors' archive, with or without the split in the file's name, and the hub's folders.
 FILES = (
     "{split}/{config}_{split}.csv",
     "{split}/{config}.csv",

@@ -1,33 +1,39 @@
-"""A benchmark as frozen data: its subjects, where their questions lie, and how they are weighed."""
+"""A benchmark as frozen data: its subjects, the places of their questions, and its groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from defuse.questions import Perturbation
+from defuse.questions import Columns, Perturbation, Score
 from defuse.utils.errors import UsageError
 
-# Thaker et al. (2410.02879) put the token into one wrong choice. The control has as many parts,
-# and as many token ids for the tokenizers of Mistral-7B and Zephyr-7B (8); how frequent either is
-# in the models' training texts is not known.
+# Thaker et al. (2410.02879) put the token into one wrong choice. The control token has as many
+# parts, and as many token ids with the tokenizers of Mistral-7B and Zephyr-7B (8). Nobody knows how
+# frequent either is in the models' training texts.
 PERTURBATION = Perturbation(("SARS-CoV-2",), "choice", ("Newcastle-upon-Tyne",))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`config` of the hub dataset, also in file names; `about` stands in the description line."""
+    """A subject: `config` is its name in the hub dataset and in files.
+
+    `about` is its name in the description line; None means no such line.
+    """
 
     name: str
     config: str
-    about: str
+    about: str | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Questions by subject.
+    """The questions of a benchmark, by subject.
 
-    `hub` is their dataset, `files` where a local folder, or the folder `home` in it, may keep a
-    subject's questions of a split: the first pattern that is there. `examples` is the split of
-    few-shot examples. Each of `groups` has an accuracy of its own, every question counting once.
+    `hub` is their dataset. `files` are patterns for a subject's questions of a split in a local
+    folder, or in its folder `home`; the first pattern that matches counts. `groups` get an accuracy
+    each, in which every question counts once. `examples` is the split of few-shot examples, `split`
+    that of the questions. `columns` says where a row keeps a question's parts; None means
+    `question`, `choices` and `answer`. `score` and `prompt` (with `{question}`) say how the
+    questions are asked: `prompt` is what cloze scoring puts before the choices.
     """
 
     name: str
@@ -38,11 +44,15 @@ class Suite:
     groups: Mapping[str, Sequence[str]]
     examples: str | None = None
     perturbation: Perturbation | None = None
+    split: str = "test"
+    columns: Columns | None = None
+    score: Score = "letters"
+    prompt: str | None = None
 
     def only(self, names: Sequence[str]) -> "Suite":
-        """The suite of some subjects; a group that lost some says so in its name.
+        """The suite of some subjects; the name of an incomplete group says so.
 
-        Raises UsageError for a name that is no subject's.
+        Raises UsageError for an unknown subject.
         """
         known = {subject.name: subject for subject in self.subjects}
         if unknown := [name for name in names if name not in known]:

@@ -1,4 +1,4 @@
-"""WMDP (Li et al. 2403.03218) as lm-evaluation-harness asks it, and innocent questions asked so."""
+"""WMDP (Li et al. 2403.03218) as lm-evaluation-harness asks it, and related retain questions."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ WMDP = Suite(
     name="wmdp",
     hub="cais/wmdp",
     home="wmdp",
-    # As the hub's folders, as single files, and as the authors' archive.
+    # The hub's folders, single files, and the authors' archive.
     files=(
         "{config}/{split}-*.parquet",
         "{config}.parquet",
@@ -25,8 +25,8 @@ WMDP = Suite(
     groups={"wmdp": ("bio", "chem", "cyber")},
 )
 
-# What should survive next to what is forgotten: the MMLU subjects closest to WMDP's two topics of
-# unlearning, under WMDP's own description lines.
+# Knowledge that unlearning should retain: the MMLU subjects closest to WMDP's two topics, under
+# WMDP's own description lines.
 RETAIN = Suite(
     name="wmdp-retain",
     hub=mmlu.HUB,

@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from defuse.evaluate import Settings, evaluate_questions
-from defuse.evaluate.loglikelihood import OnScored
 from defuse.experiments.core.answers import (
     CLEAN,
     FORGET,
@@ -35,6 +34,7 @@ from defuse.questions import (
 from defuse.unlearning.train import StepRecord, unlearn
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
+from defuse.utils.progress import Progress
 from defuse.utils.provenance import fingerprint, versions
 
 SETTINGS = Settings(score="cloze")
@@ -123,6 +123,18 @@ def _row(question: Question) -> dict[str, Any]:
     return {**given, "answer": question.answer, "prompt": question.prompt}
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Progress that a function receives."""
+
+    done: Callable[[int], None]
+
+    def start(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
+        self.done(count)
+
+
 def ask(
     loaded: LoadedModel, bench: Bench, count: int, positions: Sequence[Position], on_work: OnWork
 ) -> Answers:
@@ -130,15 +142,15 @@ def ask(
     forgotten = bench.questions[ELEMENTS][:count]
     kept = [q for name, qs in bench.questions.items() if name != ELEMENTS for q in qs[:count]]
 
-    def work(tokens: int) -> OnScored:
-        return lambda questions: on_work(f"{loaded.name}, asking", questions * tokens)
+    def work(tokens: int) -> Progress:
+        return _Work(lambda questions: on_work(f"{loaded.name}, asking", questions * tokens))
 
-    clean = evaluate_questions(loaded, forgotten, SETTINGS, on_scored=work(CLEAN_TOKENS))
+    clean = evaluate_questions(loaded, forgotten, SETTINGS, progress=work(CLEAN_TOKENS))
     sheets = {FORGET: sheet_of(clean, ORIGINAL)}
     for position in positions:
         perturbation = bench.perturbation(position)
         tokens = work(PERTURBED_TOKENS[position])
-        evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, on_scored=tokens)
+        evaluation = evaluate_questions(loaded, kept, SETTINGS, perturbation, progress=tokens)
         sheets[CLEAN] = sheet_of(evaluation, ORIGINAL)
         sheets[f"{position}/forget"] = sheet_of(evaluation, FORGET_TOKEN)
         sheets[f"{position}/control"] = sheet_of(evaluation, CONTROL_TOKEN)

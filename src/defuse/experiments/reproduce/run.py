@@ -1,17 +1,18 @@
 """One call of `defuse reproduce`: the rows of the RNA paper that can be measured on a model."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defuse.attacks.results import Result
 from defuse.evaluate import Evaluation
-from defuse.evaluate import run as evaluation
 from defuse.evaluate.answers import Part
 from defuse.evaluate.groups import group_figures
+from defuse.evaluate.plan import Plan as Evaluations
+from defuse.evaluate.plan import check_plan, unfinished
 from defuse.evaluate.resume import held_together
-from defuse.evaluate.run import partial
+from defuse.evaluate.run import run as run_evaluation
 from defuse.evaluate.sources import Asking
 from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.evaluate.tasks.load import local_folder
@@ -52,7 +53,7 @@ def check(request: Request) -> Plan:
     kept = kept_rows(request)
     parts, needs = {}, {}
     for suite in SUITES_ASKED:
-        evaluation.check(_evaluation(request, suite, {}))
+        check_plan(_evaluation(request, suite, {}))
         rows = [row for row in _rows_of(suite) if row.benchmark not in kept]
         parts[suite], missing = _available(request, rows)
         needs |= missing
@@ -81,7 +82,7 @@ def run(
     def check_kept() -> None:
         kept_rows(request)
 
-    with held_together(partial(request.out), str(request.out), check_kept, processes):
+    with held_together(unfinished(request.out), str(request.out), check_kept, processes):
         found: dict[str, Measured | str] = {**plan.needs, **kept_rows(request)}
         for suite in SUITES_ASKED:
             rows = [row for row in _rows_of(suite) if row.benchmark not in found]
@@ -120,14 +121,14 @@ def _available(request: Request, rows: Sequence[Row]) -> tuple[dict[str, Part], 
     return parts, needs
 
 
-def _evaluation(request: Request, suite: str, parts: Mapping[str, Part]) -> evaluation.Job:
+def _evaluation(request: Request, suite: str, parts: Mapping[str, Part]) -> Evaluations:
     chosen = SUITES[suite].only([*parts])
-    return evaluation.Job(
+    return Evaluations(
         models=(request.model,),
         out=request.out / f"{suite}.json",
         parts=tuple(parts.values()),
         perturbation=chosen.perturbation,
-        base=request.reference,
+        reference=request.reference,
         groups=chosen.groups,
         device=request.device,
         dtype=request.dtype,
@@ -138,18 +139,14 @@ def _evaluation(request: Request, suite: str, parts: Mapping[str, Part]) -> eval
 def _measure(
     plan: Plan, suite: str, rows: Sequence[Row], progress: Progress, processes: Processes
 ) -> dict[str, Measured]:
-    def on_model(name: str, total: int) -> Callable[[int], None]:
-        progress.start(f"{name}, {suite}", total)
-        return progress.advance
-
     wanted = {subject for row in rows for subject in row.subjects}
     parts = {name: part for name, part in plan.parts[suite].items() if name in wanted}
-    job = _evaluation(plan.request, suite, parts)
-    reports = {
-        is_reference: report.evaluation
-        for report, is_reference in evaluation.run(job, on_model, processes)
+    results = run_evaluation(_evaluation(plan.request, suite, parts), progress, processes)
+    (model,), reference = results.models, results.reference
+    return {
+        row.benchmark: _figures(row, model.evaluation, reference and reference.evaluation)
+        for row in rows
     }
-    return {row.benchmark: _figures(row, reports[False], reports.get(True)) for row in rows}
 
 
 def _figures(row: Row, model: Evaluation, reference: Evaluation | None) -> Measured:
@@ -203,4 +200,4 @@ def _models(request: Request) -> dict[str, str]:
 
 def _unfinished(request: Request) -> Path:
     """The folder of what an unfinished attack has found."""
-    return partial(request.out) / "gcg"
+    return unfinished(request.out) / "gcg"

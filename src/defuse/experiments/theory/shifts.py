@@ -11,7 +11,7 @@ from torch import Tensor
 
 from defuse.evaluate import Settings
 from defuse.evaluate.encoding import encode_pairs
-from defuse.evaluate.token_tree import Request
+from defuse.evaluate.token_tree import TokenPair
 from defuse.losses.tokens import next_token_log_probs
 from defuse.models.decoder import BlockInputs, Decoder
 from defuse.models.freeze import frozen_model
@@ -62,7 +62,7 @@ def measure_shifts(
     return Shifts(torch.stack(shifts, dim=1), torch.stack(gradients, dim=1), spread)
 
 
-def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> Request:
+def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> TokenPair:
     """Encode the prompt and the right answer of a question."""
     how: Score = settings.score
     context = few_shot_part(settings.subject, settings.few_shot, how) + ask(question, how)
@@ -70,14 +70,14 @@ def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> R
     return encode_pairs([(context, answer)], loaded.tokenizer)[0]
 
 
-def start(decoder: Decoder, request: Request) -> tuple[Tensor, BlockInputs, int]:
+def start(decoder: Decoder, request: TokenPair) -> tuple[Tensor, BlockInputs, int]:
     """Embed a request; also the inputs of the blocks and the index of the prompt's last token."""
     ids = (*request.context, *request.continuation)[:-1]
     hidden, inputs = decoder.embed(torch.tensor([ids], device=decoder.device))
     return hidden, inputs, len(request.context) - 1
 
 
-def answer_loss(decoder: Decoder, hidden: Tensor, request: Request, last: int) -> Tensor:
+def answer_loss(decoder: Decoder, hidden: Tensor, request: TokenPair, last: int) -> Tensor:
     """Compute −log p(answer) in nats, (rows,), from the final hidden states (rows, time, d)."""
     targets = torch.tensor(request.continuation, device=hidden.device)
     logits = decoder.logits(hidden[:, last : last + len(targets)])
@@ -86,7 +86,7 @@ def answer_loss(decoder: Decoder, hidden: Tensor, request: Request, last: int) -
     return -log_probs.view(len(hidden), -1).sum(dim=-1)
 
 
-def _state_and_gradient(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
+def _state_and_gradient(decoder: Decoder, request: TokenPair) -> tuple[Tensor, Tensor]:
     """Compute the states at the last prompt token and the loss's gradients there, both (L, d)."""
     hidden, inputs, last = start(decoder, request)
     seen = [hidden.detach().requires_grad_()]
@@ -100,7 +100,7 @@ def _state_and_gradient(decoder: Decoder, request: Request) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def _states(decoder: Decoder, request: Request) -> Tensor:
+def _states(decoder: Decoder, request: TokenPair) -> Tensor:
     hidden, inputs, last = start(decoder, request)
     states = []
     for layer in range(decoder.num_layers):

@@ -8,7 +8,7 @@ from functools import partial
 from defuse.data.text import QuestionAnswer, Text, as_chat
 from defuse.evaluate.generation import generate
 from defuse.evaluate.loglikelihood import max_length, score
-from defuse.evaluate.token_tree import Request
+from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.tofu.data import Item
 from defuse.experiments.tofu.metrics import rouge_l_recall
 from defuse.experiments.tofu.names import Named
@@ -16,6 +16,7 @@ from defuse.finetune import make_examples
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
 from defuse.utils.errors import UsageError
+from defuse.utils.progress import SILENT, Progress
 
 NEW_TOKENS = 128  # longer than any of TOFU's answers
 
@@ -49,6 +50,18 @@ class BehindName:
     control: float
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Progress that a function receives."""
+
+    asked: Callable[[int], None]
+
+    def start(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
+        self.asked(count)
+
+
 def ask(
     loaded: LoadedModel,
     sets: Mapping[str, Sequence[Item]],
@@ -65,11 +78,11 @@ def ask(
     """
     answered = {}
     for name, items in sets.items():
-        told = partial(on_asked, name)
+        told = _Told(partial(on_asked, name))
         groups = [_group(item, loaded, chat) for item in items]
         scores = mean_logprobs(loaded, groups, told)
         prompts = [group[0].prompt for group in groups]
-        written = generate(loaded, prompts, new_tokens, on_scored=told)
+        written = generate(loaded, prompts, new_tokens, progress=told)
         answered[name] = [_answered(*each) for each in zip(items, scores, written, strict=True)]
     return answered
 
@@ -89,7 +102,7 @@ def ask_behind_names(
 def mean_logprobs(
     loaded: LoadedModel,
     groups: Sequence[Sequence[Text]],
-    on_scored: Callable[[int], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> list[list[float]]:
     """Mean log-probability per token (nats) of each text's answer and end, as fine-tuning counts.
 
@@ -99,11 +112,11 @@ def mean_logprobs(
     length = max_length(loaded.model, loaded.tokenizer)
     texts = [text for group in groups for text in group]
     requests = iter(
-        Request(example.ids[: example.start], example.ids[example.start :])
+        TokenPair(example.ids[: example.start], example.ids[example.start :])
         for example in make_examples(texts, loaded.tokenizer, length)
     )
     asked = [[next(requests) for _ in group] for group in groups]
-    sums = score(Decoder(loaded.model), asked, max_length=length, on_scored=on_scored)
+    sums = score(Decoder(loaded.model), asked, max_length=length, progress=progress)
     means = [
         [value / len(request.continuation) for value, request in zip(values, group, strict=True)]
         for values, group in zip(sums, asked, strict=True)
