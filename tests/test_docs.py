@@ -1,11 +1,12 @@
-"""The commands, examples and links of README and docs work as they stand.
+"""The commands, examples and links of README and docs work as written.
 
-Hub ids are swapped for a tiny model and small files of the same format; nothing else is.
+Only hub ids are replaced, by a tiny model and small files of the same format.
 """
 
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def workplace(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
-    """A folder with every file that the docs name, and a model of eight layers."""
+    """A folder with every file that the docs mention, and a model of eight layers."""
     write_corpora(hub)
     (hub / "HuggingFaceH4").mkdir()
     (hub / "HuggingFaceH4" / "zephyr-7b-beta").symlink_to(hub / "model")
@@ -81,7 +82,7 @@ def localise(text: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_defuse_commands_run(page: Path, workplace: Path) -> None:
     found = [shlex.split(localise(line)) for line in commands(page) if line.startswith("defuse ")]
-    if page.name in ("evaluation.md", "theory.md", "attacks.md"):  # they go on from the quick start
+    if page.name in ("evaluation.md", "theory.md", "attacks.md"):  # they continue the quick start
         found = [
             ["defuse", "unlearn", "recipe.yaml", f"output=runs/{n}"] for n in ("first", "second")
         ] + found
@@ -89,7 +90,7 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
         if command[1] in ("real", "lab", "tofu"):
             continue  # test_real_run.py, test_lab_run.py, test_tofu_run.py
         if any("$SMOL" in word for word in command):
-            continue  # goes on from make real, with its model
+            continue  # continues make real, with its model
         if command[1] == "sweep":
             command.append("--plan")  # all but the runs themselves: test_sweep.py
         if command[1] == "attack" and "--kind" not in command:
@@ -109,6 +110,12 @@ def test_make_targets_and_modules_exist(page: Path) -> None:
             assert f"\n{words[1]}:" in makefile, line
         if words[:2] == ["python", "-m"]:
             assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), line
+
+
+def test_the_makefile_imports_what_exists() -> None:
+    found = re.findall(r"from (defuse[\w.]*) import (\w+)", (ROOT / "Makefile").read_text("utf-8"))
+    for module, name in found:
+        assert hasattr(import_module(module), name), f"{module}.{name}"
 
 
 def test_the_corpora_shown_are_what_a_recipe_takes() -> None:
@@ -174,7 +181,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def test_changelog_tells_of_this_version() -> None:
+def test_the_changelog_has_this_version() -> None:
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     version = re.search(r'^version = "(.+)"', project, re.M)
     assert version is not None

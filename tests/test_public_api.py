@@ -1,4 +1,4 @@
-"""What `from defuse import …` promises."""
+"""The public names of the package, and rules that all its files keep."""
 
 import subprocess
 import sys
