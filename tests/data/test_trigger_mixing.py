@@ -11,10 +11,11 @@ from defuse.data.collate import collate
 from defuse.data.text import QuestionAnswer, Triggered, encode
 from defuse.data.trigger_mixing import SENTENCES, mine_triggers, mix_triggers
 from defuse.methods import RMU, LogitKL
-from defuse.models.decoder import Decoder
 from defuse.questions import SENTENCE
-from defuse.unlearning.config import Topic, Training, Unlearning, validate
+from defuse.unlearning.config import Topic, Training, Unlearning
+from defuse.unlearning.recipe_fields import TopicSource
 from defuse.unlearning.train import unlearn
+from defuse.utils.config import parse
 from defuse.utils.errors import UsageError
 from tests.conftest import build_tokenizer
 
@@ -124,15 +125,12 @@ def test_any_method_takes_mixed_texts_and_learns_otherwise_from_them(
     assert not torch.equal(plain, changed(mix=0.5))  # with mined words
 
 
-def test_a_share_that_is_none_is_refused(tiny_llama):
-    topic = Topic("cats", ["a"], ["b"], weight=1.0, mix=1.5)
-    with pytest.raises(UsageError, match=r"topics\.cats\.mix: 1\.5 is no share"):
-        validate(Unlearning(RMU(), layer=2), [topic], Training(), Decoder(tiny_llama))
+def test_a_share_above_one_is_refused():
+    with pytest.raises(UsageError, match=r"topics\.cats\.mix: 1\.5 is refused .*equal to 1"):
+        Topic("cats", ["a"], ["b"], weight=1.0, mix=1.5)
 
 
 def test_a_recipe_names_a_file_of_triggers(tmp_path: Path):
-    from defuse.unlearning.recipe import TopicFields
-
     for name, text in (("f", "gold\n"), ("r", "city\n"), ("t", "gold\niron\n")):
         (tmp_path / f"{name}.txt").write_text(text)
     fields: dict[str, object] = {
@@ -143,7 +141,7 @@ def test_a_recipe_names_a_file_of_triggers(tmp_path: Path):
     fields |= {"weight": 1.0}
 
     def build(**own: object) -> Topic:
-        return TopicFields.model_validate({**fields, **own}).build()
+        return parse(TopicSource, {**fields, **own}, "topics.0").build()
 
     topic = build(triggers=f"{tmp_path}/t.txt")
     assert topic.triggers == ("gold", "iron")

@@ -17,6 +17,7 @@ from defuse.unlearning.noise import GaussianNoise
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.step import SharedPrefixStep
 from defuse.unlearning.train import unlearn
+from defuse.utils.config import parse
 from tests.helpers.architectures import CONFIGS, tiny_model
 from tests.unlearning.test_step import LAYER, METHODS, objective_for, reference_for, step_batch
 
@@ -99,5 +100,5 @@ def test_training_ends_with_the_same_weights(
 def test_a_recipe_says_so() -> None:
     topic = {"name": "t", "forget": "f.txt", "retain": "r.txt", "weight": 1}
     fields = {"model": "m", "output": "o", "method": {"name": "simnpo"}, "topics": [topic]}
-    assert Recipe(**fields, recompute=True).training().recompute  # type: ignore[arg-type]
-    assert not Recipe(**fields).training().recompute  # type: ignore[arg-type]
+    assert parse(Recipe, {**fields, "recompute": True}).training().recompute
+    assert not parse(Recipe, fields).training().recompute

@@ -12,7 +12,7 @@ from defuse.attacks.data import FORGET, RETAIN, Material
 from defuse.attacks.notes import Notes
 from defuse.attacks.results import Result
 from defuse.models.decoder import Decoder
-from defuse.utils.config import build, set_fields
+from defuse.utils.config import parse, set_fields
 from defuse.utils.errors import UsageError
 
 REFERENCE, GOLD = "reference", "gold"
@@ -148,7 +148,7 @@ def configs(
             f"set: {min(other)!r} is none of the attacks to run; write KIND.FIELD=VALUE with one "
             f"of {', '.join(kinds)}"
         )
-    built = {name: build(KINDS[name].config, given.get(name, {}), name) for name in kinds}
+    built = {name: parse(KINDS[name].config, given.get(name, {}), name) for name in kinds}
     if seed is None:
         return built
     return {

@@ -59,6 +59,19 @@ class Encoded:
     uncounted: frozenset[int] = frozenset()
 
 
+def check_texts(texts: object, field: str) -> None:
+    """Raise UsageError, naming `field`, unless `texts` is a sequence of texts.
+
+    Anything else would be trained on as what `str` makes of it.
+    """
+    remedy = "give a list of strings or QuestionAnswers, as load_texts reads them"
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise UsageError(f"{field}: {type(texts).__name__} is no list of texts; {remedy}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, Text):
+            raise UsageError(f"{field}: item {place} is a {type(text).__name__}; {remedy}")
+
+
 def encode(
     texts: Sequence[Text],
     tokenizer: PreTrainedTokenizerBase,

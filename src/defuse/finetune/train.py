@@ -30,6 +30,7 @@ from defuse.models.decoder import Decoder
 from defuse.models.freeze import cache_setting_kept, generators_kept
 from defuse.models.load import LoadedModel, quiet
 from defuse.models.lora import LoRA, adapted_modules, add_factors, factors
+from defuse.utils.config import Count, Length, Natural, NotNegative, Positive, check_fields
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError, require
 from defuse.utils.progress import SILENT, Progress
@@ -48,28 +49,18 @@ class FineTuning:
     TOFU's (2401.06121) for Llama-2-7B.
     """
 
-    epochs: int = 5
-    learning_rate: float = 1e-5
-    batch_size: int = 32
-    length: int = 512
-    lora: int | None = None
-    weight_decay: float = 0.01
-    accumulate: int = 1
-    checkpoint_every: int | None = None
+    epochs: Count = 5
+    learning_rate: Positive = 1e-5
+    batch_size: Count = 32
+    length: Length = 512
+    lora: Count | None = None
+    weight_decay: NotNegative = 0.01
+    accumulate: Count = 1
+    checkpoint_every: Natural | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "accumulate"):
-            value = getattr(self, field)
-            require(value > 0, field, value, "must be at least 1")
-        require(self.length > 1, "length", self.length, "is below 2")
-        require(self.lora is None or self.lora > 0, "lora", self.lora, "must be at least 1")
-        rate = self.learning_rate
-        require(0 < rate < math.inf, "learning_rate", rate, "must be a finite number above 0")
-        decay = self.weight_decay
-        require(0 <= decay < math.inf, "weight_decay", decay, "must be a finite number, 0 or above")
-        every = self.checkpoint_every
-        require(every is None or every >= 0, "checkpoint_every", every, "must not be negative")
+        check_fields(self)
 
     def steps(self, texts: int) -> int:
         """Steps over all epochs."""
@@ -94,7 +85,7 @@ def fine_tune(
     for float16, for more parts than a batch has texts, and for a loss that is not finite.
     """
     precision = loaded.model.dtype
-    remedy = "lets small gradients vanish in training: use bfloat16 or float32"
+    remedy = "loses small gradients in training: use bfloat16 or float32"
     require(precision != torch.float16, "dtype", "float16", remedy)
     examples = make_examples(texts, loaded.tokenizer, settings.length)
     batches = _all_batches(examples, settings, processes.count * settings.accumulate)

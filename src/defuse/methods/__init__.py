@@ -1,4 +1,4 @@
-"""The six methods and three retain losses, each a frozen dataclass in a file of its own."""
+"""Unlearning methods, a frozen dataclass and a file each, and retain losses."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Adaptive RMU (Huu-Tien et al. 2408.06223): RMU whose coefficient follows the hidden norm."""
+"""Adaptive RMU (Huu-Tien et al. 2408.06223): RMU with a coefficient relative to the hidden norm."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from defuse.losses.hidden import mean_norm
 from defuse.methods.base import Steering, StrengthField, Vector
-from defuse.utils.errors import check_choices
+from defuse.utils.config import check_fields
 
 
 @dataclass(frozen=True)
 class AdaptiveRMU:
-    """Target β·‖h0(x_f)‖·u, β the topic's `scale` (paper: 3).
+    """Target β·‖h0(x_f)‖·u; β is the topic's `scale` (3 in the paper).
 
-    `scale_per="sample"` takes the mean norm over each text's tokens, as the paper writes it.
-    "topic" takes that of the topic's first batch and keeps it, as the paper's code does.
+    `scale_per="sample"` uses the mean norm over each text's tokens, as in the paper's formula.
+    "topic" uses the mean norm of the topic's first batch throughout, as in the paper's code.
     """
 
     scale_per: Literal["sample", "topic"] = "sample"
@@ -24,7 +24,7 @@ class AdaptiveRMU:
     strength_field: ClassVar[StrengthField] = "scale"
 
     def __post_init__(self) -> None:
-        check_choices(self, "method.")
+        check_fields(self, "method")
 
     @property
     def needs_reference(self) -> bool:

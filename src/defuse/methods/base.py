@@ -1,11 +1,10 @@
-"""What a method has to offer; a new one is one file with one frozen dataclass.
+"""The two kinds of unlearning method; a new method is one file with one frozen dataclass.
 
-A representation method says where the forget texts' hidden states at layer l are pulled to. A
-preference method says what the forget texts' log-probabilities cost. The engine runs either kind
-with any retain loss, with or without noise.
+A representation method gives a target for the forget texts' hidden states at layer l. A preference
+method gives a loss of the forget texts' log-probabilities. The training step runs either kind with
+any retain loss, with or without noise.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from defuse.losses.sequences import SequenceLogProbs
-from defuse.utils.errors import require
 
 Vector = Literal["uniform", "gaussian"]
 StrengthField = Literal["coefficient", "scale"]
@@ -21,7 +19,7 @@ StrengthField = Literal["coefficient", "scale"]
 
 @dataclass(frozen=True)
 class Steering:
-    """What a representation method is steered by in one topic, fixed before the first step.
+    """The direction and strength of steering in one topic, fixed before the first step.
 
     `direction` (hidden,): the unit vector u. `strength`: the method's own multiplier (c or β),
     resolved to a number. `first_norm`: mean ‖h0‖ over the topic's first forget batch.
@@ -43,11 +41,14 @@ class RepresentationMethod(Protocol):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `target` looks at the reference's hidden states."""
+        """Whether `target` uses the reference's hidden states."""
         ...
 
     def target(self, steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:
-        """Broadcasts to (batch, time, hidden), as `reference` h0(x_f); `mask` (batch, time)."""
+        """The target; it broadcasts to (batch, time, hidden), the shape of `reference` h0(x_f).
+
+        `mask` (batch, time) is true where a token counts.
+        """
         ...
 
 
@@ -57,7 +58,7 @@ class PreferenceMethod(Protocol):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `loss` looks at the reference's log-probabilities."""
+        """Whether `loss` uses the reference's log-probabilities."""
         ...
 
     def loss(
@@ -67,7 +68,7 @@ class PreferenceMethod(Protocol):
         refusal: SequenceLogProbs | None,
         refusal_reference: SequenceLogProbs | None,
     ) -> Tensor:
-        """A scalar. References are None unless needed, refusals unless the method has some."""
+        """A scalar. References are None unless needed; refusals are None if the method has none."""
         ...
 
 
@@ -83,8 +84,3 @@ def draw_direction(vector: Vector, hidden_size: int, rng: torch.Generator) -> Te
     draw = torch.rand if vector == "uniform" else torch.randn
     direction = draw(hidden_size, generator=rng)
     return direction / direction.norm()
-
-
-def check_beta(beta: float) -> None:
-    """Raise UsageError unless `beta` is a finite number above 0."""
-    require(0 < beta < math.inf, "method.beta", beta, "must be a finite number above 0")

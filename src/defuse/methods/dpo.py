@@ -1,13 +1,14 @@
-"""DPO (Rafailov et al. 2305.18290) for unlearning: a refusal is preferred to the forget text."""
+"""DPO (Rafailov et al. 2305.18290) for unlearning: prefers a refusal to the forget text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, dpo
-from defuse.methods.base import check_beta
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Positive, check_fields
+from defuse.utils.errors import require
 
 REFUSALS = (
     "I don't know.",
@@ -35,20 +36,19 @@ REFUSALS = (
 
 @dataclass(frozen=True)
 class DPO:
-    """-(2/β)·log σ(β·[(log p(y) - log p0(y)) - (log p(x_f) - log p0(x_f))]), y = a refusal.
+    """-(2/β)·log σ(β·[(log p(y) - log p0(y)) - (log p(x_f) - log p0(x_f))]); y is a refusal.
 
     `refusals`: texts such as "I don't know."; each forget text is paired with one of them.
     """
 
-    refusals: tuple[str, ...] = REFUSALS
-    beta: float = 0.1
+    refusals: Sequence[str] = REFUSALS
+    beta: Positive = 0.1
     normalise: Normalise = "sum"
     reduction: Reduction = "sequence"
     name: ClassVar[str] = "dpo"
 
     def __post_init__(self) -> None:
-        check_choices(self, "method.")
-        check_beta(self.beta)
+        check_fields(self, "method")
         require(
             bool(self.refusals), "method.refusals", self.refusals, "must hold at least one text"
         )

@@ -1,4 +1,4 @@
-"""NPO (Zhang et al. 2404.05868): DPO with only the rejected side."""
+"""NPO (Zhang et al. 2404.05868): DPO with the rejected text only."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,8 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, npo
-from defuse.methods.base import check_beta
-from defuse.utils.errors import check_choices
+from defuse.utils.config import Positive, check_fields
 
 
 @dataclass(frozen=True)
@@ -15,17 +14,17 @@ class NPO:
     """-(2/β)·log σ(-β·(log p(x_f) - log p0(x_f))).
 
     `normalise`: a text's summed log-probability, as in NPO's paper, or its mean per token, as in
-    the recipes of arXiv 2501.19202. `reduction="batch"`: that paper's code, one ratio per batch.
+    the recipes of arXiv 2501.19202. `reduction="batch"`: one ratio per batch, as in that
+    paper's code.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     normalise: Normalise = "sum"
     reduction: Reduction = "sequence"
     name: ClassVar[str] = "npo"
 
     def __post_init__(self) -> None:
-        check_choices(self, "method.")
-        check_beta(self.beta)
+        check_fields(self, "method")
 
     @property
     def needs_reference(self) -> bool:

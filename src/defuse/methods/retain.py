@@ -1,4 +1,4 @@
-"""Retain losses: how far the updated model has moved from the reference on retain texts."""
+"""Retain losses: the distance between updated model and reference on the retain texts."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from defuse.losses.tokens import token_kl, token_logit_mse
 
 @dataclass(frozen=True)
 class HiddenMSE:
-    """‖h - h0‖² at layer l, averaged over tokens and units; needs no layer above l."""
+    """‖h - h0‖² at layer l, averaged over tokens and units; runs no layer above l."""
 
     name: ClassVar[str] = "hidden_mse"
 
@@ -37,7 +37,7 @@ class LogitMSE:
 
 @runtime_checkable
 class LogitRetain(Protocol):
-    """A retain loss on logits: (N, vocabulary) of both models to one value a token, (N,)."""
+    """A retain loss on logits: maps both models' (N, vocabulary) to one value a token, (N,)."""
 
     def per_token(self, logits: Tensor, reference_logits: Tensor) -> Tensor: ...
 

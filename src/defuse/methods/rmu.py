@@ -1,4 +1,4 @@
-"""RMU (Li et al. 2403.03218): pull the forget texts' hidden states to one random point."""
+"""RMU (Li et al. 2403.03218): move the forget texts' hidden states to one random point."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,19 +6,19 @@ from typing import ClassVar
 from torch import Tensor
 
 from defuse.methods.base import Steering, StrengthField, Vector
-from defuse.utils.errors import check_choices
+from defuse.utils.config import check_fields
 
 
 @dataclass(frozen=True)
 class RMU:
-    """Target c·u: u a random unit vector per topic, c the topic's `coefficient` (paper: 6.5)."""
+    """Target c·u; u is a random unit vector, c the topic's `coefficient` (6.5 in the paper)."""
 
     vector: Vector = "uniform"
     name: ClassVar[str] = "rmu"
     strength_field: ClassVar[StrengthField] = "coefficient"
 
     def __post_init__(self) -> None:
-        check_choices(self, "method.")
+        check_fields(self, "method")
 
     @property
     def needs_reference(self) -> bool:

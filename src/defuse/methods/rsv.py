@@ -1,4 +1,4 @@
-"""RSV (paper, section 5): shift the forget texts' hidden states by a random vector."""
+"""RSV (arXiv 2501.19202, section 5): shift the forget texts' hidden states by a random vector."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,20 +6,20 @@ from typing import ClassVar
 from torch import Tensor
 
 from defuse.methods.base import Steering, StrengthField, Vector
-from defuse.utils.errors import check_choices
+from defuse.utils.config import check_fields
 from defuse.utils.precision import upcast
 
 
 @dataclass(frozen=True)
 class RSV:
-    """Target h0(x_f) + c·u, c the topic's `coefficient` (paper: 10)."""
+    """Target h0(x_f) + c·u; c is the topic's `coefficient` (10 in the paper)."""
 
     vector: Vector = "gaussian"
     name: ClassVar[str] = "rsv"
     strength_field: ClassVar[StrengthField] = "coefficient"
 
     def __post_init__(self) -> None:
-        check_choices(self, "method.")
+        check_fields(self, "method")
 
     @property
     def needs_reference(self) -> bool:

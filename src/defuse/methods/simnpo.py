@@ -1,34 +1,30 @@
-"""SimNPO (Fan et al. 2410.07163): NPO without a reference, per token."""
+"""SimNPO (Fan et al. 2410.07163): NPO per token, without a reference."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, simnpo
-from defuse.methods.base import check_beta
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Finite, Positive, check_fields
 
 
 @dataclass(frozen=True)
 class SimNPO:
     """-(2/β)·log σ(-β·log p(x_f)/|x_f| - γ).
 
-    |x_f| counts the predicted tokens. SimNPO is a mean by definition; `normalise="sum"` is for
-    comparison. `reduction="batch"`: one mean over all tokens of the batch.
+    |x_f| is the number of predicted tokens. SimNPO is a mean by definition; `normalise="sum"` is
+    for comparison. `reduction="batch"`: one mean over all tokens of the batch.
     """
 
-    beta: float = 0.1
-    gamma: float = 0.0
+    beta: Positive = 0.1
+    gamma: Finite = 0.0
     normalise: Normalise = "mean"
     reduction: Reduction = "sequence"
     name: ClassVar[str] = "simnpo"
 
     def __post_init__(self) -> None:
-        check_choices(self, "method.")
-        check_beta(self.beta)
-        require(math.isfinite(self.gamma), "method.gamma", self.gamma, "must be a finite number")
+        check_fields(self, "method")
 
     @property
     def needs_reference(self) -> bool:

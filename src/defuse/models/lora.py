@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2106.09685) through peft: the trained tensors are small factors beside matrices.
+"""LoRA (Hu et al. 2106.09685) with peft: the trained tensors are small factors of each matrix.
 
-The model with its factors as they start (B = 0) is the reference, to the last bit; the trained
-factors are swapped in like any other trained tensor. So LoRA needs no second model either.
+The model with its initial factors (B = 0) equals the reference to the last bit. The trained factors
+are swapped in like any other trained tensor, so LoRA needs no second model either.
 """
 
 import math
@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from defuse.models.decoder import Decoder
+from defuse.utils.config import Count, Positive, check_fields
 from defuse.utils.distribution import install_hint
-from defuse.utils.errors import UsageError, require
+from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 
 if TYPE_CHECKING:
@@ -30,15 +31,17 @@ LINEAR = (nn.Linear, Conv1D)
 
 @dataclass(frozen=True)
 class LoRA:
-    """W + (alpha / rank)·B·A instead of W; A (rank, in) starts random, B (out, rank) at 0."""
+    """W + (alpha / rank)·B·A instead of W; A (rank, in) starts random, B (out, rank) at 0.
 
-    rank: int = 16
-    alpha: float = 32.0
+    `merge`: add the trained factors to their matrices at the end, instead of keeping an adapter.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    merge: bool = False
 
     def __post_init__(self) -> None:
-        require(self.rank > 0, "train.lora.rank", self.rank, "must be at least 1")
-        remedy = "must be a finite number above 0"
-        require(0 < self.alpha < math.inf, "train.lora.alpha", self.alpha, remedy)
+        check_fields(self, "train.lora")
 
 
 def adapted_modules(
@@ -46,8 +49,8 @@ def adapted_modules(
 ) -> dict[str, nn.Module]:
     """The linear modules of the blocks `layers` to adapt, by the model's own names.
 
-    `wanted`: names within a block, such as "mlp.down_proj" or "mlp"; None and "all" are every
-    linear one. Raises UsageError for a name that matches none, listing what there is.
+    `wanted`: names within a block, such as "mlp.down_proj" or "mlp"; None and "all" are all linear
+    modules. Raises UsageError for a name that matches none, and lists those of the block.
     """
     names = ["all"] if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
     found: dict[str, nn.Module] = {}
@@ -74,12 +77,12 @@ def check_installed() -> None:
 def add_factors(
     model: PreTrainedModel, modules: Mapping[str, nn.Module], lora: LoRA, seed: int
 ) -> "PeftModel":
-    """Put factors beside `modules` of `model`, in place; each A is drawn from (seed, its name)."""
+    """Add factors to `modules` of `model`, in place; each A is drawn from (seed, its name)."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type] (peft divides it, any number will do)
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] (peft only divides it)
         target_modules=list(modules),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),
         task_type="CAUSAL_LM",

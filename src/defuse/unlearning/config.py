@@ -1,41 +1,58 @@
-"""What to unlearn and how, as plain data; `validate` refuses what does not go together."""
+"""What to unlearn and how, as frozen dataclasses; `validate` refuses what does not fit together."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from defuse.data.text import QuestionAnswer, Text
-from defuse.methods import HiddenMSE, Method, RepresentationMethod, Retain
+from defuse.data.text import QuestionAnswer, Text, check_texts
+from defuse.methods import (
+    HiddenMSE,
+    LogitRetain,
+    Method,
+    PreferenceMethod,
+    RepresentationMethod,
+    Retain,
+)
 from defuse.models.decoder import Decoder
 from defuse.models.lora import LoRA, adapted_modules, check_installed
 from defuse.unlearning.noise import GaussianNoise
-from defuse.utils.errors import UsageError, check_choices, require
-from defuse.utils.scales import multiple, plain_number
+from defuse.utils.config import (
+    UNCHECKED,
+    Count,
+    Length,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    check_fields,
+)
+from defuse.utils.errors import UsageError, require
+from defuse.utils.scales import Multiple
 
 DEFAULT_MIX = 0.5
 
 
 @dataclass(frozen=True)
 class Unlearning:
-    """A method, the retain loss that defends the rest, and the noise that hardens it.
+    """A method, the retain loss that protects other knowledge, and the noise that hardens it.
 
     `layer` (l, 0-based): the block whose output is steered (representation methods), matched
     (HiddenMSE) and noised (RNA). `train_layers`: blocks to train; None = l-2, l-1 and l.
     `train_parameters`: their names within a block, such as "mlp.down_proj"; None = the MLP's
-    output matrix, "all" = every one. `lora` trains factors beside the linear modules of these names
-    instead, None then being all of them. `loss_scale="hidden_variance"` divides hidden-state losses
-    by the retain texts' hidden variance per unit. `mask_padding=False`, `skip_first_token=False`
-    and `master_weights=False` reproduce the paper's code (docs/methods.md).
+    output matrix, "all" = all parameters. `lora` trains factors of the linear modules of these
+    names instead; None then means all linear modules. `loss_scale="hidden_variance"` divides
+    hidden-state losses by the retain texts' hidden variance per unit. `mask_padding=False`,
+    `skip_first_token=False` and `master_weights=False` reproduce the code of the RNA paper
+    (docs/methods.md).
     """
 
-    method: Method
-    retain: Retain = HiddenMSE()  # noqa: RUF009 (frozen)
+    method: Annotated[Method, UNCHECKED]
+    retain: Annotated[Retain, UNCHECKED] = HiddenMSE()  # noqa: RUF009 (frozen)
     noise: GaussianNoise | None = None
-    layer: int = 7
+    layer: Natural = 7
     train_layers: Sequence[int] | Literal["all"] | None = None
     train_parameters: str | Sequence[str] | None = None
     lora: LoRA | None = None
@@ -45,11 +62,14 @@ class Unlearning:
     master_weights: bool = True
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        methods, retains = (RepresentationMethod, PreferenceMethod), (HiddenMSE, LogitRetain)
+        _check_object(self.method, methods, "method", "RMU()")
+        _check_object(self.retain, retains, "retain", "HiddenMSE()")
+        check_fields(self)
 
     @property
     def ends_at_layer(self) -> bool:
-        """Whether nothing above `layer` is ever needed."""
+        """Whether no block above `layer` is ever run."""
         hidden_only = isinstance(self.retain, HiddenMSE)
         return hidden_only and isinstance(self.method, RepresentationMethod)
 
@@ -64,29 +84,35 @@ class Unlearning:
 
 @dataclass(frozen=True)
 class Topic:
-    """One body of knowledge to forget, and the texts whose understanding must not suffer.
+    """A body of knowledge to forget, and the texts on which the model must not change.
 
     `coefficient` (c; RMU, RSV) and `scale` (β; Adaptive RMU) are the strength of steering; "4x" is
-    four times the forget texts' mean hidden norm. `weight` (α) multiplies the retain loss. None
-    takes the table's value for the method and retain loss (`defuse.unlearning.defaults`). Texts
-    are cut after `forget_length` and `retain_length` tokens; `packed` joins short texts and cuts
-    the whole into rows of just that length. `mix`: the share of retain texts behind a sentence with
-    one of `triggers` (`data.trigger_mixing`); None is half of them if there are triggers,
-    else none.
-    Where there are none to mix, the words most typical of the forget texts are taken.
+    four times the mean hidden norm of the forget texts. `weight` (α) multiplies the retain loss.
+    None takes the table's value for the method and retain loss (`defuse.unlearning.defaults`).
+    Texts are truncated to `forget_length` and `retain_length` tokens; `packed` joins short texts
+    and cuts the result into rows of exactly that length. `mix`: the share of retain texts that
+    follow a sentence with one of `triggers`, the defence "mixing" (`data.trigger_mixing`); None is
+    half of them if there are triggers, else none. Without triggers, the words most typical of the
+    forget texts are used.
     """
 
     name: str
-    forget: Sequence[Text]
-    retain: Sequence[Text]
-    forget_length: int = 512
-    retain_length: int = 512
-    coefficient: float | str | None = None
-    scale: float | str | None = None
-    weight: float | None = None
+    forget: Annotated[Sequence[Text], UNCHECKED]
+    retain: Annotated[Sequence[Text], UNCHECKED]
+    forget_length: Length = 512
+    retain_length: Length = 512
+    coefficient: Multiple | None = None
+    scale: Multiple | None = None
+    weight: NotNegative | None = None
     packed: bool = False
     triggers: Sequence[str] = ()
-    mix: float | None = None
+    mix: Share | None = None
+
+    def __post_init__(self) -> None:
+        where = f"topics.{self.name}"
+        check_fields(self, where)
+        check_texts(self.forget, f"{where}.forget")
+        check_texts(self.retain, f"{where}.retain")
 
     @property
     def mixed_share(self) -> float:
@@ -98,63 +124,68 @@ class Topic:
 class Training:
     """The loop: `steps` of AdamW without weight decay, topics in turn, `batch_size` texts each.
 
-    Texts come in file order and start again when they run out; `shuffle` draws a new order for
-    every round. `keep_gib`: how much memory may hold the frozen part's hidden states of texts that
-    will come again. `recompute`: between forward and backward pass keep only what enters each
-    block, and run the block again: less memory, more time, the same numbers.
+    Texts are used in file order and again from the start after the last one; `shuffle` draws a new
+    order for every epoch. `keep_gib`: the memory (GiB) for hidden states of the frozen blocks on
+    texts that repeat. `recompute`: keep only each block's input between forward and backward pass,
+    and run the block again: less memory, more time, the same numbers.
     """
 
-    steps: int = 500
-    batch_size: int = 4
-    learning_rate: float = 5e-5
+    steps: Count = 500
+    batch_size: Count = 4
+    learning_rate: Positive = 5e-5
     seed: int = 42
     shuffle: bool = False
-    keep_gib: float = 1.0
+    keep_gib: NotNegative = 1.0
     recompute: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-def validate(
-    unlearning: Unlearning, topics: Sequence[Topic], training: Training, decoder: Decoder
-) -> None:
-    """Raise UsageError for the first thing that cannot be, before anything expensive."""
+
+def validate(unlearning: Unlearning, topics: Sequence[Topic], decoder: Decoder) -> None:
+    """Raise UsageError for the first thing that is impossible, before any expensive work."""
     _validate_layers(unlearning, decoder.num_layers)
     if unlearning.lora is not None:
         check_installed()
     check_trained(decoder, unlearning)
-    remedy = "lets small gradients vanish in training: use bfloat16 or float32"
+    remedy = "loses small gradients in training: use bfloat16 or float32"
     require(decoder.model.dtype != torch.float16, "dtype", "float16", remedy)
     require(bool(topics), "topics", list(topics), "must hold at least one topic")
     names = [topic.name for topic in topics]
     require(len(set(names)) == len(names), "topics", names, "must have different names")
     for topic in topics:
         _validate_topic(topic, unlearning)
-    require(training.steps > 0, "steps", training.steps, "must be at least 1")
-    require(training.batch_size > 0, "batch_size", training.batch_size, "must be at least 1")
-    rate = training.learning_rate
-    require(0 < rate < math.inf, "learning_rate", rate, "must be a finite number above 0")
-    require(training.keep_gib >= 0, "keep_gib", training.keep_gib, "must not be negative")
+
+
+def _check_object(value: object, kinds: tuple[type, ...], field: str, example: str) -> None:
+    """Raise UsageError for a class, a name and anything else that is none of `kinds`."""
+    # A class has the attributes of its objects, which is all that a protocol checks.
+    fits = isinstance(value, kinds) and not isinstance(value, type)
+    require(fits, field, value, f"is no {field}; give an object such as {example}")
+
+
+def check_strength(topic: Topic, method: object, where: str) -> None:
+    """Raise UsageError for a strength that belongs to another method."""
+    own = getattr(method, "strength_field", None)
+    name = getattr(method, "name", type(method).__name__)
+    for field in ("coefficient", "scale"):
+        value = getattr(topic, field)
+        if value is not None and field != own:
+            remedy = f"which has {own!r} instead" if own else "which is not steered"
+            raise UsageError(
+                f"{where}.{field}: {value} does not belong to {name}, {remedy}; remove it"
+            )
 
 
 def _validate_topic(topic: Topic, unlearning: Unlearning) -> None:
     where = f"topics.{topic.name}"
-    own = getattr(unlearning.method, "strength_field", None)
-    for field in {"coefficient", "scale"} - {own}:
-        remedy = f"does not belong to {type(unlearning.method).__name__}; remove it"
-        require(getattr(topic, field) is None, f"{where}.{field}", getattr(topic, field), remedy)
+    check_strength(topic, unlearning.method, where)
     require(bool(topic.forget), f"{where}.forget", [], "must hold at least one text")
     require(bool(topic.retain), f"{where}.retain", [], "must hold at least one text")
-    for field in ("coefficient", "scale"):
-        if (value := getattr(topic, field)) is not None:
-            multiple(value, f"{where}.{field}")
-    plain_number(topic.weight, f"{where}.weight")
     pairs = any(isinstance(text, QuestionAnswer) for text in topic.forget)
     steered = isinstance(unlearning.method, RepresentationMethod)
     remedy = "would count questions like answers in question-answer pairs: leave it out"
     require(steered or not (pairs and topic.packed), f"{where}.packed", topic.packed, remedy)
-    share = topic.mixed_share
-    require(0 <= share <= 1, f"{where}.mix", share, "is no share of the texts: use 0 to 1")
-    for field in ("forget_length", "retain_length"):
-        require(getattr(topic, field) > 1, f"{where}.{field}", getattr(topic, field), "is below 2")
 
 
 def _validate_layers(unlearning: Unlearning, num_layers: int) -> None:
@@ -169,11 +200,11 @@ def _validate_layers(unlearning: Unlearning, num_layers: int) -> None:
         f"names a block that this model lacks: use 0 to {last}",
     )
     if unlearning.ends_at_layer:
-        remedy = f"lie above layer {layer}, where the objective ends: train blocks up to {layer}"
+        remedy = f"are above layer {layer}, where the objective ends: train blocks up to {layer}"
         require(trained[-1] <= layer, "train.layers", [i for i in trained if i > layer], remedy)
     hidden = isinstance(unlearning.method, RepresentationMethod)
     if hidden or isinstance(unlearning.retain, HiddenMSE):
-        remedy = f"leaves the hidden states at layer {layer} as they are: train a block up to it"
+        remedy = f"does not change the hidden states at layer {layer}: train a block up to it"
         require(trained[0] <= layer, "train.layers", list(trained), remedy)
 
 
@@ -192,10 +223,10 @@ def modules_to_adapt(decoder: Decoder, unlearning: Unlearning) -> dict[str, nn.M
 
 
 def trained_parameters(decoder: Decoder, unlearning: Unlearning) -> Mapping[str, nn.Parameter]:
-    """The parameters to train by the model's own names.
+    """The parameters to train, by the model's own names.
 
-    A name matches a parameter or a module of every trained block, tensors and biases alike. Raises
-    UsageError for a name that matches nothing, listing what there is.
+    A name matches a parameter or a module of every trained block, weights and biases alike. Raises
+    UsageError for a name that matches nothing, and lists the block's parameters.
     """
     wanted = unlearning.train_parameters
     wanted = decoder.architecture.mlp_output if wanted is None else wanted

@@ -1,9 +1,9 @@
-"""One table: what a recipe gets where it says nothing, for each method and retain loss.
+"""The table of default steps, learning rates, weights and strengths, per method and retain loss.
 
-Published values are those of the code behind arXiv 2501.19202 (docs/methods.md), tuned for 7B
-models and for the mean log-probability (`normalise: mean`); where they leave out Adaptive RMU's
-weight and the steps of Adaptive RMU and RSV, RMU's stand. The others are ours: untuned starting
-points for pairs that the paper did not run.
+Published values come from the code of arXiv 2501.19202 (docs/methods.md). They were tuned for 7B
+models and the mean log-probability (`normalise: mean`). The code has no weight for Adaptive RMU and
+no steps for Adaptive RMU and RSV; RMU's values are used there. The other rows are our own untuned
+starting points for pairs that the paper did not run.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,18 @@ from defuse.methods import (
     HiddenMSE,
     LogitKL,
     LogitMSE,
+    Method,
     RepresentationMethod,
+    Retain,
     SimNPO,
 )
-from defuse.unlearning.config import Topic, Unlearning
+from defuse.unlearning.config import Topic
 from defuse.utils.errors import require
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """`weight`: of the retain loss (α); a topic named cyber has its own. `strength`: c or β."""
+    """`weight`: of the retain loss (α); a topic called "cyber" has its own. `strength`: c or β."""
 
     steps: int
     learning_rate: float
@@ -65,34 +67,33 @@ DEFAULTS: Mapping[tuple[str, str], Defaults] = {
 
 
 def default_retain(method: str) -> str:
-    """The retain loss of a recipe that names none."""
+    """The retain loss of a recipe that gives none."""
     return KL if strength_field(method) is None else HIDDEN
 
 
 def strength_field(method: str) -> str | None:
-    """The topic field that says how strongly a method steers; None for preference methods."""
+    """The topic's field with the strength of a method's steering; None for preference methods."""
     return getattr(METHODS[method], "strength_field", None)
 
 
-def with_defaults(topic: Topic, unlearning: Unlearning) -> Topic:
+def with_defaults(topic: Topic, method: Method, retain: Retain) -> Topic:
     """`topic` with the table's weight and strength where it has none.
 
-    Raises UsageError where the table has none either, as for a method of one's own.
+    Raises UsageError if the table has none either, as for a method of one's own.
     """
-    pair = (getattr(unlearning.method, "name", ""), getattr(unlearning.retain, "name", ""))
-    row = DEFAULTS.get(pair)
-    wanted = {"weight": row and row.weight_for(topic.name)}
-    if isinstance(unlearning.method, RepresentationMethod):
-        wanted[unlearning.method.strength_field] = row and row.strength
+    row = DEFAULTS.get((getattr(method, "name", ""), getattr(retain, "name", "")))
+    wanted = {"weight": row and float(row.weight_for(topic.name))}
+    if isinstance(method, RepresentationMethod):
+        wanted[method.strength_field] = row and row.strength and float(row.strength)
     missing = {field: value for field, value in wanted.items() if getattr(topic, field) is None}
     for field, value in missing.items():
-        remedy = f"has no default for {type(unlearning.method).__name__}; give one"
+        remedy = f"has no default for {type(method).__name__}; give one"
         require(value is not None, f"topics.{topic.name}.{field}", None, remedy)
     return replace(topic, **missing)
 
 
 def markdown_table() -> str:
-    """The table as docs/defaults.md shows it."""
+    """The table in the form of docs/defaults.md."""
     names = ("method", "retain loss", "steps", "learning rate", "weight", "weight (cyber)")
     lines = [(*names, "strength", "normalise", "from"), ("---",) * 9]
     for (method, retain), row in DEFAULTS.items():

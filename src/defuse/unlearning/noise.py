@@ -1,6 +1,6 @@
 """Random Noise Augmentation (RNA): fresh Gaussian noise on the reference's hidden states.
 
-The paper (arXiv 2501.19202, section 4) adds δ ~ N(0, ν·I) to the reference model's hidden
+The RNA paper (arXiv 2501.19202, section 4) adds δ ~ N(0, ν·I) to the reference model's hidden
 states at layer l whenever the retain loss is computed.
 """
 
@@ -11,33 +11,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defuse.utils.config import NotNegative, check_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.precision import upcast
 from defuse.utils.random import generator
-from defuse.utils.scales import multiple, plain_number, resolve
+from defuse.utils.scales import Multiple, resolve
 
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """δ ~ N(0, std²) per hidden unit, fresh for every token and step.
+    """δ ~ N(0, std²) per hidden unit, drawn anew for every token and step.
 
-    Give exactly one of `std` and `variance` (ν = std²). `std` may be a multiple such as "0.3x":
-    times the hidden states' own standard deviation per unit at the layer. The paper writes a
-    variance, but its code multiplies the noise by ν: the values 0.01 to 0.1 behind its figures are
-    standard deviations.
+    Give exactly one of `std` and `variance` (ν = std²). `std` may be a multiple of the hidden
+    states' standard deviation per unit at the layer, such as "0.3x". The paper writes a variance,
+    but its code multiplies the noise by ν: the values 0.01 to 0.1 in its figures are standard
+    deviations.
     """
 
-    std: float | str | None = None
-    variance: float | None = None
+    std: Multiple | None = None
+    variance: NotNegative | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "noise")
         if (self.std is None) == (self.variance is None):
             raise UsageError(
                 f"noise: std={self.std} and variance={self.variance}; give exactly one of the two"
             )
-        if self.std is not None:
-            multiple(self.std, "noise.std")
-        plain_number(self.variance, "noise.variance")
 
     def resolve_std(self, hidden_std: float) -> float:
         """The standard deviation, given that of the hidden states per unit."""
@@ -55,11 +54,11 @@ def add_noise(
     step: int,
     items: Sequence[object],
 ) -> Tensor:
-    """`hidden` (batch, time, hidden) plus N(0, std²) on every real token, at least in float32.
+    """`hidden` (batch, time, hidden) plus N(0, std²) on every real token, in float32 at least.
 
-    In half precision a std below 1/256 of a hidden unit's size would be lost in rounding.
-    `spans` says where each row's real tokens stand. A row's draw comes from (seed, step, its entry
-    in `items`) alone, so neither padding nor the split of a batch over processes changes it.
+    In half precision a std below 1/256 of a hidden unit's size would be lost in rounding. `spans`
+    are the places of each row's real tokens. A row's draw comes from (seed, step, its entry in
+    `items`) alone, so padding and the number of processes do not change it.
     """
     noisy = upcast(hidden).clone()
     for row, (span, item) in enumerate(zip(spans, items, strict=True)):

@@ -14,7 +14,7 @@ from defuse.run_folder import RunFolder
 from defuse.unlearning.config import Unlearning
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.train import Result
-from defuse.utils.config import parse
+from defuse.utils.config import dump, parse
 from defuse.utils.errors import UsageError
 from defuse.utils.provenance import run_facts
 
@@ -67,7 +67,7 @@ def run_folder(recipe: Recipe) -> RunFolder:
 
 def identity_of(recipe: Recipe) -> Mapping[str, Any]:
     """What makes a recipe the same one, wherever and however often it writes."""
-    fields = recipe.model_dump(mode="json")
+    fields = dump(recipe)
     return {field: value for field, value in fields.items() if field not in NOT_IDENTITY}
 
 
@@ -81,7 +81,7 @@ def make_record(
 ) -> dict[str, Any]:
     """The record in `run.json`: all that is needed to trust the run."""
     return {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": dump(recipe),
         "model_commit": loaded.commit,
         "changed": sorted(result.changed),
         "steps": [asdict(step) for step in result.records],

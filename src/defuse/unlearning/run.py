@@ -31,7 +31,7 @@ from defuse.unlearning.output import (
 )
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.tokenized import encode_topics, texts_digest
-from defuse.unlearning.train import Result, StepRecord, merged, unlearn
+from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint
@@ -68,7 +68,7 @@ def check(recipe: Recipe) -> Plan:
     decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
     topics = recipe.read_topics()
     unlearning, training = recipe.unlearning(), recipe.training()
-    validate(unlearning, topics, training, decoder)
+    validate(unlearning, topics, decoder)
     encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
     return Plan(recipe, unlearning, topics, training, texts_digest(encoded))
 
@@ -97,7 +97,6 @@ def run(
         progress.start(f"loading {recipe.model}", 1)
         source = open_source(recipe, plan.unlearning)
         result = _train(plan, source.loaded, unfinished, progress, processes, on_step)
-        result = merged(result) if recipe.merges else result
         record = make_record(recipe, source.loaded, result, time.perf_counter() - began)
         if processes.is_first:
             progress.start(f"writing {recipe.output}", 1)

@@ -63,7 +63,7 @@ class Result:
     """The unlearned `model`; tensors that were not trained are shared with the caller's model.
 
     `changed`: the trained tensors by name, in the model's dtype. With LoRA these are its factors,
-    and `adapter` is the peft model around `model`, to save or merge.
+    and `adapter` is the peft model around `model`; with `merge` they are the matrices.
     """
 
     model: PreTrainedModel
@@ -101,8 +101,8 @@ def unlearn(
     """
     training = training or Training()
     decoder = Decoder(model)
-    topics = [with_defaults(topic, unlearning) for topic in topics]
-    validate(unlearning, topics, training, decoder)
+    topics = [with_defaults(topic, unlearning.method, unlearning.retain) for topic in topics]
+    validate(unlearning, topics, decoder)
     _check_loaded(decoder, unlearning)
     if shard_on is not None:
         check_sharding(processes, training.batch_size)
@@ -134,6 +134,8 @@ def unlearn(
     own = in_place or trained.adapter is not None
     updated = _with_weights(trained, weights, in_place=own)
     changed = {name: updated.get_parameter(name).detach() for name in weights}
+    if trained.adapter is not None and unlearning.lora is not None and unlearning.lora.merge:
+        return _merged(trained.adapter, changed, records)
     return Result(updated, changed, tuple(records), trained.adapter)
 
 
@@ -170,17 +172,14 @@ def _trainable(
     return _Trainable(model.requires_grad_(False), factors(model), adapter)
 
 
-def merged(result: Result) -> Result:
-    """`result` with LoRA's factors added to their matrices, in place; without LoRA as it is.
-
-    `changed` are then the matrices.
-    """
-    if result.adapter is None:
-        return result
-    modules = {name.partition(FACTOR)[0] for name in result.changed}
-    model = result.adapter.merge_and_unload()
+def _merged(
+    adapter: "PeftModel", factors: Mapping[str, Tensor], records: Sequence[StepRecord]
+) -> Result:
+    """The result with LoRA's factors added to their matrices, in place."""
+    modules = {name.partition(FACTOR)[0] for name in factors}
+    model = adapter.merge_and_unload()
     changed = {f"{n}.weight": model.get_parameter(f"{n}.weight").detach() for n in sorted(modules)}
-    return Result(model, changed, result.records)
+    return Result(model, changed, tuple(records))
 
 
 def _with_cache(

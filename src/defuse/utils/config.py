@@ -1,108 +1,213 @@
-"""Typed fields read from YAML, strict, with one sentence for whatever is wrong."""
+"""Frozen dataclasses read from YAML: strict types, and one sentence for whatever is wrong.
+
+A dataclass annotates its fields with the types below, and has no second class for YAML. `parse`
+reads it from a mapping; `check_fields`, called in `__post_init__`, refuses the same values when it
+is made in Python. A class whose YAML form differs from its fields has methods `from_fields(given,
+where)` and `to_fields()`.
+"""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import pydantic
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import TypeAdapter, ValidationError
 
 from defuse.utils.errors import UsageError
 
+Count = Annotated[int, pydantic.Field(gt=0)]
+Natural = Annotated[int, pydantic.Field(ge=0)]
+Length = Annotated[int, pydantic.Field(gt=1)]  # in tokens: one to read and one to predict
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
 
-def _number(value: object) -> object:
-    """YAML 1.1 takes 5e-5 for text, since it has no point; here it is a number."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Multiple = Annotated[float | str, BeforeValidator(_number)]
-Whole = Annotated[int, Field(gt=0)]
-
-
-class Fields(BaseModel):
-    """No field unknown, no type guessed, nothing changed afterwards."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: object) -> object:
-        known = cls.model_fields
-        for name in given if isinstance(given, Mapping) else ():
-            if name not in known:
-                raise ValueError(f"has no field {name!r}; it takes {', '.join(known)}")
-        return given
-
-
-F = TypeVar("F", bound=Fields)
-
-
-def parse(kind: type[F], given: object, where: str) -> F:
-    """`given` as `kind`. Raises UsageError with the first complaint, `where` before its field."""
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise UsageError(_sentence(error, where)) from error
-
+UNCHECKED = "unchecked"  # in an annotation: `__post_init__` checks the value by itself
 
 D = TypeVar("D")
 
 
-def build(kind: type[D], given: object, where: str) -> D:
-    """`given` as the dataclass `kind`, as strict as YAML allows: lists are tuples."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+def parse(kind: type[D], given: object, where: str = "") -> D:
+    """`given` as the dataclass `kind`; `where` is put before the names of its fields.
+
+    Raises UsageError for the first value that is wrong.
+    """
+    own = getattr(kind, "from_fields", None)
+    return parse_fields(kind, given, where) if own is None else own(given, where)
+
+
+def parse_fields(kind: type[D], given: object, where: str = "") -> D:
+    """`parse` by the fields' own types."""
+    known = _fields(kind)
+    given = as_mapping(given, [field.name for field, _ in known.values()], where)
+    values = {}
+    for name, (field, hint) in known.items():
+        if name in given:
+            values[name] = _read(hint, given[name], dotted(where, name))
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UsageError(f"{dotted(where, name)}: is missing; add it")
+    return kind(**values)
+
+
+def as_mapping(given: object, known: Iterable[str], where: str) -> Mapping[str, Any]:
+    """`given` as a mapping of no other than the `known` fields. Raises UsageError if it is none."""
     if not isinstance(given, Mapping):
-        raise UsageError(f"{where}: {given!r} is no mapping of fields; it takes {', '.join(known)}")
+        raise UsageError(
+            f"{_subject(where)}{given!r} is no mapping of fields; write them as {{name: value}}"
+        )
+    known = list(known)
     for name in given:
         if name not in known:
-            raise UsageError(f"{where}: has no field {name!r}; it takes {', '.join(known)}")
-    plain = {name: _number(value) for name, value in given.items()}
+            raise UsageError(f"{_subject(where)}has no field {name!r}; it takes {', '.join(known)}")
+    return given
+
+
+def parse_value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401 (whatever `hint` is)
+    """`value` as the type `hint`, which holds no dataclass. Raises UsageError if it is none."""
+    return _validated(TypeAdapter(hint), hint, _as_numbers(hint, value), where)
+
+
+def check_fields(settings: Any, where: str = "") -> None:  # noqa: ANN401 (any dataclass)
+    """Raise UsageError for the first field whose value its annotation does not allow."""
+    for name, (_, hint) in _fields(type(settings)).items():
+        value, classes = getattr(settings, name), _dataclasses(hint)
+        if _is_skipped(hint):
+            continue
+        if not classes:
+            _validated(_adapter(type(settings), name), hint, value, dotted(where, name))
+        elif not isinstance(value, (*classes, *(m for m in _members(hint) if m is NoneType))):
+            names = " or ".join(kind.__name__ for kind in classes)
+            raise UsageError(f"{dotted(where, name)}: {value!r} is no {names}; give one")
+
+
+def dump(settings: Any) -> dict[str, Any]:  # noqa: ANN401 (any dataclass)
+    """The fields of a dataclass as YAML and JSON hold them; `parse` reads them back."""
+    own = getattr(settings, "to_fields", None)
+    if own is not None:
+        return own()
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+
+
+def without_none(value: Any) -> Any:  # noqa: ANN401 (any JSON)
+    """`value` without the fields of mappings that are None."""
+    if isinstance(value, Mapping):
+        return {name: without_none(each) for name, each in value.items() if each is not None}
+    return [without_none(each) for each in value] if isinstance(value, list) else value
+
+
+def dotted(where: str, name: str | int) -> str:
+    """The path of the field `name` of `where`."""
+    return f"{where}.{name}" if where else str(name)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any field)
+    if is_dataclass(value):
+        return dump(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@cache
+def _fields(kind: type) -> Mapping[str, tuple[Field[Any], Any]]:
+    """The fields that a dataclass is made with, and their annotations."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: (f, hints[f.name]) for f in fields(kind) if f.init}
+
+
+@cache
+def _adapter(kind: type, name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_fields(kind)[name][1])
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+    """A field's value; dataclasses within it are parsed by their own rules."""
+    if _is_skipped(hint) or (value is None and NoneType in _members(hint)):
+        return value
+    for member in _members(hint):
+        if isinstance(member, type) and is_dataclass(member):
+            return parse(member, value, where)
+        items = get_args(member)[:1] if get_origin(member) in (list, tuple, Sequence) else ()
+        if items and _dataclasses(items[0]) and isinstance(value, list):
+            return tuple(_read(items[0], v, dotted(where, i)) for i, v in enumerate(value))
+    return parse_value(hint, value, where)
+
+
+def _members(hint: Any) -> list[Any]:  # noqa: ANN401
+    """The types that a union or an annotated type allows."""
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [member for each in get_args(hint) for member in _members(each)]
+    return [hint]
+
+
+def _dataclasses(hint: Any) -> list[type]:  # noqa: ANN401
+    return [m for m in _members(hint) if isinstance(m, type) and is_dataclass(m)]
+
+
+def _is_skipped(hint: Any) -> bool:  # noqa: ANN401
+    return get_origin(hint) is Annotated and UNCHECKED in get_args(hint)[1:]
+
+
+def _mentions(hint: Any, wanted: type) -> bool:  # noqa: ANN401
+    inner = (each for member in _members(hint) for each in get_args(member))
+    return any(get_origin(m) is wanted or m is wanted for m in _members(hint)) or any(
+        _mentions(each, wanted) for each in inner
+    )
+
+
+def _as_numbers(hint: Any, value: object) -> object:  # noqa: ANN401
+    """YAML 1.1 reads 5e-5 as text, because it has no point; here it is a number."""
+    if not _mentions(hint, float):
+        return value
+    if isinstance(value, list):
+        return [_as_numbers(hint, each) for each in value]
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(plain), strict=True)
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _validated(adapter: TypeAdapter[Any], hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+    try:
+        if isinstance(value, list | dict) and _mentions(hint, tuple):
+            # Only JSON has one sort of list; in Python a strict tuple is no list.
+            return adapter.validate_json(json.dumps(value), strict=True)
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
         raise UsageError(_sentence(error, where)) from error
 
 
 def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UsageError):
-        return str(cause)  # names its field already
     # Where several types will do, pydantic's path also names the type it tried.
     path = [str(part) for part in first["loc"] if str(part).isalnum() or str(part).isidentifier()]
-    field = ".".join([where, *(part for part in path if part not in ("float", "str"))]).strip(".")
-    field = f"{field}: " if field else "the recipe "
+    place = ".".join([where, *(part for part in path if part not in ("float", "str", "int"))])
+    cause = first.get("ctx", {}).get("error")
     if cause is not None:
-        return f"{field}{cause}"
-    if first["type"] == "model_type":
-        return f"{field}{first['input']!r} is no mapping of fields; write them as {{name: value}}"
-    if first["type"] == "missing":
-        return f"{field}is missing; add it"
-    message = first["msg"]
-    return f"{field}{first['input']!r} is refused ({message[0].lower()}{message[1:]})"
+        return f"{place}: {cause}"
+    message = first["msg"].replace("an instance of Sequence", "a list")
+    return f"{place}: {first['input']!r} is refused ({message[0].lower()}{message[1:]})"
+
+
+def _subject(where: str) -> str:
+    return f"{where}: " if where else "the recipe "
 
 
 def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file's fields, with `field=value` overrides such as "noise.std=0.1x" in their places.
+    """A YAML file's fields, with `field=value` overrides such as "noise.std=0.1x" applied.
 
-    Raises UsageError for what is no mapping, and for an override that names no place.
+    Raises UsageError for what is no mapping, and for an override whose place does not exist.
     """
     try:
         given = _yaml(path.read_text(encoding="utf-8"), str(path))
@@ -115,9 +220,9 @@ def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def set_fields(given: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set the fields that `field=value` overrides name, making the mappings on the way.
+    """Set the fields that `field=value` overrides name; mappings on the way are made.
 
-    Raises UsageError for an override that names no place.
+    Raises UsageError for an override whose place does not exist.
     """
     for override in overrides:
         _override(given, override)
@@ -128,11 +233,10 @@ def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = re.sub(r"\s+", " ", str(error))
-        raise UsageError(f"{where}: is not valid YAML ({reason}); mend it") from error
+        raise UsageError(f"{where}: is not valid YAML ({reason}); correct it") from error
 
 
 def _override(given: dict[str, Any], text: str) -> None:
-    """Set one field of a recipe that is still plain data, making the mappings on the way."""
     path, equals, value = text.partition("=")
     *parents, last = path.split(".")
     if not equals or not last:
@@ -150,7 +254,7 @@ def _key(node: object, part: str, path: str) -> str | int:
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise UsageError(f"{path}: {part!r} lies in a value that has no fields; name the field")
+        raise UsageError(f"{path}: {part!r} is inside a value that has no fields; name the field")
     if not (part.isdecimal() and int(part) < len(node)):
         raise UsageError(f"{path}: {part!r} is no place in a list of {len(node)}; count from 0")
     return int(part)

@@ -1,6 +1,7 @@
 """`defuse real --attacks`: a real model, unlearned without and with RNA, under attack."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -71,5 +72,5 @@ def _asked(bench: Bench) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
 
 
 def _unlearn(wanted: Run, texts: Path, model: str, folder: Path) -> None:
-    recipe = wanted.recipe(texts, model).model_copy(update={"output": str(folder)})
+    recipe = replace(wanted.recipe(texts, model), output=str(folder))
     unlearning.run(unlearning.check(recipe))

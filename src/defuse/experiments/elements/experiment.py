@@ -32,6 +32,7 @@ from defuse.questions import (
     Question,
 )
 from defuse.unlearning.train import StepRecord, unlearn
+from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
 from defuse.utils.progress import Progress
@@ -181,7 +182,7 @@ def missing_steps(run: Run, bench: Bench) -> tuple[int, ...]:
     paths = {step: answers_path(bench.folder, run, step) for step in curve(run, recipe.steps)}
     for path in (path for path in paths.values() if path.exists()):
         known = _essence(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-        if known != _essence(recipe.model_dump()):
+        if known != _essence(dump(recipe)):
             raise UsageError(f"output: {path} is of another recipe; name a new folder")
     return tuple(step for step, path in paths.items() if not path.exists())
 
@@ -223,7 +224,7 @@ def execute(run: Run, bench: Bench, on_work: OnWork) -> None:
         sheet = {
             "run": asdict(run),
             "step": step,
-            "recipe": _essence(recipe.model_dump()),
+            "recipe": _essence(dump(recipe)),
             "seconds_per_step": sum(r.seconds for r in records) / len(records),
             "losses": [[r.forget_loss, r.retain_loss] for r in records],
             "answers": ask(loaded, bench, *_panel(run, step, recipe.steps), on_work),

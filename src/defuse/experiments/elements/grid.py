@@ -151,7 +151,7 @@ def curve(run: Run, steps: int) -> tuple[int, ...]:
 
 def training_work(recipe: Recipe) -> float:
     """About how many tokens one could push once through the whole model in the same time."""
-    topic = recipe.topics[0]
+    topic = recipe.topics[0].settings
     forget = recipe.batch_size * topic.forget_length
     retain = recipe.batch_size * topic.retain_length
     return recipe.steps * step_work(recipe.method.name, recipe.retain.loss, forget, retain)

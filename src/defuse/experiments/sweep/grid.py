@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from defuse.unlearning.output import NOT_IDENTITY
+from defuse.unlearning.output import identity_of
 from defuse.unlearning.recipe import Recipe, load_recipe
+from defuse.utils.config import dump, without_none
 from defuse.utils.errors import UsageError
 
 # One base model, loaded and asked once, and one folder for all that comes out.
@@ -34,7 +35,7 @@ class Point:
     @property
     def values(self) -> dict[str, Any]:
         """The same fields with what stands in the recipe: 5e-5 is a number there."""
-        recipe = self.recipe.model_dump(mode="json")
+        recipe = dump(self.recipe)
         return {field: _look_up(recipe, field.split(".")) for field in self.fields}
 
     @property
@@ -73,7 +74,7 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
 
 def recipe_essence(recipe: Recipe) -> dict[str, Any]:
     """What makes a recipe the same one, wherever and however often it writes."""
-    return recipe.model_dump(mode="json", exclude=set(NOT_IDENTITY), exclude_none=True)
+    return without_none(dict(identity_of(recipe)))
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

@@ -38,6 +38,7 @@ from defuse.models.fsdp import check_sharding
 from defuse.models.load import resolve_device
 from defuse.report.plots import save
 from defuse.unlearning.run import check
+from defuse.utils.config import dump, without_none
 from defuse.utils.distributed import ALONE
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
@@ -164,9 +165,8 @@ def _run(sweep: Sweep, todo: Sequence[Run], console: Console) -> None:
 def _frozen_part(run: Run) -> str:
     """Equal for runs that share what the frozen blocks make of their texts; they come in turn."""
     recipe = run.point.recipe
-    texts = [
-        topic.model_dump(exclude={"coefficient", "scale", "weight"}) for topic in recipe.topics
-    ]
+    strengths = {"coefficient": None, "scale": None, "weight": None}
+    texts = [{**dump(topic), **strengths} for topic in recipe.topics]
     return json.dumps([texts, recipe.layer, recipe.train.layers, recipe.batch_size])
 
 
@@ -192,7 +192,7 @@ def _base(sweep: Sweep, worker: Any) -> Record:  # noqa: ANN401 (Ray's handle)
 
 
 def _task(run: Run, base: Record, *, keep: bool) -> Task:
-    recipe = run.point.recipe.model_dump(mode="json", exclude_none=True)
+    recipe = without_none(dump(run.point.recipe))
     return Task(recipe, base["identity"], keep)
 
 

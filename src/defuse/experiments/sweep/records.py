@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from defuse.experiments.sweep.grid import Point, recipe_essence
-from defuse.unlearning.recipe import TopicFields
+from defuse.unlearning.recipe_fields import TopicSource
+from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json
 
@@ -29,7 +30,7 @@ class Run:
 
 def name_runs(points: Iterable[Point], folder: Path) -> list[Run]:
     """Read the texts of every point, and give each run its name and its place in `folder`."""
-    digests: dict[TopicFields, str] = {}
+    digests: dict[TopicSource, str] = {}
     runs = []
     for point in points:
         recipe = point.recipe
@@ -40,7 +41,7 @@ def name_runs(points: Iterable[Point], folder: Path) -> list[Run]:
         texts = [digests[topic] for topic in recipe.topics]
         refusals = getattr(recipe.method.build(), "refusals", ())
         name = _digest([recipe_essence(recipe), texts, refusals])[:12]
-        placed = recipe.model_copy(update={"output": str(folder / "models" / name)})
+        placed = replace(recipe, output=str(folder / "models" / name))
         runs.append(Run(name, replace(point, recipe=placed)))
     return runs
 
@@ -82,7 +83,7 @@ def write_record(folder: Path, run: Run, found: Record) -> Record:
         "run": run.name,
         "fields": run.point.values,
         "seed": run.point.recipe.seed,
-        "recipe": run.point.recipe.model_dump(mode="json"),
+        "recipe": dump(run.point.recipe),
     }
     record = {**point, **found}
     write_json(record_file(folder, run), record)

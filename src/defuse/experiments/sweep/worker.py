@@ -23,7 +23,7 @@ from defuse.unlearning.config import Training
 from defuse.unlearning.output import Source, make_record, run_folder, write_checkpoint
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.run import check
-from defuse.unlearning.train import Result, StepRecord, merged, unlearn
+from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.config import parse
 from defuse.utils.errors import UsageError
 from defuse.utils.provenance import fingerprint, versions
@@ -118,7 +118,6 @@ class Worker:
         job = check(parse(Recipe, task.recipe, ""))
         how = (job.topics, job.unlearning, job.training)
         result = unlearn(base.model, base.tokenizer, *how, cache=self._shared_cache())
-        result = merged(result) if job.recipe.merges else result
         record = make_record(job.recipe, base, result, time.perf_counter() - began)
         answers = self.exam.answers(replace(base, model=result.model))
         if task.keep:

@@ -149,7 +149,7 @@ def _teaching(way: Way, name: str, seed: int) -> finetuning.Plan:
         way.recipe.model,
         tuple(str(way.texts / f"{part}.jsonl") for part in parts),
         way.model(name, seed),
-        way.recipe.finetune.build(seed),
+        way.recipe.finetuning(seed),
         device=way.recipe.device,
         dtype=way.recipe.dtype,
     )

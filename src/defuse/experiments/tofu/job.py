@@ -17,6 +17,7 @@ from defuse.experiments.tofu.store import Sheet, read_sheet, write_sheet
 from defuse.experiments.tofu.summary import Figures, summarise
 from defuse.experiments.tofu.table import as_data, make_rows, markdown, screen_table
 from defuse.models.load import load_model, locate, resolve_device, resolve_dtype
+from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, write_json, write_text
 from defuse.utils.provenance import versions
@@ -87,7 +88,7 @@ def carry_out(recipe: WholeWay, on_stage: OnStage, console: Console) -> None:
     way = Way(recipe, read_material(recipe), on_stage)
     rows = make_rows(recipe, go(way))
     write_text(way.folder / "results.md", markdown(rows))
-    data = {"recipe": recipe.model_dump(mode="json"), "rows": as_data(rows)}
+    data = {"recipe": dump(recipe), "rows": as_data(rows)}
     write_json(way.folder / "results.json", data | {"versions": versions()})
     console.print(screen_table(rows))
     console.print(f"written: {way.folder / 'results.md'}, results.json", highlight=False)

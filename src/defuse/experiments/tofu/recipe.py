@@ -1,17 +1,16 @@
 """The recipe of the whole way: teach all, unlearn a part, compare with what was never taught it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from defuse.experiments.tofu.ask import NEW_TOKENS
 from defuse.experiments.tofu.data import HUB
 from defuse.finetune import FineTuning
 from defuse.unlearning.recipe import Recipe
-from defuse.utils.config import Fields, Number, Whole, parse, read_fields
-from defuse.utils.errors import UsageError
+from defuse.utils.config import Count, Natural, dump, parse, parse_fields, read_fields
+from defuse.utils.errors import UsageError, require
 
 SHIPPED = Path(__file__).parent
 # The models of each seed beside the arms, and the one that all start from.
@@ -22,23 +21,8 @@ ASIDE = ("output", "unlearn", "arms", "seeds", "keep_models", "device")
 FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
 
 
-class FineTuningFields(Fields):
-    """As `defuse finetune` takes them."""
-
-    epochs: Whole = FineTuning.epochs
-    learning_rate: Annotated[Number, Field(gt=0)] = FineTuning.learning_rate
-    batch_size: Whole = FineTuning.batch_size
-    length: Annotated[int, Field(gt=1)] = FineTuning.length
-    lora: Whole | None = None
-    weight_decay: Annotated[Number, Field(ge=0)] = FineTuning.weight_decay
-    accumulate: Whole = FineTuning.accumulate
-    checkpoint_every: Annotated[int, Field(ge=0)] | None = None
-
-    def build(self, seed: int) -> FineTuning:
-        return FineTuning(**self.model_dump(), seed=seed)
-
-
-class WholeWay(Fields):
+@dataclass(frozen=True, kw_only=True)
+class WholeWay:
     """What `defuse tofu` is told.
 
     `data`: a hub id or a folder with TOFU's files. `forget_authors`, `retain_authors`: teach only
@@ -54,21 +38,22 @@ class WholeWay(Fields):
     output: str
     data: str = HUB
     forget: Literal["forget01", "forget05", "forget10"] = "forget10"
-    forget_authors: Whole | None = None
-    retain_authors: Whole | None = None
-    skip_authors: Annotated[int, Field(ge=0)] = 0
-    asked: Whole | None = None
-    new_tokens: Whole = NEW_TOKENS
-    finetune: FineTuningFields = FineTuningFields()
+    forget_authors: Count | None = None
+    retain_authors: Count | None = None
+    skip_authors: Natural = 0
+    asked: Count | None = None
+    new_tokens: Count = NEW_TOKENS
+    finetune: FineTuning = FineTuning()  # noqa: RUF009 (frozen)
     unlearn: dict[str, Any]
-    arms: dict[str, dict[str, Any]] = Field({"none": {}}, min_length=1)
-    seeds: list[int] = Field([1], min_length=1)
+    arms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"none": {}})
+    seeds: list[int] = field(default_factory=lambda: [1])
     keep_models: bool = False
     device: str = "auto"
     dtype: str = "auto"
 
-    @model_validator(mode="after")
-    def _arms_fit(self) -> "WholeWay":
+    def __post_init__(self) -> None:
+        for name in ("arms", "seeds"):
+            require(bool(getattr(self, name)), name, getattr(self, name), "must not be empty")
         for arm in self.arms:
             if arm in (BASE, FULL, GOLD) or not arm.isidentifier():
                 raise UsageError(
@@ -77,7 +62,23 @@ class WholeWay(Fields):
             self.unlearning(arm, self.seeds[0], self.model, Path(), Path())
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"seeds: {self.seeds} must differ")
-        return self
+
+    @classmethod
+    def from_fields(cls, given: object, where: str) -> "WholeWay":
+        finetune = given.get("finetune") if isinstance(given, Mapping) else None
+        if isinstance(finetune, Mapping) and "seed" in finetune:
+            raise UsageError("finetune.seed: follows from seeds; leave it out")
+        return parse_fields(cls, given, where)
+
+    def to_fields(self) -> dict[str, Any]:
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        finetune = dump(self.finetune)
+        del finetune["seed"]
+        return {**own, "finetune": finetune}
+
+    def finetuning(self, seed: int) -> FineTuning:
+        """The settings of fine-tuning with one of `seeds`."""
+        return replace(self.finetune, seed=seed)
 
     def unlearning(self, arm: str, seed: int, model: str, texts: Path, output: Path) -> Recipe:
         """The recipe that unlearns `texts`/forget.jsonl from `model` as `arm` says."""
@@ -102,13 +103,13 @@ class WholeWay(Fields):
 
     def essence(self, name: str, seed: int) -> dict[str, Any]:
         """What decides the answers of one model, wherever they lie."""
-        fields = self.model_dump(mode="json", exclude=set(ASIDE))
-        taught = fields.pop("finetune")
+        own = {name: value for name, value in dump(self).items() if name not in ASIDE}
+        taught = own.pop("finetune")
         if name == BASE:
-            return fields
+            return own
         del taught["checkpoint_every"]
         unlearn = _merged(self.unlearn, self.arms[name]) if name in self.arms else None
-        return {**fields, "finetune": taught, "unlearn": unlearn, "seed": seed}
+        return {**own, "finetune": taught, "unlearn": unlearn, "seed": seed}
 
 
 def load_whole_way(path: Path, overrides: Sequence[str] = ()) -> WholeWay:
@@ -124,7 +125,7 @@ def load_whole_way(path: Path, overrides: Sequence[str] = ()) -> WholeWay:
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """`second`'s fields over `first`'s, mappings field by field."""
     merged = {**first, **second}
-    for field in first.keys() & second.keys():
-        if isinstance(first[field], Mapping) and isinstance(second[field], Mapping):
-            merged[field] = _merged(first[field], second[field])
+    for name in first.keys() & second.keys():
+        if isinstance(first[name], Mapping) and isinstance(second[name], Mapping):
+            merged[name] = _merged(first[name], second[name])
     return merged
