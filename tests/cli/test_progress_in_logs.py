@@ -36,6 +36,7 @@ VERBS = {
         "--device",
         "cpu",
     ),
+    "evaluate": ("model", *ASKED, "--out", "out.json"),
     "theory": ("model", "--reference", "model", *ASKED, "--perturb", "tokens.txt", "--out", "out"),
     "reproduce": ("--model", "model", "--data", ".", "--out", "out", "--device", "cpu"),
 }
