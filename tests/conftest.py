@@ -1,9 +1,12 @@
-"""A tiny tokenizer and a tiny random Llama, built on the spot; no test reaches for the network."""
+"""Fixtures: a tiny tokenizer and a tiny random Llama, made in code. No test uses the network."""
 
 import os
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+# Read when numpy and PyTorch are imported, and inherited by the processes that tests start. With
+# matrices this small, a second thread of BLAS only costs processor time: up to ten times as much.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +25,7 @@ from transformers import (
 
 # Shapes in the signatures of pure tensor code are checked here, and nowhere else.
 install_import_hook("defuse.losses", "beartype.beartype")
-torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
+torch.set_num_threads(1)
 CORPUS = (
     "The following are multiple choice questions (with answers) about college biology.",
     "Question: What does the cat see? Answer: The cat sees a small bird in the tree.",
@@ -31,7 +34,7 @@ CORPUS = (
 
 
 def build_tokenizer(*, vocab_size: int = 320) -> PreTrainedTokenizerBase:
-    """Byte-level BPE: any text becomes tokens and comes back; a BOS stands in front."""
+    """Byte-level BPE, which encodes and decodes any text, with a BOS token in front."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,7 +95,7 @@ def tiny_model_folder(
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to stand in: datasets in it are found by their id, and cached nowhere else."""
+    """A working folder in which datasets are found by their id; they are cached nowhere else."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / ".cache")
     return tmp_path
@@ -100,7 +103,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sharded_model_folder(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
-    """The tiny Llama in bfloat16, its tensors in several files; a test may spoil them."""
+    """The tiny Llama in bfloat16 with its tensors in several files, which a test may change."""
     folder = tmp_path / "sharded-llama"
     build_llama().bfloat16().save_pretrained(folder, max_shard_size="30KB")
     tiny_tokenizer.save_pretrained(folder)
@@ -109,7 +112,7 @@ def sharded_model_folder(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
 
 @pytest.fixture
 def hub_model(tmp_path: Path, sharded_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The id of a model in a hub's cache: the sharded one, its files links to content."""
+    """The id of the sharded model in a cache of the hub, where files are links to content."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     home, commit = tmp_path / "hub" / "models--nobody--sharded", "0123456789" * 4
     for folder in ("blobs", "refs", f"snapshots/{commit}"):
@@ -124,7 +127,7 @@ def hub_model(tmp_path: Path, sharded_model_folder: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def tiny_adapter_folder(tmp_path: Path, tiny_model_folder: Path) -> Path:
-    """A random LoRA adapter of the tiny model; a test may spoil it."""
+    """A random LoRA adapter of the tiny model, which a test may change."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
