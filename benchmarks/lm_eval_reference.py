@@ -6,6 +6,7 @@ Its task files, its prompts, its encoding, its forward passes; only the rows com
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from defuse.evaluate import Settings
 from defuse.questions import Question
 
 TASKS = Path(lm_eval.tasks.__file__).parent
+SPLITS = ("train", "validation", "test")
 TEMPLATE = TASKS / "mmlu/default/_default_template_yaml"
 CLOZE = {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "{{choices}}"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Per question: the prompt, the four log-probabilities, and the chosen answers."""
+    """Per question: the prompt, each choice's log-probability, and the chosen answers."""
 
     prompts: list[str]
     logprobs: list[tuple[float, ...]]
@@ -46,7 +48,17 @@ def ask(
     batch_size: int = 8,
 ) -> Reference:
     """Ask lm-eval; the times count `HFLM.loglikelihood` only, with its logits cache on."""
-    task = build_task(questions, settings)
+    return run_task(build_task(questions, settings), model, tokenizer, batch_size=batch_size)
+
+
+def run_task(
+    task: ConfigurableTask,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+) -> Reference:
+    """Ask lm-eval the documents of any multiple-choice task."""
     task.build_all_requests(rank=0, world_size=1)
     build: Any = HFLM  # its decorator hides its parameters
     harness = build(
@@ -61,12 +73,16 @@ def ask(
     answers = harness.loglikelihood(task.instances, disable_tqdm=True)
     seconds = time.perf_counter() - start
     processor_seconds = time.process_time() - processor_start
-    values = [value for value, _ in answers]
-    fours = [tuple(values[i : i + 4]) for i in range(0, len(values), 4)]
-    metrics = [_choices(task, index, four) for index, four in enumerate(fours)]
-    prompts = [instance.args[0] for instance in task.instances[::4]]
+    scored = zip(task.instances, (value for value, _ in answers), strict=True)
+    by_document = groupby(scored, key=lambda each: each[0].doc_id)
+    documents = [list(each) for _, each in by_document]
+    logprobs = [tuple(value for _, value in each) for each in documents]
+    metrics = [
+        _choices(task, dict(each[0][0].doc), v) for each, v in zip(documents, logprobs, strict=True)
+    ]
+    prompts = [each[0][0].args[0] for each in documents]
     choices, choices_norm = map(list, zip(*metrics, strict=True))
-    return Reference(prompts, fours, choices, choices_norm, seconds, processor_seconds)
+    return Reference(prompts, logprobs, choices, choices_norm, seconds, processor_seconds)
 
 
 def build_task(questions: Sequence[Question], settings: Settings) -> ConfigurableTask:
@@ -83,11 +99,30 @@ def build_task(questions: Sequence[Question], settings: Settings) -> Configurabl
     return ConfigurableTask(config=config)
 
 
-def _choices(task: ConfigurableTask, index: int, logprobs: Sequence[float]) -> tuple[int, int]:
+def shipped_task(file: str, rows: Dataset) -> ConfigurableTask:
+    """A task of lm-eval's own, such as "arc/arc_easy.yaml", over these rows in every split.
+
+    Its target becomes the field `answer`, which `run_task` sets.
+    """
+    config: dict[str, Any] = dict(load_yaml(TASKS / file, resolve_func=True))
+    config.pop("dataset_name", None)
+    config |= {
+        "task": "reference",
+        "custom_dataset": lambda **_: dict.fromkeys(SPLITS, rows),
+        "num_fewshot": 0,
+    }
+    config |= {"doc_to_target": "answer"}
+    config["metric_list"] = [_metric(name) for name in ("acc", "acc_norm")]
+    return ConfigurableTask(config=config)
+
+
+def _choices(
+    task: ConfigurableTask, document: Mapping[str, Any], logprobs: Sequence[float]
+) -> tuple[int, int]:
     """lm-eval tells only whether a choice is right: make each the answer in turn."""
-    document = dict(task.instances[4 * index].doc)
     results = [(value, False) for value in logprobs]
-    judged = [task.process_results({**document, "answer": i}, results) for i in range(4)]
+    answers = range(len(logprobs))
+    judged = [task.process_results({**document, "answer": i}, results) for i in answers]
     rights = [[each[metric] for each in judged] for metric in ("acc", "acc_norm")]
     acc, acc_norm = (right.index(1.0) for right in rights)
     return acc, acc_norm

@@ -1,4 +1,4 @@
-"""MMLU and WMDP in small, in the layouts in which people have them."""
+"""Small copies of MMLU and WMDP in the layouts in which people have them."""
 
 import csv
 import json
@@ -53,6 +53,11 @@ def write_hub_dataset(folder: Path, configs: dict[str, str], splits: Sequence[st
     """With the card that lets `datasets` load each configuration and split."""
     for split in splits:
         write_parquet(folder, configs, split, 3)
+    write_card(folder, list(configs), splits)
+
+
+def write_card(folder: Path, configs: Sequence[str], splits: Sequence[str]) -> None:
+    """The card that says where each configuration and split lies."""
     card = [
         {
             "config_name": config,
