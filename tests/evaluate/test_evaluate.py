@@ -5,12 +5,15 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from defuse import cli
 from defuse.evaluate import (
@@ -24,7 +27,9 @@ from defuse.evaluate import (
     vulnerability,
 )
 from defuse.evaluate.generation import generate
+from defuse.evaluate.result_file import Report
 from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
+from defuse.evaluate.tables import generation_table
 from defuse.models.load import LoadedModel, load_model
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, Question, Variant
 from defuse.utils.errors import UsageError
@@ -32,6 +37,7 @@ from defuse.utils.files import check_writable
 from tests.conftest import build_llama, build_tokenizer
 from tests.helpers.counted import Counted
 
+SCHEMA = Path(__file__).parents[2] / "docs/schemas/evaluation.json"
 QUESTIONS = tuple(
     Question(f"q{i}", f"What does cat {i} see?", ("a bird", "the tree", "the moon", "ants"), i % 4)
     for i in range(6)
@@ -225,7 +231,10 @@ def run(
 
 
 def read(name: str) -> dict:
-    return json.loads(Path(name).read_text())
+    """A result file, which must be as its schema says."""
+    found = json.loads(Path(name).read_text())
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    return found
 
 
 def test_one_model_one_file(run: Run, tiny_model_folder: Path) -> None:
@@ -239,17 +248,21 @@ def test_one_model_one_file(run: Run, tiny_model_folder: Path) -> None:
         assert question["answer"] == each.question.answer
         assert question["choice"] == each.choice
         assert question["logprobs"] == pytest.approx(each.logprobs, abs=1e-4)
-        assert "variants" not in question
-    assert found["summary"]["n"] == 5
+        assert (question["stem"], question["choices"]) == (
+            each.question.stem,
+            list(each.question.choices),
+        )
+        assert not {"variants", "prompt"} & question.keys()
+    assert (found["summary"]["n"], found["summary"]["chance"]) == (5, 0.25)
     assert found["summary"]["accuracy"]["value"] == sum(expected.correct()) / 5
     assert found["prompt_hash"] == expected.prompt_hash
     assert {"model", "versions", "seed", "settings"} <= set(found)
 
 
-def test_base_controls_text_and_generations(run: Run) -> None:
+def test_reference_controls_text_and_generations(run: Run) -> None:
     options = ["--perturb", "forget.txt", "--control", "control.txt", "--position", "before"]
     code, said = run(
-        *options, "--base", "model", "--text", "text.txt", "--generate", "prompts.txt",
+        *options, "--reference", "model", "--text", "text.txt", "--generate", "prompts.txt",
         "--score", "cloze", "--sentence", "See {token}!",
     )  # fmt: skip
     assert code == 0, said
@@ -261,13 +274,38 @@ def test_base_controls_text_and_generations(run: Run) -> None:
         assert len(forget["logprobs"]) == 4
         assert forget["answer"] == question["answer"]
         assert question["choice_norm"] in range(4)
+        assert question["prompt"] == f"Question: {question['stem']}\nAnswer:"
     summary = found["summary"]
     assert summary["vulnerability"]["accuracy"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert set(summary["paired"]) == {"clean-forget", "clean-control", "control-forget"}
     assert found["base"]["summary"]["n"] == 6
+    assert "stem" not in found["base"]["questions"][0]
     assert found["text"]["perplexity"] > 1
     assert [each["prompt"] for each in found["generations"]] == ["The cat", "The bird"]
-    assert "vulnerability" in said
+    for shown in ("vulnerability", "chance 25.0 %", "perplexity of the text", "continuations"):
+        assert shown in said
+    words = " ".join(said.split())
+    assert f"{found['text']['perplexity']:.3f}" in words
+    for line in ("model, questions: 0 of 6", "model, text: 0 of 1", "model, prompts: 2 of 2"):
+        assert line in words
+    assert run(*options, "--base", "model", "--no-text")[0] == 0
+    again = read("out.json")
+    assert not {"stem", "choices", "prompt"} & again["questions"][0].keys()
+    assert again["base"]["summary"] != found["base"]["summary"]  # the old name is read; letters
+
+
+def test_names_with_brackets_and_control_characters_are_shown_as_they_are() -> None:
+    table = generation_table([report("run[a]", "\x1b[31mred [b]moon[/b]\x07")])
+    screen = StringIO()
+    Console(file=screen, width=100).print(table)
+    said = screen.getvalue()
+    assert "run[a]" in said
+    assert r"\x1b[31mred [b]moon[/b]\x07" in said
+
+
+def report(name: str, text: str) -> Report:
+    found = replace(evaluation(name, clean=[1]), perturbation=None)
+    return Report(found, "float32", "cpu", "", generations={"The": text})
 
 
 def test_several_models_get_a_file_each_and_a_table_of_pairs(run: Run) -> None:
@@ -291,8 +329,8 @@ def test_two_models_may_have_names_that_look_alike(run: Run) -> None:
     build_llama(seed=1).save_pretrained("up/model")
     build_tokenizer().save_pretrained("up/model")
     Path("up-model").symlink_to("model")
-    assert run(*WITH_CONTROL, "--base", "up/model")[0] == 0
-    assert run("up-model", *WITH_CONTROL, "--base", "up/model", "--out", "folder")[0] == 0
+    assert run(*WITH_CONTROL, "--reference", "up/model")[0] == 0
+    assert run("up-model", *WITH_CONTROL, "--reference", "up/model", "--out", "folder")[0] == 0
     first, second = (read(f"folder/{name}.json") for name in ("model", "up-model"))
     assert first["questions"] == second["questions"] != first["base"]["questions"]
     assert not Path("folder.partial").exists()
@@ -309,8 +347,8 @@ REFUSED = {
     "both controls": ([*WITH_CONTROL, "--control-corpus", "corpus.txt"], "give one of"),
     "position alone": (["--position", "stem"], "perturb: missing"),
     "sentence": ([*WITH_CONTROL, "--position", "before", "--sentence", "Hm."], "{token}"),
-    "base without tokens": (["--base", "model"], "reference:"),
-    "missing base": ([*WITH_CONTROL, "--base", "./none"], "none"),
+    "base without tokens": (["--reference", "model"], "reference:"),
+    "missing base": ([*WITH_CONTROL, "--reference", "./none"], "none"),
     "second model missing": (["./none", "--out", "folder"], "none"),
     "file for several": (["other", "--out", "out.json"], "give a folder"),
     "same model twice": (["model", "--out", "folder"], "same name"),

@@ -190,7 +190,7 @@ def read() -> dict[str, Any]:
 def test_perturbed_mmlu_with_its_control_by_subject_and_group(run: Run) -> None:
     subjects = "anatomy,philosophy"
     code, said = run("--suite", "mmlu-perturbed", "--subjects", subjects, "--limit", "3",
-                     "--few-shot", "2", "--base", "model")  # fmt: skip
+                     "--few-shot", "2", "--reference", "model")  # fmt: skip
     assert code == 0, said
     found = read()
     assert [q["id"] for q in found["questions"]] == [
@@ -245,7 +245,7 @@ REFUSED = {
     "unknown": (["--suite", "wmpd"], "suite: 'wmpd' is unknown"),
     "missing": (["--suite", "mmlu"], "lacks the test questions of 54 of 57 subjects"),
     "base without tokens": (
-        ["--suite", "wmdp", "--base", "model"],
+        ["--suite", "wmdp", "--reference", "model"],
         "reference: vulnerability needs",
     ),
     "few-shot": (["--suite", "wmdp", "--few-shot", "1"], "wmdp has no examples"),
