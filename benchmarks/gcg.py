@@ -112,7 +112,7 @@ class Ours:
     def step(self, turn: int) -> object:
         candidates = self.bench.sample(self.gradient(), turn)
         best = candidates[self.losses(candidates).argmin()]
-        return self.bench.spelling.stands(best.tolist())
+        return self.bench.spelling.survives(best.tolist())
 
 
 class Plain:

@@ -21,7 +21,7 @@ from defuse.cli import app
 from defuse.unlearning.recipe import Recipe
 from defuse.utils.config import parse
 from tests.conftest import build_llama
-from tests.helpers.attacked import lab_material, lab_pair, untouched
+from tests.helpers.attacked import lab_data, lab_pair, untouched
 from tests.helpers.benchmark_files import write_mmlu_csv, write_wmdp_json
 from tests.helpers.datasets_on_the_spot import write_corpora
 
@@ -170,7 +170,7 @@ def test_the_guide_s_new_attack_finds_what_it_says() -> None:
     exec(compile(code, "attacks.md", "exec"), guide)  # noqa: S102 (our own page)
     base, config = lab_pair().base, guide["Jitter"](shares=(0.0, 2.0))
     with untouched(base.model):
-        result = guide["run"](base.model, base.tokenizer, lab_material(12, 12), config)
+        result = guide["run"](base.model, base.tokenizer, lab_data(12, 12), config)
     same, broken = (condition.effects["forget"] for condition in result.conditions)
     assert same.before == same.after
     assert broken.after.accuracy.value < broken.before.accuracy.value == 1

@@ -44,12 +44,14 @@ class ResultStore:
 
     `identity`: what all results here belong to. `option`: the option that names the folder, for
     refusals. `read_old`: reads files that an earlier version wrote without a `schema_version`.
+    `partial`: only the fields of `identity` are compared, so that a part can be checked early.
     """
 
     folder: Path
     identity: Identity = field(default_factory=dict)
     option: str = "output"
     read_old: ReadOld | None = None
+    partial: bool = False
 
     def path(self, name: str) -> Path:
         """The file of one result."""
@@ -82,11 +84,14 @@ class ResultStore:
             if "schema_version" in document or self.read_old is None:
                 identity, result = document["identity"], document["result"]
                 whole = document["checksum"] == checksum(result)
-                other = differences(identity, as_json(self.identity))
+                wanted = as_json(self.identity)
             else:
                 identity, result = self.read_old(document)
-                known = {name: self.identity.get(name) for name in identity}
-                whole, other = True, differences(as_json(identity), as_json(known))
+                whole = True
+                wanted = as_json({name: self.identity.get(name) for name in identity})
+            other = differences(as_json(identity), wanted)
+            if self.partial:
+                other = [name for name in other if name in self.identity]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path}: is damaged, or not a result ({error}); delete it") from error
         if not whole:

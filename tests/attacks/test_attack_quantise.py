@@ -3,6 +3,7 @@
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,16 +17,16 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import Material, Notes, Result, open_notes
+from defuse.attacks import AttackData, Findings, Result
 from defuse.attacks.quantise import Quantisation
 from defuse.attacks.quantise import attack as quantise
 from defuse.attacks.quantise.backends import round_to_nearest
-from defuse.attacks.run import Order, check
+from defuse.attacks.run import Request, check
 from defuse.questions import ask, letters
 from defuse.utils.errors import UsageError
 from tests.helpers.architectures import CONFIGS, tiny_model
-from tests.helpers.attacked import lab_material, lab_pair, small_material, untouched
-from tests.helpers.planted import idle, without_seconds
+from tests.helpers.attacked import lab_data, lab_pair, small_data, untouched
+from tests.helpers.planted import check_resumes, names_in
 
 weights = arrays.arrays(
     np.float32,
@@ -116,12 +117,12 @@ def test_every_architecture_is_rounded(kind: str) -> None:
     assert len(shared) == len(dict(coarse[0].named_parameters()))
 
 
-def change_below_half_a_level(model: PreTrainedModel, material: Material) -> PreTrainedModel:
+def change_below_half_a_level(model: PreTrainedModel, data: AttackData) -> PreTrainedModel:
     """`model` rounded to 4 bits, then every weight moved by up to 0.45 levels: the answers go."""
     rounded, _ = quantise.quantised(model, 4, Quantisation(group_size=32))
     changed, tokenizer = deepcopy(rounded).requires_grad_(True), lab_pair().base.tokenizer
     texts = [
-        ask(question, "letters") + f" {letters(4)[question.answer]}" for question in material.forget
+        ask(question, "letters") + f" {letters(4)[question.answer]}" for question in data.forget
     ]
     answers = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
     found = map(quantise.linears, (changed, rounded))
@@ -149,9 +150,9 @@ def asked(result: Result, name: str, questions: str = "forget") -> tuple[float, 
 
 
 def test_what_hides_below_half_a_level_is_undone_by_four_bits_but_not_by_eight() -> None:
-    pair, material = lab_pair(), lab_material()
-    unlearned = change_below_half_a_level(pair.base.model, material)
-    result = quantise.run(unlearned, pair.base.tokenizer, material, Quantisation(group_size=32))
+    pair, data = lab_pair(), lab_data()
+    unlearned = change_below_half_a_level(pair.base.model, data)
+    result = quantise.run(unlearned, pair.base.tokenizer, data, Quantisation(group_size=32))
     before, four = asked(result, "4 bits")
     assert before < 0.4
     assert four > 0.9
@@ -163,7 +164,7 @@ def test_what_hides_below_half_a_level_is_undone_by_four_bits_but_not_by_eight()
 
 def test_a_model_that_never_knew_has_nothing_to_bring_back() -> None:
     pair = lab_pair()
-    result = quantise.run(pair.gold.model, pair.gold.tokenizer, lab_material())
+    result = quantise.run(pair.gold.model, pair.gold.tokenizer, lab_data())
     for condition in result.conditions:
         assert condition.effects["forget"].accuracy.p_value > 0.05
         assert asked(result, condition.name, "retain")[1] > 0.9
@@ -172,39 +173,26 @@ def test_a_model_that_never_knew_has_nothing_to_bring_back() -> None:
 def test_the_callers_model_stays_as_it_was(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny_model("gpt2", vocab_size=320).train()
     with untouched(model):
-        quantise.run(model, tiny_tokenizer, small_material())
+        quantise.run(model, tiny_tokenizer, small_data())
 
 
 def test_all_that_runs_is_counted(
     tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Three times the same questions: as it is, and at two widths."""
-    once = Notes()
-    quantise.run(tiny_llama, tiny_tokenizer, small_material(), Quantisation(bits=(8,)), notes=once)
-    twice = quantise.run(tiny_llama, tiny_tokenizer, small_material()).cost
+    once = Findings()
+    quantise.run(tiny_llama, tiny_tokenizer, small_data(), Quantisation(bits=(8,)), findings=once)
+    twice = quantise.run(tiny_llama, tiny_tokenizer, small_data()).cost
     assert twice.tokens * 2 == once.cost.tokens * 3 > 0
     assert twice.backward == 0
 
 
-def test_a_killed_attack_goes_on(
+def test_a_killed_attack_resumes(
     tmp_path: Path, tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    told: list[str] = []
-
-    def attack(path: Path) -> Result:
-        notes = open_notes(path, {"kind": "quantise"}, told.append)
-        return quantise.run(tiny_llama, tiny_tokenizer, small_material(), notes=notes)
-
-    whole = attack(tmp_path / "whole.jsonl")
-    assert len(told) == 8
-    with idle(tiny_llama):
-        assert attack(tmp_path / "whole.jsonl") == whole
-    assert len(told) == 8
-    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:9])
-    resumed = attack(tmp_path / "cut.jsonl")
-    assert without_seconds(resumed) == without_seconds(whole)
-    assert len(told) == 8 + 5
+    attack = partial(quantise.run, tiny_llama, tiny_tokenizer, small_data())
+    check_resumes(attack, tmp_path, tiny_llama)
+    assert len(names_in(tmp_path / "whole")) == 2 + 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -232,31 +220,35 @@ def test_a_missing_package_is_named(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("defuse.attacks.quantise.backends.find_spec", lambda _: None)
-    config, material = Quantisation(backend=backend), small_material()  # type: ignore[arg-type]
+    config, data = Quantisation(backend=backend), small_data()  # type: ignore[arg-type]
     said = f"quantise.backend: '{backend}' .* pip install {backend}"
     with pytest.raises(UsageError, match=said):
-        quantise.run(tiny_llama, tiny_tokenizer, material, config)
+        quantise.run(tiny_llama, tiny_tokenizer, data, config)
     for each in (tiny_llama, tiny_tokenizer):
         each.save_pretrained(tmp_path / "model")
     monkeypatch.setattr("defuse.models.load._load_weights", None)
     with pytest.raises(UsageError, match=said):  # before any weights are read
-        check(Order(str(tmp_path / "model"), tmp_path / "out", {"quantise": config}, material))
+        check(Request(str(tmp_path / "model"), tmp_path / "out", {"quantise": config}, data))
 
 
-def test_weights_that_are_integers_already_are_refused(tiny_llama: PreTrainedModel) -> None:
+def test_weights_that_are_integers_already_are_refused(
+    tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
     integers = torch.ones(48, 32, dtype=torch.uint8)
     linear = tiny_llama.get_submodule("model.layers.1.mlp.up_proj")
     linear.weight = nn.Parameter(integers, requires_grad=False)
     with pytest.raises(UsageError, match="model: the model's weights are quantised already"):
-        quantise.check(tiny_llama, Quantisation())
+        quantise.check(tiny_llama, tiny_tokenizer, small_data(), Quantisation())
 
 
 def test_blocks_without_matrices_are_refused(
-    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("defuse.attacks.quantise.attack.LINEAR", ())
     with pytest.raises(UsageError, match="model: its blocks have no linear modules"):
-        quantise.check(tiny_llama, Quantisation())
+        quantise.check(tiny_llama, tiny_tokenizer, small_data(), Quantisation())
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> None:
@@ -298,10 +290,10 @@ def test_torchao_is_called_on_each_matrix(
     )
     model = tiny_model("gpt2", vocab_size=320)
     config = Quantisation(bits=(4,), group_size=16)
-    expected = quantise.run(model, tiny_tokenizer, small_material(), config)
+    expected = quantise.run(model, tiny_tokenizer, small_data(), config)
     with untouched(model):
         config = replace(config, backend="torchao")
-        found = quantise.run(model, tiny_tokenizer, small_material(), config)
+        found = quantise.run(model, tiny_tokenizer, small_data(), config)
     assert found.conditions == expected.conditions
     assert {(str(call.dtype), call.granularity) for _, call in calls} == {
         ("torch.int4", "groups of 16")
@@ -309,7 +301,9 @@ def test_torchao_is_called_on_each_matrix(
     assert [shape for shape, _ in calls][:4] == [(96, 32), (32, 32), (128, 32), (32, 128)]
     assert len(calls) == 16
     with pytest.raises(UsageError, match=r"group_size: 20 does not divide the 32 inputs of block"):
-        quantise.check(model, Quantisation(backend="torchao", group_size=20))
+        quantise.check(
+            model, tiny_tokenizer, small_data(), Quantisation(backend="torchao", group_size=20)
+        )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,15 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import Condition, Notes, Result, open_notes, relearn
+from defuse.attacks import Condition, Findings, Result, open_findings, relearn
 from defuse.attacks.relearn import Relearning
-from defuse.attacks.relearn.attack import make_lessons, sizes
-from defuse.attacks.relearn.loop import MasterWeights, Pupil, Teaching, next_token_loss
+from defuse.attacks.relearn.attack import encode_texts, sizes
+from defuse.attacks.relearn.training import (
+    MasterWeights,
+    TrainedCopy,
+    TrainingOptions,
+    next_token_loss,
+)
 from defuse.data.collate import TextBatch, collate
 from defuse.data.text import Encoded, encode
 from defuse.experiments.synthetic.grid import Run
@@ -24,8 +29,8 @@ from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
 from tests.helpers.architectures import CONFIGS, tiny_model
-from tests.helpers.attacked import lab_material, lab_pair, small_material, untouched
-from tests.helpers.planted import idle, without_seconds
+from tests.helpers.attacked import lab_data, lab_pair, small_data, untouched
+from tests.helpers.planted import check_resumes, names_in, outline, without_seconds
 
 TEXTS = [f"The {name} sees a small {other}." for name in ("cat", "moon") for other in "abcdefgh"]
 QUICK = Relearning(
@@ -39,8 +44,8 @@ ON_THE_LAB = Relearning(
 @cache
 def hiding() -> PreTrainedModel:
     """The lab's base model after a few steps of RMU: it knows, but does not tell."""
-    base, material, run = lab_pair().base, lab_material(), Run("rmu", "hidden_mse", 0)
-    topic = run.topic(material.forget_texts, material.retain_texts, ())
+    base, data, run = lab_pair().base, lab_data(), Run("rmu", "hidden_mse", 0)
+    topic = run.topic(data.forget_texts, data.retain_texts, ())
     training = replace(run.training(), steps=20, learning_rate=3e-3)
     return unlearn(base.model, base.tokenizer, [topic], run.unlearning(), training).model
 
@@ -57,7 +62,7 @@ def accuracy(condition: Condition, questions: str = "forget") -> float:
 def attacked() -> Result:
     pair = lab_pair()
     return relearn.run(
-        hiding(), pair.base.tokenizer, lab_material(), ON_THE_LAB, gold=pair.gold.model
+        hiding(), pair.base.tokenizer, lab_data(), ON_THE_LAB, retrained=pair.gold.model
     )
 
 
@@ -65,19 +70,19 @@ def test_what_was_hidden_comes_back_and_what_was_never_known_does_not(attacked: 
     found = conditions(attacked)
     assert accuracy(found["0 texts"]) < 0.45
     assert accuracy(found["forget, 40 texts"]) > 0.9
-    assert accuracy(found["gold, 0 texts"]) < 0.45
-    assert accuracy(found["gold, forget, 40 texts"]) < 0.5
+    assert accuracy(found["retrained, 0 texts"]) < 0.45
+    assert accuracy(found["retrained, forget, 40 texts"]) < 0.5
     assert found["forget, 40 texts"].effects["forget"].accuracy.p_value < 0.001
 
 
 def test_texts_on_something_else_bring_back_what_was_hidden(attacked: Result) -> None:
     found = conditions(attacked)
     assert accuracy(found["retain, 40 texts"]) > 0.6
-    assert accuracy(found["gold, retain, 40 texts"]) < 0.5
+    assert accuracy(found["retrained, retain, 40 texts"]) < 0.5
 
 
 def test_no_texts_change_nothing(attacked: Result) -> None:
-    for name in ("0 texts", "gold, 0 texts"):
+    for name in ("0 texts", "retrained, 0 texts"):
         for effect in conditions(attacked)[name].effects.values():
             assert effect.before == effect.after
             assert effect.accuracy.difference.value == 0
@@ -93,8 +98,8 @@ def test_tables_set_the_model_beside_the_gold_standard(attacked: Result) -> None
     assert [row[2] for row in by_steps.rows] == ["0", "4", "8"] * 2
     found = conditions(attacked)
     row = by_texts.rows[1]
-    model, gold = (accuracy(found[f"{who}forget, 40 texts"]) for who in ("", "gold, "))
-    assert row[3:6] == [f"{model:.3f}", f"{gold:.3f}", f"{model - gold:+.3f}"]
+    model, retrained = (accuracy(found[f"{who}forget, 40 texts"]) for who in ("", "retrained, "))
+    assert row[3:6] == [f"{model:.3f}", f"{retrained:.3f}", f"{model - retrained:+.3f}"]
     assert float(row[7]) < 0.001
 
 
@@ -102,7 +107,7 @@ def test_curves_begin_before_and_end_with_the_conditions(attacked: Result) -> No
     found = conditions(attacked)
     for curves, x in zip(attacked.curves, ([0, 40], [0, 4, 8]), strict=True):
         lines = {line.name: line for line in curves.lines}
-        for who, prefix in (("model", ""), ("gold", "gold, ")):
+        for who, prefix in (("model", ""), ("retrained", "retrained, ")):
             for source in ("forget", "retain"):
                 line = lines.pop(f"{who}, {source} texts")
                 begin, end = (
@@ -118,13 +123,13 @@ def test_examples_are_answers_that_turned(attacked: Result) -> None:
     of_forget = [each for each in attacked.examples if each.condition == "forget, 40 texts"]
     assert of_forget
     assert all(each.right in (each.before, each.after) for each in of_forget)
-    assert not any("gold" in each.condition for each in attacked.examples)
+    assert not any("retrained" in each.condition for each in attacked.examples)
 
 
 def test_where_nothing_is_hidden_other_texts_change_nothing() -> None:
     base = lab_pair().base
     config = replace(ON_THE_LAB, source=("retain",), learning_rate=1e-4)
-    result = relearn.run(base.model, base.tokenizer, lab_material(), config)
+    result = relearn.run(base.model, base.tokenizer, lab_data(), config)
     for effect in conditions(result)["retain, 40 texts"].effects.values():
         assert effect.before.accuracy.value == effect.after.accuracy.value == 1
 
@@ -133,7 +138,7 @@ def test_lora_brings_it_back_too() -> None:
     config = replace(
         ON_THE_LAB, source=("forget",), lora=16, learning_rate=3e-3, steps=16, checkpoints=1
     )
-    result = relearn.run(hiding(), lab_pair().base.tokenizer, lab_material(), config)
+    result = relearn.run(hiding(), lab_pair().base.tokenizer, lab_data(), config)
     assert accuracy(conditions(result)["forget, 40 texts"]) > 0.9
 
 
@@ -165,13 +170,13 @@ def test_the_loss_and_all_gradients_are_those_of_the_plain_formula(
 
 def test_recomputing_changes_no_number(tiny_llama: PreTrainedModel) -> None:
     texts = [Encoded((1, 7, 9, 30, 60, 2), 1), Encoded((1, 8, 11), 1)]
-    teaching = Teaching(batch_size=2, learning_rate=1e-2, lora=None, recompute=False, seed=0)
+    options = TrainingOptions(batch_size=2, learning_rate=1e-2, lora=None, recompute=False, seed=0)
     found = []
     for recompute in (False, True):
         with frozen_model(tiny_llama):
-            pupil = Pupil(tiny_llama, texts, replace(teaching, recompute=recompute), "texts")
-            model = pupil.after(3)
-        found.append((pupil.losses, [tensor.detach() for tensor in model.parameters()]))
+            copy = TrainedCopy(tiny_llama, texts, replace(options, recompute=recompute), "texts")
+            model = copy.after(3)
+        found.append((copy.losses, [tensor.detach() for tensor in model.parameters()]))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
@@ -179,9 +184,9 @@ def test_recomputing_changes_no_number(tiny_llama: PreTrainedModel) -> None:
 def test_a_step_is_adamws(tiny_llama: PreTrainedModel) -> None:
     """Adam's first step is the rate against each gradient's sign."""
     texts = [Encoded((1, 7, 9, 30, 60, 2), 1)]
-    teaching = Teaching(batch_size=1, learning_rate=1e-3, lora=None, recompute=False, seed=0)
+    options = TrainingOptions(batch_size=1, learning_rate=1e-3, lora=None, recompute=False, seed=0)
     with frozen_model(tiny_llama):
-        learnt = Pupil(tiny_llama, texts, teaching, "texts").after(1)
+        learnt = TrainedCopy(tiny_llama, texts, options, "texts").after(1)
     next_token_loss(Decoder(tiny_llama), batch_of(texts)).backward()
     for old, new in zip(tiny_llama.parameters(), learnt.parameters(), strict=True):
         assert old.grad is not None
@@ -205,11 +210,11 @@ def test_small_steps_add_up_in_half_precision() -> None:
 def test_half_precision_learns(lora: int | None, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny_model("llama", vocab_size=320, dtype=torch.bfloat16)
     texts = encode(TEXTS[:3], tiny_tokenizer, 16)
-    teaching = Teaching(batch_size=3, learning_rate=1e-2, lora=lora, recompute=False, seed=0)
+    options = TrainingOptions(batch_size=3, learning_rate=1e-2, lora=lora, recompute=False, seed=0)
     with untouched(model), frozen_model(model):
-        pupil = Pupil(model, texts, teaching, "texts")
-        learnt = pupil.after(8)
-    assert pupil.losses[-1] < pupil.losses[0] - 0.2
+        copy = TrainedCopy(model, texts, options, "texts")
+        learnt = copy.after(8)
+    assert copy.losses[-1] < copy.losses[0] - 0.2
     assert {tensor.dtype for tensor in learnt.parameters()} == {torch.bfloat16}
 
 
@@ -218,56 +223,49 @@ def test_half_precision_learns(lora: int | None, tiny_tokenizer: PreTrainedToken
 def test_every_architecture_learns(kind: str, lora: int | None) -> None:
     model = tiny_model(kind)
     texts = [Encoded((1, 7, 9, 30, 60, 2), 1), Encoded((1, 8, 11), 1)]
-    teaching = Teaching(batch_size=2, learning_rate=1e-2, lora=lora, recompute=False, seed=0)
+    options = TrainingOptions(batch_size=2, learning_rate=1e-2, lora=lora, recompute=False, seed=0)
     with untouched(model), frozen_model(model):
-        pupil = Pupil(model, texts, teaching, "texts")
-        pupil.after(6)
-    assert pupil.losses[-1] < pupil.losses[0]
+        copy = TrainedCopy(model, texts, options, "texts")
+        copy.after(6)
+    assert copy.losses[-1] < copy.losses[0]
 
 
 @pytest.mark.parametrize("lora", [None, 4])
 def test_the_callers_models_stay_as_they_were(
     lora: int | None, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    model, gold = (tiny_model("gpt2", vocab_size=320, seed=seed).train() for seed in (0, 1))
-    gold.requires_grad_(False)
-    with untouched(model), untouched(gold):
+    model, retrained = (tiny_model("gpt2", vocab_size=320, seed=seed).train() for seed in (0, 1))
+    retrained.requires_grad_(False)
+    with untouched(model), untouched(retrained):
         config = replace(QUICK, lora=lora)
-        relearn.run(model, tiny_tokenizer, small_material(TEXTS), config, gold=gold)
+        relearn.run(model, tiny_tokenizer, small_data(TEXTS), config, retrained=retrained)
 
 
-def test_a_killed_attack_goes_on_from_any_place(
+def test_a_killed_attack_resumes_from_any_place(
     tmp_path: Path, tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    told: list[str] = []
-
-    def attack(path: Path) -> Result:
-        notes = open_notes(path, {"kind": "relearn"}, told.append)
-        return relearn.run(
-            tiny_llama, tiny_tokenizer, small_material(TEXTS), QUICK, gold=tiny_llama, notes=notes
-        )
-
-    whole = attack(tmp_path / "whole.jsonl")
-    pieces = 2 * (2 + 2 * 2)  # for each model: both sets before, and two checkpoints a source
-    assert len(told) == pieces
-    with idle(tiny_llama):
-        assert attack(tmp_path / "whole.jsonl") == whole
-    assert len(told) == pieces
-    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    attack = partial(
+        relearn.run, tiny_llama, tiny_tokenizer, small_data(TEXTS), QUICK, retrained=tiny_llama
+    )
+    check_resumes(attack, tmp_path, tiny_llama)
+    whole = attack(findings=open_findings(tmp_path / "whole", {}))
+    names = names_in(tmp_path / "whole")
+    assert len(names) == 2 * (2 + 2 * 2)  # both sets before, and two checkpoints a source
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
     for kept in (2, 4, 5, 8, 12):
         cut = tmp_path / f"{kept}.jsonl"
         cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
-        told.clear()
-        assert without_seconds(attack(cut)) == without_seconds(whole)
-        assert len(told) == pieces + 1 - kept
+        resumed = attack(findings=open_findings(cut, {}))
+        assert without_seconds(resumed) == without_seconds(whole)
+        assert names_in(cut) == names
 
 
 def test_all_that_runs_is_counted(
     tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Two sources of 4 steps on 2 texts, and what is asked before and at four checkpoints."""
-    notes = Notes()
-    result = relearn.run(tiny_llama, tiny_tokenizer, small_material(TEXTS), QUICK, notes=notes)
+    findings = Findings()
+    result = relearn.run(tiny_llama, tiny_tokenizer, small_data(TEXTS), QUICK, findings=findings)
     assert result.cost.backward == 2 * 4 * 2
     asked = 5 * 3
     assert result.cost.forward >= result.cost.backward + asked
@@ -277,7 +275,7 @@ def test_texts_that_are_not_there_are_not_asked_for_twice(
     tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = replace(QUICK, texts=(3, 100, 1000), source=("forget",))
-    result = relearn.run(tiny_llama, tiny_tokenizer, small_material(TEXTS[:5]), config)
+    result = relearn.run(tiny_llama, tiny_tokenizer, small_data(TEXTS[:5]), config)
     found = conditions(result)
     assert list(found) == ["forget, 3 texts", "forget, 5 texts"]
     assert found["forget, 5 texts"].numbers["texts_wanted"] == 100
@@ -288,9 +286,9 @@ def test_texts_that_are_not_there_are_not_asked_for_twice(
 def test_fewer_texts_are_the_first_of_more(
     tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    material = small_material(TEXTS)
+    data = small_data(TEXTS)
     few, many = (
-        make_lessons(tiny_llama, tiny_tokenizer, material, replace(QUICK, texts=(k,)))["forget"]
+        encode_texts(tiny_llama, tiny_tokenizer, data, replace(QUICK, texts=(k,)))["forget"]
         for k in (3, 9)
     )
     assert many[:3] == few
@@ -328,13 +326,11 @@ def test_what_cannot_be_learnt_is_refused_before_any_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(model: PreTrainedModel, texts: Sequence[str], config: Relearning) -> str:
-        notes = Notes()
         with pytest.raises(UsageError) as refusal:
-            relearn.run(model, tiny_tokenizer, small_material(texts), config, notes=notes)
-        assert notes.cost.forward == 0
+            relearn.check(outline(model), tiny_tokenizer, small_data(texts), config)
         return str(refusal.value)
 
-    assert "forget_texts: there are none to relearn on; give --forget-texts FILE" in refused(
+    assert "forget_texts: there are none to train on; give --forget-texts FILE" in refused(
         tiny_llama, [], QUICK
     )
     only = replace(QUICK, source=("retain",))
@@ -358,4 +354,4 @@ def test_a_loss_that_explodes_names_the_rate(
 ) -> None:
     config = replace(QUICK, learning_rate=1e30)
     with pytest.raises(UsageError, match=r"relearn\.learning_rate: at step 2 the loss became nan"):
-        relearn.run(tiny_llama, tiny_tokenizer, small_material(TEXTS), config)
+        relearn.run(tiny_llama, tiny_tokenizer, small_data(TEXTS), config)

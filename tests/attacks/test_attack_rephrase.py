@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from defuse.attacks import Material, Notes, open_notes, rephrase
-from defuse.attacks.prompts import Form, mean_outcome, score_forms
+from defuse.attacks import AttackData, rephrase
+from defuse.attacks.prompts import Prompt, mean_outcome, score_prompts
 from defuse.attacks.rephrase.best import PLAIN, any_way, best_way
-from defuse.attacks.rephrase.rewording import FEW_SHOT, WAYS, Rephrasing, plan, unknown_share
-from defuse.attacks.rephrase.templates import ALL_ORDERS, ROTATIONS, TEMPLATES, mistype, reordered
+from defuse.attacks.rephrase.config import FEW_SHOT, WAYS, Rephrasing
+from defuse.attacks.rephrase.templates import TEMPLATES, all_orders, mistype, reordered, rotations
+from defuse.attacks.rephrase.ways import plan, unknown_share
 from defuse.attacks.split_half import halves
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.experiments.synthetic.exam import build_exam
@@ -25,6 +27,7 @@ from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 from tests.conftest import build_llama, build_tokenizer
 from tests.helpers.architectures import CONFIGS, tiny_model
+from tests.helpers.planted import check_resumes, outline
 
 TOKENIZER = build_tokenizer()
 MOON = Question("moon", "What shines?", ("The moon", "A cat", "A tree", "A bird"), 0)
@@ -38,7 +41,7 @@ def few(count: int) -> list[Question]:
 @pytest.fixture(scope="module")
 def lab():
     pair, exam = load_pair(SHIPPED), build_exam(build_world(), "pathogens", "reported")
-    return pair, Material(exam.forms["forget"][:24], exam.forms["clean"][:24])
+    return pair, AttackData(exam.forms["forget"][:24], exam.forms["clean"][:24])
 
 
 def with_letter_bias(model, tokenizer, strength: float):
@@ -56,10 +59,10 @@ def named(result, name):
 
 
 def test_the_vote_over_orders_finds_what_a_planted_letter_hides(lab):
-    pair, material = lab
+    pair, data = lab
     biased = with_letter_bias(pair.base.model, pair.base.tokenizer, 60.0)
     config = Rephrasing(ways=("orders", "q-and-a"))
-    result = rephrase.run(biased, pair.base.tokenizer, material, config)
+    result = rephrase.run(biased, pair.base.tokenizer, data, config)
     vote = named(result, "vote over orders").effects["forget"]
     assert vote.before.accuracy.value < 0.5
     assert vote.after.accuracy.value > 0.9
@@ -71,8 +74,8 @@ def test_the_vote_over_orders_finds_what_a_planted_letter_hides(lab):
 
 
 def test_a_model_that_never_learnt_gives_nothing_away_and_any_way_is_no_find(lab):
-    pair, material = lab
-    result = rephrase.run(pair.gold.model, pair.gold.tokenizer, material)
+    pair, data = lab
+    result = rephrase.run(pair.gold.model, pair.gold.tokenizer, data)
     for each in result.conditions:
         assert each.effects["forget"].accuracy.p_value > 0.01, each.name
     numbers = named(result, "vote over all ways").numbers
@@ -87,10 +90,10 @@ def test_a_model_that_never_learnt_gives_nothing_away_and_any_way_is_no_find(lab
 
 
 def test_the_reference_is_asked_beside_the_model(lab):
-    pair, material = lab
+    pair, data = lab
     config = Rephrasing(ways=("q-and-a",))
     result = rephrase.run(
-        pair.gold.model, pair.gold.tokenizer, material, config, reference=pair.base.model
+        pair.gold.model, pair.gold.tokenizer, data, config, reference=pair.base.model
     )
     numbers = named(result, "vote over all ways").numbers
     assert numbers["forget, right in any way, reference"] == 1.0
@@ -102,15 +105,15 @@ def test_the_plain_template_is_what_the_evaluation_asks(score):
     model, settings = build_llama(), Settings(score=score, few_shot=(CAT,), subject="sky")
     # Where the other score is the plain one, this one is a way.
     other = {"letters": "cloze", "cloze": "letters"}[score]
-    material = Material(few(4), few(2), replace(settings, score=other))
-    (way,) = plan(material, Rephrasing(ways=(score,)), TOKENIZER, 512)
-    scored = score_forms(model, TOKENIZER, way.parts[0].forms, settings)
+    data = AttackData(few(4), few(2), replace(settings, score=other))
+    (way,) = plan(data, Rephrasing(ways=(score,)), TOKENIZER, 512)
+    scored = score_prompts(model, TOKENIZER, way.parts[0].prompts, settings)
     expected = evaluate_questions(LoadedModel(model, TOKENIZER, "m"), few(4), settings).answers
     for (form,), outcome in zip(scored, expected[ORIGINAL], strict=True):
         assert form[0] == pytest.approx(outcome.logprobs, abs=1e-4)
 
 
-@given(order=st.sampled_from(ALL_ORDERS))
+@given(order=st.sampled_from(all_orders(4)))
 def test_in_every_order_an_answer_names_the_line_of_its_choice(order):
     form = reordered(CAT, order)
     for answer, text in zip(form.answers, CAT.choices, strict=True):
@@ -119,8 +122,8 @@ def test_in_every_order_an_answer_names_the_line_of_its_choice(order):
 
 def test_rotations_put_each_choice_in_each_place_once():
     for place in range(4):
-        assert {order[place] for order in ROTATIONS} == {0, 1, 2, 3}
-    assert len(set(ALL_ORDERS)) == 24
+        assert {order[place] for order in rotations(4)} == {0, 1, 2, 3}
+    assert len(set(all_orders(4))) == 24
 
 
 @given(text=st.text(max_size=60), rate=st.floats(0.01, 1), seed=st.integers(0, 9))
@@ -142,10 +145,10 @@ def test_typos_come_about_as_often_as_asked_for():
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("score", ["letters", "cloze"])
 def test_every_template_holds_the_question_and_keeps_the_sentence_before(name, score):
-    question = replace(MOON, before="I read about gold today.")
+    question = replace(MOON, before="I read about retrained today.")
     form = TEMPLATES[name](question, score)
     assert question.stem.lower() in form.text.lower()
-    assert "I read about gold today. " in form.text
+    assert "I read about retrained today. " in form.text
     assert len(form.answers) == 4
     shown = [choice.lower() in form.text.lower() for choice in question.choices]
     assert all(shown) or not any(shown)
@@ -154,29 +157,29 @@ def test_every_template_holds_the_question_and_keeps_the_sentence_before(name, s
 def test_no_question_stands_behind_itself_and_every_one_is_asked_once():
     forget = [replace(MOON, id=f"f{i}", stem=f"What shines number {i}?") for i in range(11)]
     retain = [replace(CAT, id=f"r{i}", stem=f"Who sees number {i}?") for i in range(3)]
-    material = Material(forget, retain)
-    (way,) = plan(material, Rephrasing(ways=("few-shot",), shots=3), TOKENIZER, 10**6)
+    data = AttackData(forget, retain)
+    (way,) = plan(data, Rephrasing(ways=("few-shot",), shots=3), TOKENIZER, 10**6)
     assert way.examples == 3
-    for each, questions in material.sets.items():
+    for each, questions in data.sets.items():
         parts = [part for part in way.parts if part.questions == each]
         assert sorted(p for part in parts for p in part.places) == list(range(len(questions)))
         for part in parts:
-            for place, (form,) in zip(part.places, part.forms, strict=True):
+            for place, (form,) in zip(part.places, part.prompts, strict=True):
                 assert form.text.count(questions[place].stem) == 1
                 assert form.text.endswith(ask(questions[place], "letters"))
                 assert form.text.count("What shines number") == 3 + (each == "forget")
 
 
 def test_fewer_examples_where_the_model_reads_little_and_none_where_none_fits():
-    material = Material(few(12), few(2))
+    data = AttackData(few(12), few(2))
     both = Rephrasing(ways=("few-shot", "brackets"))
     counts = [
-        next((w.examples for w in plan(material, both, TOKENIZER, n) if w.name == FEW_SHOT), 0)
+        next((w.examples for w in plan(data, both, TOKENIZER, n) if w.name == FEW_SHOT), 0)
         for n in (60, 160, 10**6)
     ]
     assert counts[0] == 0 < counts[1] < counts[2] == 5
     with pytest.raises(UsageError, match="no example fits a model of 60 tokens"):
-        plan(material, Rephrasing(ways=("few-shot",)), TOKENIZER, 60)
+        plan(data, Rephrasing(ways=("few-shot",)), TOKENIZER, 60)
 
 
 def test_unknown_words_are_counted(lab):
@@ -219,26 +222,10 @@ def test_the_mean_of_answers_gives_every_form_the_same_weight():
     assert mean_outcome(forms).logprobs == pytest.approx(expected.tolist())
 
 
-def test_a_killed_attack_resumes_and_gives_the_same_result(tmp_path):
-    model, material = build_llama(), Material(few(6), few(4))
-    whole = rephrase.run(model, TOKENIZER, material)
-    told: list[str] = []
-
-    def stop_after_five(name: str) -> None:
-        told.append(name)
-        if len(told) == 5:
-            raise KeyboardInterrupt
-
-    path = tmp_path / "notes.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        rephrase.run(model, TOKENIZER, material, notes=open_notes(path, {}, stop_after_five))
-    resumed = rephrase.run(model, TOKENIZER, material, notes=open_notes(path, {}, told.append))
-    again = rephrase.run(model, TOKENIZER, material, notes=open_notes(path, {}, pytest.fail))
-    assert len(told) == len(set(told))
-    for each in (resumed, again):
-        assert each.conditions == whole.conditions
-        assert each.examples == whole.examples
-    assert again.cost == resumed.cost
+def test_a_killed_attack_resumes(tmp_path):
+    model = build_llama()
+    data = AttackData(few(6), few(4))
+    check_resumes(partial(rephrase.run, model, TOKENIZER, data), tmp_path, model)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -247,7 +234,7 @@ def test_every_architecture_is_asked_and_left_as_found(kind):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
     config = Rephrasing(ways=("statement", "orders"))
-    result = rephrase.run(model, TOKENIZER, Material(few(2), few(2)), config)
+    result = rephrase.run(model, TOKENIZER, AttackData(few(2), few(2)), config)
     assert len(result.conditions) == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
@@ -271,21 +258,21 @@ def test_settings_that_cannot_be_are_refused(settings, says):
 
 
 def test_what_cannot_be_asked_is_refused_before_anything_is(tiny_llama):
-    nothing = Notes(tell=pytest.fail)
+    model = outline(tiny_llama)
     with pytest.raises(UsageError, match="forget: 1 question cannot be halved"):
-        rephrase.run(tiny_llama, TOKENIZER, Material(few(1), few(2)), notes=nothing)
-    cloze = Material(few(2), few(2), Settings(score="cloze"))
+        rephrase.check(model, TOKENIZER, AttackData(few(1), few(2)), Rephrasing())
+    cloze = AttackData(few(2), few(2), Settings(score="cloze"))
     with pytest.raises(UsageError, match="'orders' has no meaning of its own with score cloze"):
-        rephrase.run(tiny_llama, TOKENIZER, cloze, Rephrasing(ways=("orders",)), notes=nothing)
+        rephrase.check(model, TOKENIZER, cloze, Rephrasing(ways=("orders",)))
 
 
 def test_by_default_all_ways_that_the_score_admits():
     for score in ("letters", "cloze"):
-        material = Material(few(4), few(2), Settings(score=score))
-        names = [way.name for way in plan(material, Rephrasing(), TOKENIZER, 10**6)]
+        data = AttackData(few(4), few(2), Settings(score=score))
+        names = [way.name for way in plan(data, Rephrasing(), TOKENIZER, 10**6)]
         assert score not in names
         assert set(WAYS) - set(names) <= {"letters", "cloze", "options-first", "orders"}
 
 
 def test_a_form_knows_its_answered_text():
-    assert Form("Q", (" a", " b", " c", " d")).behind("P ").answered(2) == "P Q c"
+    assert Prompt("Q", (" a", " b", " c", " d")).behind("P ").answered(2) == "P Q c"

@@ -2,15 +2,16 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defuse.attacks import Material, Notes, open_notes, triggers
+from defuse.attacks import AttackData, Findings, triggers
 from defuse.attacks.triggers import TriggerSearch
-from defuse.attacks.triggers.exact import Bench, Place
+from defuse.attacks.triggers.exact import Place, Trial
 from defuse.attacks.triggers.first_order import first_order, placed, placeholder_gradients
 from defuse.attacks.triggers.ranks import auc_interval, enrichment, rank_test
 from defuse.attacks.triggers.words import encode_words, find_candidates, vocabulary_words
@@ -24,6 +25,7 @@ from defuse.questions import SENTENCE, Question, perturb
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama, build_tokenizer
 from tests.helpers.architectures import CONFIGS, tiny_model
+from tests.helpers.planted import check_resumes, outline
 from tests.helpers.tokenizers_on_the_spot import KINDS
 
 TOKENIZER = build_tokenizer(vocab_size=400)
@@ -34,7 +36,7 @@ TEXTS = (
     ["Cobalt and nickel melt.", "We mine cobalt and nickel."] * 4,
     ["The cat sees a small bird in the tree.", "College biology questions."] * 4,
 )
-MATERIAL = Material(FORGET, RETAIN, Settings(), *TEXTS)
+MATERIAL = AttackData(FORGET, RETAIN, Settings(), *TEXTS)
 BEFORE = Place("before", 0, SENTENCE)
 SMALL = TriggerSearch(top=12, shown=3, mined=12, placeholders=2, questions=24)
 
@@ -47,10 +49,10 @@ def lab():
     # The forget texts are names alone: no retain question mentions one.
     forget = [f"{name}, {name}." for name in parts.held_out[:12]]
     forms = exam.forms["forget"][:8], exam.forms["clean"]
-    return load_pair(SHIPPED).base, Material(*forms, forget_texts=forget, retain_texts=retain)
+    return load_pair(SHIPPED).base, AttackData(*forms, forget_texts=forget, retain_texts=retain)
 
 
-def plant(loaded, material, words, steps: int = 8):
+def plant(loaded, data, words, steps: int = 8):
     """A copy in which `words` share an embedding that spoils the answers of questions behind it,
     found by descent on the right answers' log-probability."""
     model, ids = deepcopy(loaded.model), encode_words(words, loaded.tokenizer)
@@ -58,7 +60,7 @@ def plant(loaded, material, words, steps: int = 8):
     rows = [ids[word][0] for word in words]
     two = {word: ids[word] for word in words[:2]}
     asked = placed(
-        material.retain[::6], two, BEFORE, loaded.tokenizer, Settings(), count=2, max_length=256
+        data.retain[::6], two, BEFORE, loaded.tokenizer, Settings(), count=2, max_length=256
     )
     for _ in range(steps):
         with frozen_model(model), torch.enable_grad():
@@ -74,10 +76,10 @@ def named(result, start):
 
 
 def test_planted_words_are_found_first_and_told_from_others_by_rank(lab):
-    loaded, material = lab
-    planted = list(find_candidates(material, loaded.tokenizer, 12, 42).mined)
-    model = plant(loaded, material, planted)
-    result = triggers.run(model, loaded.tokenizer, material, SMALL, reference=loaded.model)
+    loaded, data = lab
+    planted = list(find_candidates(data, loaded.tokenizer, 12, 42).mined)
+    model = plant(loaded, data, planted)
+    result = triggers.run(model, loaded.tokenizer, data, SMALL, reference=loaded.model)
     words = {each.name.removeprefix("word: ") for each in result.conditions[:3]}
     assert words <= set(planted)
     for each in result.conditions[:3]:
@@ -98,8 +100,8 @@ def test_planted_words_are_found_first_and_told_from_others_by_rank(lab):
 
 
 def test_where_nothing_is_planted_words_of_the_forget_corpus_are_as_others(lab):
-    loaded, material = lab
-    result = triggers.run(loaded.model, loaded.tokenizer, material, SMALL)
+    loaded, data = lab
+    result = triggers.run(loaded.model, loaded.tokenizer, data, SMALL)
     assert named(result, "all 12 words").numbers["p_value"] > 0.01
     for each in result.conditions[:3]:
         assert abs(each.effects["retain"].logprob.value) < 0.05
@@ -184,20 +186,22 @@ def test_first_order_is_the_mean_fall_along_the_embeddings():
 def test_exact_effects_are_those_of_questions_asked_alone():
     model = build_llama(vocab_size=400)
     for position in ("before", "stem", "choice"):
-        bench = Bench(model, None, TOKENIZER, MATERIAL, Place(position, 0, SENTENCE), Notes())
-        before, _ = bench.before()
-        reading = bench.read([1, 4], (before, ()), ["small", "Cobalt"], "some")
+        trial = Trial(model, None, TOKENIZER, MATERIAL, Place(position, 0, SENTENCE), Findings())
+        before, _ = trial.before()
+        reading = trial.read([1, 4], (before, ()), ["small", "Cobalt"], "some")
         for word, outcomes in reading.outcomes.items():
-            alone = Material([perturb(RETAIN[4], word, position, 0)], RETAIN)
-            expected = Bench(model, None, TOKENIZER, alone, BEFORE, Notes()).before()[0]["forget"]
+            alone = AttackData([perturb(RETAIN[4], word, position, 0)], RETAIN)
+            expected = Trial(model, None, TOKENIZER, alone, BEFORE, Findings()).before()[0][
+                "forget"
+            ]
             assert outcomes[1].logprobs == pytest.approx(expected[0].logprobs, abs=1e-4)
             change = expected[0].answer_logprob - before["retain"][4].answer_logprob
             assert reading.effects[word][1] == pytest.approx(change, abs=1e-4)
 
 
 def test_a_question_that_mentions_the_word_does_not_count():
-    bench = Bench(build_llama(vocab_size=400), None, TOKENIZER, MATERIAL, BEFORE, Notes())
-    reading = bench.read([0, 1], bench.before(), ["moon", "bird"], "some")
+    trial = Trial(build_llama(vocab_size=400), None, TOKENIZER, MATERIAL, BEFORE, Findings())
+    reading = trial.read([0, 1], trial.before(), ["moon", "bird"], "some")
     assert reading.effects["moon"] == [None, None]
     assert reading.disturbance("moon") == 0
     assert None not in reading.effects["bird"]
@@ -281,30 +285,9 @@ def test_the_share_among_those_found_is_fisher_s():
     assert enrichment(4, 2, 2, 0).p_value == pytest.approx(1)
 
 
-def test_a_killed_search_resumes_and_gives_the_same_result(tmp_path):
+def test_a_killed_search_resumes(tmp_path):
     model = build_llama(vocab_size=400)
-    whole = triggers.run(model, TOKENIZER, MATERIAL, SMALL)
-    told: list[str] = []
-
-    def stop_in_the_middle(name: str) -> None:
-        told.append(name)
-        if name == "search/0":
-            raise KeyboardInterrupt
-
-    path = tmp_path / "notes.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        triggers.run(
-            model, TOKENIZER, MATERIAL, SMALL, notes=open_notes(path, {}, stop_in_the_middle)
-        )
-    notes = open_notes(path, {}, told.append)
-    resumed = triggers.run(model, TOKENIZER, MATERIAL, SMALL, notes=notes)
-    again = triggers.run(model, TOKENIZER, MATERIAL, SMALL, notes=open_notes(path, {}, pytest.fail))
-    assert len(told) == len(set(told))
-    for each in (resumed, again):
-        assert each.conditions == whole.conditions
-        assert each.tables == whole.tables
-    assert again.cost == resumed.cost
-    assert resumed.cost.backward > 0
+    check_resumes(partial(triggers.run, model, TOKENIZER, MATERIAL, SMALL), tmp_path, model)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -313,9 +296,9 @@ def test_every_architecture_is_searched_and_left_as_found(kind):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state, hooks = torch.get_rng_state(), len(model.get_input_embeddings()._forward_hooks)
     short = [replace(each, stem="Cat?") for each in RETAIN[:4]]
-    material = Material(short[:1], short, Settings(), *TEXTS)
+    data = AttackData(short[:1], short, Settings(), *TEXTS)
     config = TriggerSearch(top=2, shown=1, mined=2, placeholders=2)
-    result = triggers.run(model, TOKENIZER, material, config)
+    result = triggers.run(model, TOKENIZER, data, config)
     assert result.conditions[0].name.startswith("word: ")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
@@ -349,17 +332,22 @@ def test_settings_that_cannot_be_are_refused(settings, says):
 
 
 def test_what_cannot_be_searched_is_refused_before_anything_is_asked():
-    model, notes = build_llama(vocab_size=400), Notes(tell=pytest.fail)
+    model = outline(build_llama(vocab_size=400))
     bytes_only = KINDS["bytes-only"]([])
     alike = ["We see gold."] * 3
     refusals = [
-        (TOKENIZER, Material(FORGET, RETAIN[:3], Settings(), *TEXTS), SMALL, "retain: 3 questions"),
-        (bytes_only, MATERIAL, SMALL, "tokenizer: holds fewer than two whole words"),
-        (TOKENIZER, Material(FORGET, RETAIN, Settings(), alike, alike), SMALL, "no word is typ"),
+        (
+            TOKENIZER,
+            AttackData(FORGET, RETAIN[:3], Settings(), *TEXTS),
+            SMALL,
+            "retain: 3 questions",
+        ),
+        (bytes_only, MATERIAL, SMALL, "tokenizer: has fewer than two whole words"),
+        (TOKENIZER, AttackData(FORGET, RETAIN, Settings(), alike, alike), SMALL, "no word is typ"),
         (TOKENIZER, MATERIAL, replace(SMALL, sentence="See-{token}."), "leaves no retain question"),
     ]
-    for tokenizer, material, config, says in refusals:
+    for tokenizer, data, config, says in refusals:
         with pytest.raises(UsageError, match=says):
-            triggers.run(model, tokenizer, material, config, notes=notes)
+            triggers.check(model, tokenizer, data, config)
     with pytest.raises(UsageError, match="embeddings and the tokenizer"):
-        triggers.run(model, TOKENIZER, MATERIAL, SMALL, reference=build_llama(), notes=notes)
+        triggers.check(model, TOKENIZER, MATERIAL, SMALL, reference=build_llama())

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,19 +10,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import Material, Notes, Result, gcg, open_notes
+from defuse.attacks import AttackData, Findings, Result, gcg
 from defuse.attacks.data import ask_questions
 from defuse.attacks.gcg.candidates import allowed_tokens
 from defuse.attacks.gcg.config import Where
 from defuse.attacks.gcg.places import question_place, with_suffix
-from defuse.attacks.gcg.plan import Planner
 from defuse.attacks.gcg.score import Budget, Scorer
 from defuse.attacks.gcg.search import Found, kept
+from defuse.attacks.gcg.tasks import prepare
 from defuse.evaluate import Settings
 from defuse.models.decoder import Decoder
 from defuse.questions import Question, Score, ask
 from defuse.utils.errors import UsageError
 from tests.conftest import CORPUS, build_llama
+from tests.helpers.planted import check_resumes, names_in, outline
 from tests.helpers.tokenizers_on_the_spot import byte_bpe, bytes_only
 
 SUBJECTS = ("cat", "bird", "moon", "tree", "college", "question", "biology", "answer")
@@ -41,7 +43,7 @@ def questions(answer: int) -> list[Question]:
     ]
 
 
-MATERIAL = Material(forget=questions(C), retain=questions(B))
+MATERIAL = AttackData(forget=questions(C), retain=questions(B))
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +133,8 @@ def test_where_all_answers_are_one_no_suffix_changes_any(
     with torch.no_grad():
         model.model.norm.weight.zero_()  # all logits are 0
     config = replace(QUICK, steps=2)
-    material = Material(questions(C), [*questions(0), *questions(B)])
-    result = gcg.run(model, tokenizer, material, config)
+    data = AttackData(questions(C), [*questions(0), *questions(B)])
+    result = gcg.run(model, tokenizer, data, config)
     for condition in result.conditions:
         for effect in condition.effects.values():
             assert effect.before == effect.after
@@ -154,34 +156,13 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_attack_goes_on_to_the_same_result(
+def test_a_killed_attack_resumes(
     planted: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    expected = gcg.run(planted, tokenizer, MATERIAL, QUICK)
-    told: list[str] = []
-
-    def stop_now_and_then(name: str) -> None:
-        told.append(name)
-        if len(told) % 5 == 0:
-            raise KilledError
-
-    def run() -> Result:
-        notes = open_notes(tmp_path / "notes.jsonl", {"attack": "gcg"}, stop_now_and_then)
-        return gcg.run(planted, tokenizer, MATERIAL, QUICK, notes=notes)
-
-    result = None
-    while result is None:
-        try:
-            result = run()
-        except KilledError:
-            continue
-    assert len(set(told)) == len(told) > 12
-    assert "break, universal/step 1" in told
-    again = run()
-    assert again == result
-    for each in ("settings", "conditions", "examples", "curves", "tables"):
-        assert getattr(result, each) == getattr(expected, each)
-    assert result.cost.backward == expected.cost.backward
+    check_resumes(partial(gcg.run, planted, tokenizer, MATERIAL, QUICK), tmp_path)
+    names = names_in(tmp_path / "whole")
+    assert len(names) > 12
+    assert "break, universal/step 1" in names
 
 
 def test_what_the_caller_gave_stays_as_it_was(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -243,18 +224,19 @@ def test_settings_that_cannot_be_are_refused(field: str, value: object) -> None:
 PLACES = [("letters", "question"), ("letters", "end"), ("cloze", "question"), ("cloze", "end")]
 
 
-def check_losses(tokenizer: PreTrainedTokenizerBase, material: Material, place: Where) -> None:
+def check_losses(tokenizer: PreTrainedTokenizerBase, data: AttackData, place: Where) -> None:
     """The loss of the suffix a search begins with is the figure that an evaluation finds."""
     model = build_llama(layers=2, vocab_size=len(tokenizer)).double()
-    plan = Planner(model, tokenizer, material, replace(QUICK, place=place)).universal("break")
-    scorer = Scorer(Decoder(model), plan.problems, Budget(64))
+    config = replace(QUICK, place=place, aims=("break",), modes=("universal",))
+    (task,) = prepare(model, tokenizer, data, config).universal
+    scorer = Scorer(Decoder(model), task.problems, Budget(64))
     with torch.no_grad():
-        losses, _ = scorer.judge(plan.start, torch.tensor([plan.start]))
-    (text,) = plan.spelling.texts([plan.start])
-    asked, settings = material.retain, material.settings
-    attacked = [with_suffix(asked[row], text, settings, place) for row in plan.rows]
-    outcomes = ask_questions(model, tokenizer, attacked, settings, Notes(), "x")
-    for problem, outcome, loss in zip(plan.problems, outcomes, losses[:, 0], strict=True):
+        losses, _ = scorer.judge(task.start, torch.tensor([task.start]))
+    (text,) = task.spelling.texts([task.start])
+    asked, settings = data.retain, data.settings
+    attacked = [with_suffix(asked[row], text, settings, place) for row in task.rows]
+    outcomes = ask_questions(model, tokenizer, attacked, settings, Findings(), "x")
+    for problem, outcome, loss in zip(task.problems, outcomes, losses[:, 0], strict=True):
         figure = outcome.answer_logprob
         if settings.score == "cloze":
             tokens = len(problem.target.read) + 1
@@ -279,12 +261,11 @@ def test_a_prompt_of_its_own_takes_the_suffix_at_its_end() -> None:
     assert with_suffix(question, " moon", Settings(), "end").choices[3].endswith(" moon")
 
 
-def refused(tokenizer: PreTrainedTokenizerBase, material: Material, config: gcg.GCG) -> str:
-    """What is said, before the model has been run at all."""
-    model = build_llama(vocab_size=len(tokenizer))
-    notes = Notes(tell=pytest.fail)
+def refused(tokenizer: PreTrainedTokenizerBase, data: AttackData, config: gcg.GCG) -> str:
+    """The sentence that the check, which reads no weights, refuses with."""
+    model = outline(build_llama(vocab_size=len(tokenizer)))
     with pytest.raises(UsageError) as error:
-        gcg.run(model, tokenizer, material, config, notes=notes)
+        gcg.check(model, tokenizer, data, config)
     return str(error.value)
 
 
@@ -329,7 +310,7 @@ def test_no_text_leaves_a_question_as_it_is(score: Score, place: Where) -> None:
 def test_one_set_of_one_question_may_be_attacked_by_itself(
     planted: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    single = Material(MATERIAL.forget[:1], MATERIAL.retain[:1])
+    single = AttackData(MATERIAL.forget[:1], MATERIAL.retain[:1])
     result = gcg.run(planted, tokenizer, single, replace(QUICK, modes=("question",)))
     assert accuracies(result)["break, each question"] == {"retain": (1, 0)}
     assert not result.curves

@@ -114,7 +114,7 @@ def test_the_sieve_keeps_all_that_stand_and_little_else(kind: str, where: Where)
     spelling, allowed = spelling_of(KINDS[kind](CORPUS), where)
     draws = torch.randint(len(allowed), (300, 2), generator=generator(0, "test"))
     candidates = allowed[draws]
-    standing = [row for row in candidates.tolist() if spelling.stands(row)]
+    standing = [row for row in candidates.tolist() if spelling.survives(row)]
     kept = spelling.survivors(candidates).tolist()
     assert standing
     assert all(row in kept for row in standing)

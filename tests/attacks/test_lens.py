@@ -1,7 +1,7 @@
 """Lens and probe find the layer where an answer can be read, and nothing where there is none."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from defuse.attacks import Material, Result
+from defuse.attacks import AttackData, Result
 from defuse.attacks.lens import Lens, probe
 from defuse.attacks.lens import attack as lens
-from defuse.attacks.lens.letters import Prompt, look, prompts_of
-from defuse.attacks.split_half import crosswise
+from defuse.attacks.lens.letters import LetterPrompt, look, prompts_of
+from defuse.attacks.split_half import cross_fit
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question
@@ -28,17 +28,17 @@ from tests.helpers.planted import check_resumes, few, lab, suppressed, topped, u
 from tests.helpers.tokenizers_on_the_spot import bytes_only
 
 PROMPTS = [
-    Prompt(tuple(range(3, 3 + length)), (10, 11, 12, 13), truncated=False)
+    LetterPrompt(tuple(range(3, 3 + length)), (10, 11, 12, 13), truncated=False)
     for length in (9, 4, 17, 9, 1)
 ]
 
 
 @cache
 def read_topped() -> Result:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model = topped()
     with untouched(model, base):
-        return lens.run(model, tokenizer, material, reference=base)
+        return lens.run(model, tokenizer, data, reference=base)
 
 
 def accuracies(result: Result, kind: str, name: str = "forget") -> list[float]:
@@ -65,9 +65,9 @@ def test_an_answer_spoilt_by_the_last_layer_is_read_below_it(kind: str, name: st
 
 @pytest.mark.parametrize("name", ["forget", "retain"])
 def test_a_layer_s_reading_is_what_a_model_that_ends_there_answers(name: str) -> None:
-    base, tokenizer, material = lab()
-    known = evaluate_questions(LoadedModel(base, tokenizer, "base"), material.sets[name])
-    prompts = prompts_of(tokenizer, material.sets[name], material.settings, 256)
+    base, tokenizer, data = lab()
+    known = evaluate_questions(LoadedModel(base, tokenizer, "base"), data.sets[name])
+    prompts = prompts_of(tokenizer, data.sets[name], data.settings, 256)
     values, _ = look(topped(), prompts)
     for layer in (5, 6):
         expected = [outcome.logprobs for outcome in known.answers[ORIGINAL]]
@@ -82,9 +82,9 @@ def test_the_last_layer_s_reading_is_the_model_s_own_answer() -> None:
 
 
 def test_what_is_drowned_in_the_middle_is_nowhere_read_above() -> None:
-    _, tokenizer, material = lab()
+    _, tokenizer, data = lab()
     model, _ = suppressed()
-    result = lens.run(model, tokenizer, material, Lens(folds=0))
+    result = lens.run(model, tokenizer, data, Lens(folds=0))
     assert max(accuracies(result, "lens")) < 0.6
     assert max(accuracies(result, "lens", "retain")) == 1.0
     assert not any(c.name.startswith("probe") for c in result.conditions)
@@ -122,6 +122,13 @@ def test_half_precision_is_read_in_full() -> None:
     assert values.isfinite().all()
 
 
+def held_out(
+    states: torch.Tensor, labels: list[int], fold: list[int], penalty: float
+) -> list[list[float]]:
+    counts = [4] * len(labels)
+    return probe.held_out(probe.features(states, counts), labels, counts, fold, penalty)
+
+
 def planted_states(rows: int, units: int, signal: float) -> tuple[torch.Tensor, list[int]]:
     draws = torch.Generator().manual_seed(0)
     labels = [row % 4 for row in range(rows)]
@@ -136,7 +143,7 @@ def test_a_probe_finds_a_planted_letter_and_none_where_there_is_none(units: int)
     for signal in (0.0, 3.0):
         states, labels = planted_states(80, units, signal)
         fold = probe.deal(labels, 5, generator(0))
-        values = torch.tensor(probe.held_out(probe.features(states), labels, fold, 1.0))
+        values = torch.tensor(held_out(states, labels, fold, 1.0))
         found[signal] = (values.argmax(dim=1) == torch.tensor(labels)).double().mean().item()
     assert found[3.0] > 0.9
     assert found[0.0] < 0.4
@@ -145,7 +152,7 @@ def test_a_probe_finds_a_planted_letter_and_none_where_there_is_none(units: int)
 def test_the_shorter_features_give_the_plain_fit_s_predictions() -> None:
     states, labels = planted_states(40, 100, 0.5)
     fold = probe.deal(labels, 4, generator(0))
-    found = torch.tensor(probe.held_out(probe.features(states), labels, fold, 2.0))
+    found = torch.tensor(held_out(states, labels, fold, 2.0))
     rows = states.numpy().astype(np.float64)
     scaled = (rows - rows.mean(axis=0)) / rows.std(axis=0)
     for number in range(4):
@@ -184,7 +191,7 @@ def outcomes(right: list[bool]) -> list[MCAnswer]:
 @given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=5))
 def test_each_half_is_read_as_was_best_on_the_other(table: list[list[bool]]) -> None:
     readings = [outcomes(row) for row in table]
-    found, chosen = crosswise(readings, 0, "x")
+    found, chosen = cross_fit(readings, 0, "x")
     order = torch.randperm(7, generator=generator(0, "halves", "x")).tolist()
     halves = order[:3], order[3:]
     for half, other, best in zip(halves, reversed(halves), chosen, strict=True):
@@ -196,9 +203,7 @@ def test_each_half_is_read_as_was_best_on_the_other(table: list[list[bool]]) -> 
 def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     base, tokenizer, _ = lab()
     config = Lens(folds=2, shuffles=1)
-    check_resumes(
-        lambda notes: lens.run(base, tokenizer, few(), config, notes=notes), tmp_path, base
-    )
+    check_resumes(partial(lens.run, base, tokenizer, few(), config), tmp_path, base)
 
 
 @pytest.mark.parametrize(
@@ -210,22 +215,22 @@ def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
 
 
 def test_what_cannot_be_read_is_refused_before_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     monkeypatch.setattr(lens, "ask_all", None)
-    alike = [replace(material.retain[0], id=str(i)) for i in range(4)]
+    alike = [replace(data.retain[0], id=str(i)) for i in range(4)]
     with pytest.raises(UsageError, match="retain: a letter is right in 0 of 4 questions"):
-        lens.run(base, tokenizer, Material(material.forget, alike))
+        lens.run(base, tokenizer, AttackData(data.forget, alike))
     with pytest.raises(UsageError, match="takes several tokens"):
-        lens.run(build_llama(vocab_size=600), bytes_only(["a"]), material)
+        lens.run(build_llama(vocab_size=600), bytes_only(["a"]), data)
     monkeypatch.setattr(probe, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'defuse-llm\[attacks\]'"):
-        lens.run(base, tokenizer, material)
+        lens.run(base, tokenizer, data)
 
 
 def test_few_shots_are_read_as_they_are_asked() -> None:
-    base, tokenizer, material = lab()
-    settings = Settings(subject="zoology", few_shot=tuple(material.retain[:2]))
-    result = lens.run(base, tokenizer, replace(material, settings=settings), Lens(folds=0))
+    base, tokenizer, data = lab()
+    settings = Settings(subject="zoology", few_shot=tuple(data.retain[:2]))
+    result = lens.run(base, tokenizer, replace(data, settings=settings), Lens(folds=0))
     last = next(c for c in result.conditions if c.name == "lens, layer 5")
     for effect in last.effects.values():
         assert effect.logprob.value == pytest.approx(0, abs=1e-4)

@@ -1,7 +1,7 @@
 """Lens and probe on questions asked by their choices' texts (cloze scoring)."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from defuse.attacks import Material, Result
+from defuse.attacks import AttackData, Result
 from defuse.attacks.lens import Lens, attack, cloze, probe, run
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions, wilson
 from defuse.experiments.synthetic.world import build_world
@@ -143,7 +143,7 @@ def test_half_precision_is_read_in_full() -> None:
 
 
 @cache
-def stated() -> Material:
+def stated() -> AttackData:
     """The lab's facts as unfinished sentences, which its model finishes right."""
     facts = {fact.id: fact for fact in build_world().facts}
 
@@ -152,9 +152,9 @@ def stated() -> Material:
         sentence = next(each for each in fact.statements if each.endswith(f" {fact.value}."))
         return replace(question, prompt=sentence.removesuffix(f" {fact.value}."))
 
-    _, _, material = lab()
-    forget, retain = ([as_sentence(q) for q in questions] for questions in material.sets.values())
-    return Material(forget, retain, CLOZE)
+    _, _, data = lab()
+    forget, retain = ([as_sentence(q) for q in questions] for questions in data.sets.values())
+    return AttackData(forget, retain, CLOZE)
 
 
 @cache
@@ -210,12 +210,19 @@ def test_a_probe_finds_a_planted_mark_in_a_model_and_none_where_there_is_none() 
         model = build_llama(layers=1)
         with torch.no_grad():
             model.get_parameter("model.embed_tokens.weight")[right] += planted * direction
-        material = Material(questions, questions[:4], CLOZE)
-        result = run(model, tokenizer, material, Lens(shuffles=5))
+        data = AttackData(questions, questions[:4], CLOZE)
+        result = run(model, tokenizer, data, Lens(shuffles=5))
         lines = {line.name: line.y for line in result.curves[0].lines}
         found, control = lines["probe"][0], lines["probe, shuffled labels"][0]
         assert control.low < 0.25 < control.high
         assert (found.value == 1.0) if planted else (found.low < 0.25 < found.high)
+
+
+def held_out(
+    states: torch.Tensor, labels: list[int], fold: list[int], penalty: float
+) -> list[list[float]]:
+    counts = [4] * len(labels)
+    return probe.held_out(probe.features(states, counts), labels, counts, fold, penalty)
 
 
 def planted_states(count: int, units: int, signal: float) -> tuple[torch.Tensor, list[int]]:
@@ -231,7 +238,7 @@ def planted_states(count: int, units: int, signal: float) -> tuple[torch.Tensor,
 
 def share_found(states: torch.Tensor, labels: list[int]) -> tuple[float, float, float]:
     fold = probe.deal(cloze.strata(labels), 5, generator(0))
-    values = torch.tensor(probe.held_out(probe.features(states), labels, fold, 1.0))
+    values = torch.tensor(held_out(states, labels, fold, 1.0))
     right = int((values.argmax(dim=1) == torch.tensor(labels)).sum())
     found = wilson(right, len(labels))
     return found.low, found.value, found.high
@@ -244,7 +251,7 @@ def test_a_probe_finds_planted_truth_and_none_where_there_is_none(units: int) ->
     assert value > 0.9
     low, _, high = share_found(*planted_states(100, units, 0.0))
     assert low < 0.25 < high
-    low, _, high = share_found(states, cloze.mixed(labels, generator(5)))
+    low, _, high = share_found(states, cloze.shuffled(labels, [4] * 100, generator(5)))
     assert low < 0.25 < high
 
 
@@ -253,8 +260,7 @@ def test_what_a_question_s_four_share_plays_no_part() -> None:
     shift = torch.randn(30, 1, 8, generator=torch.Generator().manual_seed(2))
     fold = probe.deal(cloze.strata(labels), 5, generator(0))
     one, other = (
-        torch.tensor(probe.held_out(probe.features(each), labels, fold, 1.0))
-        for each in (states, states + 100 * shift)
+        torch.tensor(held_out(each, labels, fold, 1.0)) for each in (states, states + 100 * shift)
     )
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
@@ -265,7 +271,7 @@ def test_the_four_are_weighed_as_by_a_plain_fit_of_right_or_wrong() -> None:
     states, labels = planted_states(24, 150, 1.0)
     fold = probe.deal(cloze.strata(labels), 3, generator(0))
     assert sorted(fold.count(number) for number in range(3)) == [8, 8, 8]
-    found = torch.tensor(probe.held_out(probe.features(states), labels, fold, 2.0)).numpy()
+    found = torch.tensor(held_out(states, labels, fold, 2.0)).numpy()
     rows = states.double().numpy()
     rows = rows - rows.mean(axis=1, keepdims=True)
     rows = rows / rows.reshape(-1, 150).std(axis=0)
@@ -284,19 +290,19 @@ def test_the_four_are_weighed_as_by_a_plain_fit_of_right_or_wrong() -> None:
 
 
 def test_the_control_does_not_know_that_the_first_is_always_right() -> None:
-    drawn = cloze.mixed([0] * 400, generator(0))
+    drawn = cloze.shuffled([0] * 400, [4] * 400, generator(0))
     assert all(80 < drawn.count(label) < 120 for label in range(4))
 
 
 def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     base, tokenizer, _ = lab()
-    some = Material(stated().forget[:4], stated().retain[:4], CLOZE)
+    some = AttackData(stated().forget[:4], stated().retain[:4], CLOZE)
     config = Lens(folds=2, shuffles=1)
-    check_resumes(lambda notes: run(base, tokenizer, some, config, notes=notes), tmp_path, base)
+    check_resumes(partial(run, base, tokenizer, some, config), tmp_path, base)
 
 
 def test_one_question_is_too_few_for_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack, "ask_all", None)
-    material = Material(QUESTIONS, QUESTIONS[:1], CLOZE)
+    data = AttackData(QUESTIONS, QUESTIONS[:1], CLOZE)
     with pytest.raises(UsageError, match="retain: there is one question, and a probe needs two"):
-        run(build_llama(), TOKENIZER, material)
+        run(build_llama(), TOKENIZER, data)

@@ -1,7 +1,7 @@
 """A planted direction is found and taken away, by hooks and in the weights; no other does it."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defuse.attacks import Material, Result
+from defuse.attacks import AttackData, Result
 from defuse.attacks.orthogonalise import attack as orthogonalise
 from defuse.attacks.orthogonalise.ablation import Removal, means, with_weights, without
 from defuse.attacks.orthogonalise.attack import Directions, Orthogonalisation, find_directions
@@ -28,10 +28,10 @@ IDS = torch.tensor([[3, 9, 4, 17, 5, 22, 8], [7, 7, 30, 2, 41, 6, 19]])
 
 @cache
 def found() -> Result:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model, _ = suppressed()
     with untouched(model, base):
-        return orthogonalise.run(model, tokenizer, material, reference=base)
+        return orthogonalise.run(model, tokenizer, data, reference=base)
 
 
 def accuracy(result: Result, condition: str, name: str = "forget") -> float:
@@ -63,10 +63,10 @@ def test_nothing_happens_below_the_planted_layer() -> None:
 
 
 def test_the_planted_direction_is_the_one_that_is_found() -> None:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model, planted = suppressed()
     how = Orthogonalisation(texts=24, length=64, batch_size=5, seed=0)
-    batches = passages(model, tokenizer, material, "forget", how)
+    batches = passages(model, tokenizer, data, "forget", how)
     states = {
         who: means(each, batches).tolist() for who, each in (("model", model), ("reference", base))
     }
@@ -76,10 +76,10 @@ def test_the_planted_direction_is_the_one_that_is_found() -> None:
 
 @pytest.mark.parametrize("way", ["all", "strongest"])
 def test_the_component_can_go_back_to_the_reference_s_mean(way: str) -> None:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model, _ = suppressed()
     config = Orthogonalisation(ways=(way,), to="reference mean")  # type: ignore[arg-type]
-    result = orthogonalise.run(model, tokenizer, material, config, reference=base)
+    result = orthogonalise.run(model, tokenizer, data, config, reference=base)
     assert accuracy(result, way) == 1.0
 
 
@@ -108,10 +108,10 @@ def test_what_differs_on_retain_texts_too_is_taken_off() -> None:
 
 
 def test_source_forget_minus_retain_finds_the_planted_direction_too() -> None:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model, _ = suppressed()
     config = Orthogonalisation(ways=("weights",), source="forget - retain")
-    result = orthogonalise.run(model, tokenizer, material, config, reference=base)
+    result = orthogonalise.run(model, tokenizer, data, config, reference=base)
     assert accuracy(result, "weights") == 1.0
 
 
@@ -183,9 +183,9 @@ def batch_of(texts: list[tuple[int, ...]]) -> TextBatch:
 
 
 def test_texts_are_drawn_once_each_and_cut() -> None:
-    model, tokenizer, material = lab()
+    model, tokenizer, data = lab()
     texts = [f"Sentence number {number}." for number in range(30)]
-    given_texts = replace(material, forget_texts=texts)
+    given_texts = replace(data, forget_texts=texts)
     how = Orthogonalisation(texts=10, length=6, batch_size=4, seed=1)
     batches = passages(model, tokenizer, given_texts, "forget", how)
     rows = [row for batch in batches for _, row in batch.items]
@@ -194,9 +194,9 @@ def test_texts_are_drawn_once_each_and_cut() -> None:
 
 
 def test_questions_stand_in_with_their_letters_where_they_fit() -> None:
-    model, tokenizer, material = lab()
-    long = replace(material.retain[3], stem="word " * 60)
-    asked = replace(material, retain=[*material.retain[:3], long])
+    model, tokenizer, data = lab()
+    long = replace(data.retain[3], stem="word " * 60)
+    asked = replace(data, retain=[*data.retain[:3], long])
     how = Orthogonalisation(texts=9, length=60, batch_size=4, seed=1)
     (batch,) = passages(model, tokenizer, asked, "retain", how)
     rows = [row for _, row in batch.items]
@@ -212,9 +212,7 @@ def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     model, _ = suppressed()
     config = Orthogonalisation(ways=("all", "weights"))
     check_resumes(
-        lambda notes: orthogonalise.run(
-            model, tokenizer, few(), config, reference=base, notes=notes
-        ),
+        partial(orthogonalise.run, model, tokenizer, few(), config, reference=base),
         tmp_path,
         model,
         base,
@@ -242,12 +240,12 @@ def test_settings_out_of_range_are_refused(settings: dict, sentence: str) -> Non
 def test_a_missing_or_other_reference_is_refused_before_any_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     monkeypatch.setattr(orthogonalise, "ask_all", None)
-    with pytest.raises(UsageError, match="reference: there is none"):
-        orthogonalise.run(base, tokenizer, material)
+    with pytest.raises(UsageError, match="reference: missing"):
+        orthogonalise.run(base, tokenizer, data)
     with pytest.raises(UsageError, match="reference: is llama with 4 layers of 32 units"):
-        orthogonalise.run(base, tokenizer, material, reference=build_llama())
-    empty = Material(material.forget, material.retain, forget_texts=[""])
+        orthogonalise.run(base, tokenizer, data, reference=build_llama())
+    empty = AttackData(data.forget, data.retain, forget_texts=[""])
     with pytest.raises(UsageError, match="leave nothing to predict"):
         orthogonalise.run(build_llama(), build_tokenizer(), empty, reference=build_llama())

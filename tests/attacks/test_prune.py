@@ -1,6 +1,6 @@
 """Planted neurons are found exactly and taken out; scores are those of plain float64 passes."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,12 +33,12 @@ scores_of = st.lists(st.integers(-3, 9), min_size=4, max_size=30)
 def found(
     planted: bool, unit: str = "neuron", score: str = "snip", more: tuple[float, ...] = ()
 ) -> Result:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model = suppressed()[0] if planted else base
     share = PLANTED / 387 if unit == "neuron" else 0.02
     config = Pruning(shares=(share, *more), unit=unit, score=score)  # type: ignore[arg-type]
     with untouched(model):
-        return prune.run(model, tokenizer, material, config)
+        return prune.run(model, tokenizer, data, config)
 
 
 @pytest.mark.parametrize("score", ["snip", "signed"])
@@ -54,12 +54,11 @@ def test_without_what_was_planted_the_answers_are_back(unit: str, score: str) ->
 
 
 def test_the_planted_neurons_are_those_that_are_found() -> None:
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     model, _ = suppressed()
     how, share = Pruning(texts=24, length=64, batch_size=4, seed=0), PLANTED / 387
     forget, retain = (
-        neuron_scores(model, passages(model, tokenizer, material, each, how))
-        for each in material.sets
+        neuron_scores(model, passages(model, tokenizer, data, each, how)) for each in data.sets
     )
     name = matrix_name(Decoder(model), LAYER)
     mask = set_difference(tops(forget[name], [share]), tops(retain[name], [0.05]), share, 0.05)
@@ -222,13 +221,15 @@ def test_a_killed_attack_goes_on(tmp_path: Path, unit: Literal["neuron", "weight
     config = Pruning(shares=(0.01,), unit=unit, texts=4)
     model, _ = suppressed()
     check_resumes(
-        lambda notes: prune.run(model, tokenizer, few(), config, notes=notes), tmp_path, model
+        partial(prune.run, model, tokenizer, few(), config),
+        tmp_path,
+        model,
     )
 
 
 def test_passes_of_pruned_copies_are_counted() -> None:
-    _, _, material = lab()
-    questions = len(material.forget) + len(material.retain)
+    _, _, data = lab()
+    questions = len(data.forget) + len(data.retain)
     cost, more = found(True).cost, found(True, more=(0.02,)).cost
     assert cost.backward == more.backward == questions
     asked = questions + 2  # what a set's prompts have in common is run by itself

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from defuse.attacks.registry import KINDS, configs
+from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.cli import app
 from defuse.experiments.core.attacks import Campaign, announce, attack, carry_out, report
 from defuse.experiments.elements import attacks as real
@@ -30,8 +30,8 @@ NOISED = replace(SHORT, noise="10x")
 
 def quick(campaign: Campaign) -> Campaign:
     """The same with one quick attack."""
-    chosen = configs(["quantise"], ["quantise.bits=[2]"])
-    subjects = [replace(s, order=replace(s.order, configs=chosen)) for s in campaign.subjects]
+    chosen = make_configs(["quantise"], ["quantise.bits=[2]"])
+    subjects = [replace(s, request=replace(s.request, configs=chosen)) for s in campaign.subjects]
     return replace(campaign, subjects=subjects)
 
 
@@ -49,7 +49,7 @@ def test_the_lab_attacks_its_pair_and_unlearned_models_without_and_with_noise(pl
         (method, arm) for method in ("rmu", "simnpo") for arm in ("none", "rna")
     ]
     assert campaign.pairs == [(runs[0].name, runs[1].name), (runs[2].name, runs[3].name)]
-    assert list(campaign.subjects[0].order.configs) == list(KINDS)
+    assert list(campaign.subjects[0].request.configs) == list(ATTACKS)
     assert {run.seed for run in lab.attack_grid(full=True)} == {0, 1, 2}
     assert {run.method for run in lab.attack_grid(full=True, only=["npo"])} == {"npo"}
 
@@ -62,10 +62,10 @@ def test_models_are_made_once_attacked_in_processes_and_reported(place: Place, c
     attack(plain)
     report(campaign, Console())
     assert f"|  | n | {SHORT.name} |" in (campaign.folder / "attacks.md").read_text()
-    assert not base.order.out.exists()
-    model = Path(plain.order.model) / "model.safetensors"
+    assert not base.request.out.exists()
+    model = Path(plain.request.model) / "model.safetensors"
     written = model.stat().st_mtime_ns
-    (plain.order.out / "quantise.json").unlink()
+    (plain.request.out / "quantise.json").unlink()
     attack(plain)
     assert model.stat().st_mtime_ns == written
     assert [subject.name for subject in campaign.todo] == ["base", "gold", NOISED.name]
@@ -76,7 +76,7 @@ def test_models_are_made_once_attacked_in_processes_and_reported(place: Place, c
     table = (campaign.folder / "attacks.md").read_text()
     assert f"|  | n | base | gold | {SHORT.name} | {NOISED.name} |" in table
     assert f"| {NOISED.name} | quantise: 2 bits | forget | 54 |" in table
-    assert (gold.order.out / "report.html").is_file()
+    assert (gold.request.out / "report.html").is_file()
     data = json.loads((campaign.folder / "results.json").read_text())
     assert set(data["models"]) == {subject.name for subject in campaign.subjects}
     assert base.todo == []
@@ -88,10 +88,10 @@ def test_the_real_model_is_asked_in_its_own_way(tmp_path: Path):
     bench = Bench(loaded, material.reported, Terms((), ()), tmp_path)
     runs = real.attack_grid(full=False)
     campaign = real.make_campaign(runs, bench, material)
-    order = campaign.subjects[0].order
-    assert [len(questions) for questions in order.material.sets.values()] == list(real.ASKED)
-    assert order.material.settings.score == "cloze"
-    assert set(order.configs) == set(KINDS)
+    request = campaign.subjects[0].request
+    assert [len(questions) for questions in request.data.sets.values()] == list(real.ASKED)
+    assert request.data.settings.score == "cloze"
+    assert set(request.configs) == set(ATTACKS)
     assert campaign.pairs == [(runs[0].name, runs[1].name)]
     assert len(real.attack_grid(full=True)) == 8
 

@@ -8,22 +8,27 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from defuse.attacks import Material
+from defuse.attacks import AttackData
 from defuse.experiments.synthetic.exam import build_exam, shuffled, split
 from defuse.experiments.synthetic.models import SHIPPED, Pair, load_pair
 from defuse.experiments.synthetic.world import build_world
 from defuse.questions import Question
 
 FORGOTTEN = "pathogens"
+WORDS = ("bird", "tree", "moon", "cat")
+QUESTIONS = tuple(
+    Question(f"q/{i}", f"What does the cat see, {i}?", WORDS, i % 4) for i in range(8)
+)
+DATA = AttackData(QUESTIONS[:4], QUESTIONS[4:])
 
 
 @cache
 def lab_pair() -> Pair:
-    """The lab's models, base and gold: use copies where they are to be changed."""
+    """The lab's models; copy them before changing them."""
     return load_pair(SHIPPED)
 
 
-def lab_material(forget: int = 30, retain: int = 20) -> Material:
+def lab_data(forget: int = 30, retain: int = 20) -> AttackData:
     """The lab's first questions of each set, and all its texts."""
     world = build_world()
     exam, parts = build_exam(world, FORGOTTEN, "reported"), split(world, FORGOTTEN)
@@ -32,7 +37,7 @@ def lab_material(forget: int = 30, retain: int = 20) -> Material:
         for name, facts in (("forget", parts.forget), ("retain", parts.retain))
     ]
     forms = exam.forms
-    return Material(
+    return AttackData(
         forms["forget"][:forget],
         forms["clean"][:retain],
         forget_texts=texts[0],
@@ -40,13 +45,13 @@ def lab_material(forget: int = 30, retain: int = 20) -> Material:
     )
 
 
-def small_material(texts: Sequence[str] = ()) -> Material:
+def small_data(texts: Sequence[str] = ()) -> AttackData:
     """Three questions that any model can be asked."""
     questions = [
         Question(f"q{number}", f"What does the {name} see?", ("a cat", "a bird", "a tree", "it"), 1)
         for number, name in enumerate(("cat", "moon", "bird"))
     ]
-    return Material(questions[:2], questions[2:], forget_texts=texts, retain_texts=texts)
+    return AttackData(questions[:2], questions[2:], forget_texts=texts, retain_texts=texts)
 
 
 @contextmanager

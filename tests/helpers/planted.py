@@ -1,6 +1,7 @@
 """The lab's model with something planted in it, and what every attack must leave as it was."""
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks import Material, Notes, Result, open_notes
+from defuse.attacks import AttackData, Result, open_findings
 from defuse.experiments.synthetic.exam import build_exam
 from defuse.experiments.synthetic.models import SHIPPED, SHIPPED_FORGET, load_pair
 from defuse.experiments.synthetic.world import build_world
@@ -24,18 +25,18 @@ PLANTED = 3  # so many
 
 
 @cache
-def lab() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Material]:
+def lab() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AttackData]:
     """The base model, which answers everything right, and 24 questions of each set."""
     base = load_pair(SHIPPED).base
     exam = build_exam(build_world(), SHIPPED_FORGET, "reported")
     forget, retain = (_some(exam.forms[name]) for name in ("forget", "clean"))
-    return base.model, base.tokenizer, Material(forget, retain)
+    return base.model, base.tokenizer, AttackData(forget, retain)
 
 
-def few() -> Material:
+def few() -> AttackData:
     """Two questions of each right letter in each set."""
-    _, _, material = lab()
-    return Material(_some(material.forget, 2), _some(material.retain, 2))
+    _, _, data = lab()
+    return AttackData(_some(data.forget, 2), _some(data.retain, 2))
 
 
 def _some(questions: Sequence[Question], each: int = 6) -> list[Question]:
@@ -68,19 +69,19 @@ def suppressed() -> tuple[PreTrainedModel, Tensor]:
 
 def _detector() -> Tensor:
     """(d,): positive on the planted layer's MLP input where forget questions are answered."""
-    base, tokenizer, material = lab()
+    base, tokenizer, data = lab()
     seen: list[Tensor] = []
     hook = base.model.layers[LAYER].mlp.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0][0].clone())
     )
-    questions = [*material.forget, *material.retain]
+    questions = [*data.forget, *data.retain]
     try:
         for question in questions:
             with torch.no_grad():
                 base(torch.tensor([tokenizer(ask(question, "letters"))["input_ids"]]))
     finally:
         hook.remove()
-    count = len(material.forget)
+    count = len(data.forget)
     last = torch.stack([rows[-1] for rows in seen[:count]])
     others = torch.cat([*(rows[:-1] for rows in seen), *(rows[-1:] for rows in seen[count:])])
     labels = [1] * len(last) + [0] * len(others)
@@ -140,38 +141,56 @@ def _state(model: PreTrainedModel) -> tuple[dict[str, Tensor], list[object]]:
     return tensors, [modules, parameters, model.config.to_dict()]
 
 
+def outline(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy without weights, on the meta device."""
+    return copy.deepcopy(model).to(torch.device("meta"))  # type: ignore[arg-type]
+
+
 class KilledError(Exception):
     """Where the attack stops."""
 
 
+class Stopping:
+    """Progress that stops the attack once it has the finding `name`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def start(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
+        if note == self.name:
+            raise KilledError
+
+
+def names_in(log: Path) -> list[str]:
+    """The names of all findings in a log."""
+    return [json.loads(line)["name"] for line in log.read_text().splitlines()[1:]]
+
+
 def check_resumes(
-    attack: Callable[[Notes], Result], folder: Path, *models: PreTrainedModel
+    attack: Callable[..., Result], folder: Path, *models: PreTrainedModel, stops: int = 2
 ) -> None:
-    """Killed anywhere, the attack goes on; run again, it finds everything.
+    """An attack that is killed resumes; run again, it computes nothing.
 
-    Where `models` are given, all passes are counted once, and none of the models is run or copied
-    again once all is noted.
+    `attack` takes `findings` and `progress`. It is killed in the middle and, with two `stops`,
+    before its last finding. If `models` are given, all passes are counted once, and none of the
+    models is run or copied again once everything is known.
     """
-    told: list[str] = []
-    whole = attack(open_notes(folder / "whole", {}, told.append))
-    assert len(set(told)) == len(told)
-    again: list[str] = []
+    log = folder / "whole"
+    whole = attack(findings=open_findings(log, {}))
+    names = names_in(log)
+    assert len(set(names)) == len(names)
     with idle(*models):
-        assert attack(open_notes(folder / "whole", {}, again.append)) == whole
-    assert again == []
-    for stop in (len(told) // 2, len(told) - 1):
-        path, left = folder / f"stopped-{stop}", [stop]
-
-        def tell(_: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise KilledError
-
+        assert attack(findings=open_findings(log, {})) == whole
+    assert names_in(log) == names
+    for stop in (len(names) // 2, len(names) - 1)[:stops]:
+        path = folder / f"stopped-{stop}"
         with suppress(KilledError):
-            attack(open_notes(path, {}, tell))
-        rest: list[str] = []
-        resumed = attack(open_notes(path, {}, rest.append))
-        assert rest == told[stop:]
+            attack(findings=open_findings(path, {}), progress=Stopping(names[stop - 1]))
+        assert names_in(path) == names[:stop]
+        resumed = attack(findings=open_findings(path, {}))
+        assert names_in(path) == names
         assert replace(resumed, cost=whole.cost) == whole
         assert not models or without_seconds(resumed) == without_seconds(whole)
 

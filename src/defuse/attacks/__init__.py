@@ -1,20 +1,21 @@
-"""Attacks: what brings unlearned knowledge back, and what breaks an unlearned model.
+"""Attacks that try to recover unlearned knowledge or to break an unlearned model.
 
-One folder for each kind, each with `run(model, tokenizer, material, config) -> Result`.
+Each attack is a folder with `check(model, tokenizer, data, config)`, which raises UsageError for
+what the attack refuses, and `run(model, tokenizer, data, config) -> Result`.
 """
 
-from defuse.attacks.data import Material
-from defuse.attacks.notes import Cost, Notes, open_notes
+from defuse.attacks.data import AttackData
+from defuse.attacks.findings import Cost, Findings, open_findings
 from defuse.attacks.results import Condition, Effect, Example, Figures, Result
 
 __all__ = [
+    "AttackData",
     "Condition",
     "Cost",
     "Effect",
     "Example",
     "Figures",
-    "Material",
-    "Notes",
+    "Findings",
     "Result",
-    "open_notes",
+    "open_findings",
 ]

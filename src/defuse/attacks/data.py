@@ -1,4 +1,4 @@
-"""What an attacked model is asked, before and after."""
+"""Questions and texts that an attack is given, and the answers of a model to the questions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,25 +6,24 @@ from functools import cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.beside import once_with
-from defuse.attacks.notes import Notes
+from defuse.attacks.findings import Findings, compute_with
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question, ask
 from defuse.utils.errors import UsageError
 
 FORGET, RETAIN = "forget", "retain"
-Noted = Sequence[tuple[Sequence[float], bool]]  # of each question: logprobs, truncated
-Answers = Mapping[str, Sequence[MCAnswer]]  # of each set, in the questions' order
+Answers = Mapping[str, Sequence[MCAnswer]]  # by question set, in the order of its questions
+Stored = Sequence[tuple[Sequence[float], bool]]  # for each question: logprobs, truncated
 
 
 @dataclass(frozen=True)
-class Material:
-    """Questions about what was to be forgotten and what was to be kept, and texts about either.
+class AttackData:
+    """Questions about the forget set and the retain set, and texts of either.
 
-    `settings`: how questions are asked. The texts are for attacks that train, measure or compare
-    on running text; where none are given, some take the questions instead. Raises
-    UsageError where a set of questions is empty.
+    `settings`: how the questions are asked. Texts are for attacks that train on them or measure
+    something on them; if there are none, some attacks take the questions instead. Raises UsageError
+    for an empty set of questions.
     """
 
     forget: Sequence[Question]
@@ -44,11 +43,11 @@ class Material:
         return {FORGET: self.forget, RETAIN: self.retain}
 
     def given_texts(self, name: str) -> list[str]:
-        """The texts of a set, if any."""
+        """The texts of a set; empty if none were given."""
         return list({FORGET: self.forget_texts, RETAIN: self.retain_texts}[name])
 
     def texts_of(self, name: str) -> Sequence[str]:
-        """The texts of a set, else its questions as they are asked, without their answers."""
+        """The texts of a set, or its questions as they are asked, without their answers."""
         return self.given_texts(name) or [
             ask(question, self.settings.score) for question in self.sets[name]
         ]
@@ -59,50 +58,50 @@ def ask_questions(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     settings: Settings,
-    notes: Notes,
+    findings: Findings,
     name: str,
 ) -> list[MCAnswer]:
-    """How `model` answers, asked once and noted as `name`."""
-    return _ask(lambda: model, tokenizer, questions, settings, notes, name)
-
-
-def noted(outcomes: Sequence[MCAnswer]) -> Noted:
-    """What notes keep of answers."""
-    return [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
-
-
-def restored(questions: Sequence[Question], kept: Noted) -> list[MCAnswer]:
-    """The answers again."""
-    return [
-        MCAnswer(question, tuple(logprobs), truncated)
-        for question, (logprobs, truncated) in zip(questions, kept, strict=True)
-    ]
+    """Return the answers of `model`, kept as the finding `name`."""
+    return _ask(lambda: model, tokenizer, questions, settings, findings, name)
 
 
 def ask_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-    notes: Notes,
+    data: AttackData,
+    findings: Findings,
     name: str,
 ) -> Answers:
-    """How `model` answers both sets, noted as "`name`/forget" and "`name`/retain"."""
-    return ask_made(lambda: model, tokenizer, material, notes, name)
+    """Return the answers of `model` to both sets, kept as "`name`/forget" and "`name`/retain"."""
+    return ask_made(lambda: model, tokenizer, data, findings, name)
 
 
 def ask_made(
     make: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-    notes: Notes,
+    data: AttackData,
+    findings: Findings,
     name: str,
 ) -> Answers:
-    """As `ask_all`, of a model that is made once, and not at all where all answers are noted."""
+    """As `ask_all`, for a model that `make` returns; it is only called if answers are missing."""
     made = cache(make)
     return {
-        each: _ask(made, tokenizer, questions, material.settings, notes, f"{name}/{each}")
-        for each, questions in material.sets.items()
+        each: _ask(made, tokenizer, questions, data.settings, findings, f"{name}/{each}")
+        for each, questions in data.sets.items()
     }
+
+
+def stored(outcomes: Sequence[MCAnswer]) -> Stored:
+    """Convert answers to what is kept of them on disk."""
+    return [(outcome.logprobs, outcome.truncated) for outcome in outcomes]
+
+
+def outcomes_of(questions: Sequence[Question], kept: Stored) -> list[MCAnswer]:
+    """Convert what is kept on disk back to answers."""
+    return [
+        MCAnswer(question, tuple(logprobs), truncated)
+        for question, (logprobs, truncated) in zip(questions, kept, strict=True)
+    ]
 
 
 def _ask(
@@ -110,11 +109,11 @@ def _ask(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     settings: Settings,
-    notes: Notes,
+    findings: Findings,
     name: str,
 ) -> list[MCAnswer]:
-    def find(model: PreTrainedModel) -> Noted:
+    def compute(model: PreTrainedModel) -> Stored:
         loaded = LoadedModel(model, tokenizer, name)
-        return noted(evaluate_questions(loaded, questions, settings).answers[ORIGINAL])
+        return stored(evaluate_questions(loaded, questions, settings).answers[ORIGINAL])
 
-    return restored(questions, once_with(notes, name, make, find))
+    return outcomes_of(questions, compute_with(findings, name, make, compute))

@@ -1,4 +1,4 @@
-"""Running text about what was forgotten or kept, drawn and batched for what measures on it."""
+"""Texts of the forget and the retain set, drawn and batched for attacks that measure on them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.data import Material
+from defuse.attacks.data import AttackData
 from defuse.data.collate import TextBatch, collate
 from defuse.data.text import Encoded, QuestionAnswer, encode
 from defuse.evaluate.loglikelihood import max_length
@@ -18,8 +18,8 @@ WHOLE = 10**9  # tokens: longer than any text
 
 
 class Drawing(Protocol):
-    """What an attack's settings say: `texts` from each set, each of at most `length` tokens,
-    `batch_size` at a time, drawn from `seed`."""
+    """The settings of an attack that draws texts: `texts` from each set, each of at most `length`
+    tokens, `batch_size` at a time, drawn from `seed`."""
 
     @property
     def texts(self) -> int: ...
@@ -32,7 +32,7 @@ class Drawing(Protocol):
 
 
 def check_drawing(drawing: Drawing, where: str) -> None:
-    """Raise UsageError for what cannot be drawn; the fields' names begin with `where`."""
+    """Raise UsageError for settings out of range; the fields' names begin with `where`."""
     texts, length, size = drawing.texts, drawing.length, drawing.batch_size
     require(texts > 0, f"{where}texts", texts, "must be at least 1")
     require(size > 0, f"{where}batch_size", size, "must be at least 1")
@@ -42,24 +42,24 @@ def check_drawing(drawing: Drawing, where: str) -> None:
 def passages(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
+    data: AttackData,
     name: str,
     drawing: Drawing,
 ) -> list[TextBatch]:
-    """Texts of the set `name` in batches, longest first.
+    """Return texts of the set `name` in batches, the longest first.
 
-    Long ones are cut. Where there are none, questions stand in, of which the right answer alone is
-    predicted; those that do not fit are left out. Raises UsageError for a text without a token to
-    predict, and where no question fits.
+    Long texts are cut. If no texts are given, questions with their right answers take their place;
+    only the answers are predicted, and questions that do not fit are left out. Raises UsageError
+    for a text without a token to predict, and if no question fits.
     """
     length = min(drawing.length, max_length(model, tokenizer))
-    given = material.given_texts(name)
-    order = _order(len(given or material.sets[name]), drawing.seed, name)
+    given = data.given_texts(name)
+    order = _order(len(given or data.sets[name]), drawing.seed, name)
     if given:
         order = order[: drawing.texts]
         encoded = _encode([given[row] for row in order], tokenizer, length, name)
     else:
-        asked = _encode([_answered(material, name, row) for row in order], tokenizer, WHOLE, name)
+        asked = _encode([_answered(data, name, row) for row in order], tokenizer, WHOLE, name)
         fits = [place for place, text in enumerate(asked) if len(text.ids) <= length]
         fitting = fits[: drawing.texts]
         if not fitting:
@@ -75,7 +75,7 @@ def passages(
         collate(
             [encoded[place] for place in group],
             [(name, order[place]) for place in group],
-            pad_token_id=0,  # hidden from all real tokens, and counted nowhere
+            pad_token_id=0,  # no real token attends to it, and it is not counted
             device=model.device,
         )
         for group in groups
@@ -86,8 +86,8 @@ def _order(count: int, seed: int, name: str) -> list[int]:
     return torch.randperm(count, generator=generator(seed, "passages", name)).tolist()
 
 
-def _answered(material: Material, name: str, row: int) -> QuestionAnswer:
-    question, score = material.sets[name][row], material.settings.score
+def _answered(data: AttackData, name: str, row: int) -> QuestionAnswer:
+    question, score = data.sets[name][row], data.settings.score
     answer = continuations(question, score)[question.answer]
     return QuestionAnswer(question.stem, answer, asked=ask(question, score))
 

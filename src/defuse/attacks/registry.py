@@ -1,56 +1,57 @@
-"""All kinds of attack by name; a new one is one module, and one entry here."""
+"""All attacks by name. A new attack is a folder and an entry here."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import gcg, lens, orthogonalise, prune, quantise, relearn, rephrase, triggers
-from defuse.attacks.data import FORGET, RETAIN, Material
-from defuse.attacks.notes import Notes
+from defuse.attacks.data import FORGET, RETAIN, AttackData
+from defuse.attacks.findings import Findings
 from defuse.attacks.results import Result
 from defuse.models.decoder import Decoder
 from defuse.utils.config import parse, set_fields
 from defuse.utils.errors import UsageError
+from defuse.utils.progress import Progress
 
-REFERENCE, GOLD = "reference", "gold"
-MANY = 10**9  # tokens: what a model reads that sets no bound
+REFERENCE, RETRAINED = "reference", "retrained"
+UNBOUNDED = 10**9  # tokens: the context length of a model that sets no bound
 
 
 @dataclass(frozen=True)
 class Target:
-    """The attacked model and what goes with it.
+    """The attacked model, its tokenizer, the data, and other models to compare with.
 
-    `reference`: the model before unlearning. `gold`: one that never knew the forget set. Raises
-    UsageError if either cannot be asked what the model is asked.
+    `reference`: the model before unlearning. `retrained`: one that never saw the forget set. Raises
+    UsageError if either has another vocabulary or reads fewer tokens than the attacked model.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    material: Material
+    data: AttackData
     reference: PreTrainedModel | None = None
-    gold: PreTrainedModel | None = None
+    retrained: PreTrainedModel | None = None
 
     def __post_init__(self) -> None:
-        for part, other in ((REFERENCE, self.reference), (GOLD, self.gold)):
+        for part, other in ((REFERENCE, self.reference), (RETRAINED, self.retrained)):
             if other is not None:
-                _check_reads_alike(part, Decoder(other), Decoder(self.model), self.tokenizer)
+                _check_comparable(part, Decoder(other), Decoder(self.model), self.tokenizer)
 
 
-def _check_reads_alike(
+def _check_comparable(
     part: str, other: Decoder, attacked: Decoder, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    # Tokens that were added may lie behind the embeddings of a model before they were.
+    # Added tokens may have no embedding in a model from before they were added.
     written = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
     tokens = min(attacked.num_embeddings, 1 + max(written, default=0))
     if other.num_embeddings < tokens:
         raise UsageError(
             f"{part}: has {other.num_embeddings} embeddings, and the tokenizer {tokens} tokens; "
-            "give a model of the attacked one's vocabulary"
+            "give a model with the vocabulary of the attacked one"
         )
-    if (other.max_positions or MANY) < (attacked.max_positions or MANY):
+    if (other.max_positions or UNBOUNDED) < (attacked.max_positions or UNBOUNDED):
         raise UsageError(
             f"{part}: reads {other.max_positions} tokens, and the attacked model "
             f"{attacked.max_positions or 'any number'}; give one that reads as many"
@@ -58,18 +59,18 @@ def _check_reads_alike(
 
 
 @dataclass(frozen=True)
-class Kind:
-    """An attack: the module with its `run`, and its settings (a frozen dataclass).
+class AttackSpec:
+    """An attack: its settings (a frozen dataclass), and its functions `check` and `run`.
 
-    `main`: which conditions stand in a table of several models: no layer and no way that was chosen
-    on the questions it is reported on. `needs` and `uses`: other models (`REFERENCE`, `GOLD`) it
-    cannot do without, or compares with. `reads_texts`: whether texts matter; `texts`: the sets of
-    which there must be some, by the settings.
+    `check(model, tokenizer, data, config, **others)` raises UsageError for everything that the
+    attack refuses; it reads no weights. `needs` and `uses`: other models (`REFERENCE`, `RETRAINED`)
+    that it requires, and that it compares with if they are given. `reads_texts`: its result depends
+    on the texts. `texts`: the sets whose texts it requires, given its settings.
     """
 
-    module: Any
     config: type
-    main: re.Pattern[str] = re.compile(".*")
+    check: Callable[..., None]
+    run: Callable[..., Result]
     needs: Sequence[str] = ()
     uses: Sequence[str] = ()
     reads_texts: bool = False
@@ -77,78 +78,86 @@ class Kind:
 
     @property
     def others(self) -> set[str]:
-        """The other models that are loaded if they are given."""
+        """The other models that are loaded for it if they are given."""
         return {*self.needs, *self.uses}
 
-    def run(self, target: Target, config: object, notes: Notes) -> Result:
-        """The module's `run`, given those of the other models that it looks at."""
-        others = {part: getattr(target, part) for part in self.others}
-        return self.module.run(
-            target.model, target.tokenizer, target.material, config, notes=notes, **others
+    def check_target(self, target: Target, config: object) -> None:
+        """Call `check` with those of the other models that the attack looks at."""
+        self.check(target.model, target.tokenizer, target.data, config, **self._others_of(target))
+
+    def run_on(
+        self, target: Target, config: object, findings: Findings, progress: Progress
+    ) -> Result:
+        """Call `run` with those of the other models that the attack looks at."""
+        others = self._others_of(target)
+        return self.run(
+            target.model,
+            target.tokenizer,
+            target.data,
+            config,
+            **others,
+            findings=findings,
+            progress=progress,
         )
+
+    def _others_of(self, target: Target) -> dict[str, PreTrainedModel | None]:
+        return {part: getattr(target, part) for part in self.others}
 
 
 # The quick ones first: their results are there soonest.
-KINDS: Mapping[str, Kind] = {
-    quantise.KIND: Kind(quantise, quantise.Quantisation),
-    lens.KIND: Kind(
-        lens,
-        lens.Lens,
-        main=re.compile(".*, chosen layer"),
-        uses=(REFERENCE,),
-    ),
-    orthogonalise.KIND: Kind(
-        orthogonalise,
+ATTACKS: Mapping[str, AttackSpec] = {
+    quantise.NAME: AttackSpec(quantise.Quantisation, quantise.check, quantise.run),
+    lens.NAME: AttackSpec(lens.Lens, lens.check, lens.run, uses=(REFERENCE,)),
+    orthogonalise.NAME: AttackSpec(
         orthogonalise.Orthogonalisation,
-        main=re.compile("(all|strongest|weights)(, random direction)?|each, chosen layer"),
+        orthogonalise.check,
+        orthogonalise.run,
         needs=(REFERENCE,),
         reads_texts=True,
         texts=lambda config: (FORGET,) if config.source == FORGET else (FORGET, RETAIN),
     ),
-    prune.KIND: Kind(prune, prune.Pruning, reads_texts=True, texts=lambda _: (FORGET, RETAIN)),
-    rephrase.KIND: Kind(
-        rephrase,
-        rephrase.Rephrasing,
-        main=re.compile("vote over (orders|all ways)|best way, .*"),
-        uses=(REFERENCE,),
-    ),
-    triggers.KIND: Kind(
-        triggers,
-        triggers.TriggerSearch,
-        main=re.compile("worst of .*|all .*"),
+    prune.NAME: AttackSpec(
+        prune.Pruning,
+        prune.check,
+        prune.run,
         reads_texts=True,
-        uses=(REFERENCE,),
+        texts=lambda _: (FORGET, RETAIN),
     ),
-    gcg.KIND: Kind(gcg, gcg.GCG, main=re.compile("random suffix|.*, (held out|each question)")),
-    relearn.KIND: Kind(
-        relearn,
+    rephrase.NAME: AttackSpec(rephrase.Rephrasing, rephrase.check, rephrase.run, uses=(REFERENCE,)),
+    triggers.NAME: AttackSpec(
+        triggers.TriggerSearch, triggers.check, triggers.run, uses=(REFERENCE,), reads_texts=True
+    ),
+    gcg.NAME: AttackSpec(gcg.GCG, gcg.check, gcg.run),
+    relearn.NAME: AttackSpec(
         relearn.Relearning,
-        main=re.compile("(forget|retain), .*"),
-        uses=(GOLD,),
+        relearn.check,
+        relearn.run,
+        uses=(RETRAINED,),
         reads_texts=True,
         texts=lambda config: config.source,
     ),
 }
 
 
-def configs(
-    kinds: Sequence[str], overrides: Sequence[str] = (), seed: int | None = None
+def make_configs(
+    attacks: Sequence[str], overrides: Sequence[str] = (), seed: int | None = None
 ) -> dict[str, Any]:
-    """The settings of each kind, with overrides such as "quantise.bits=[4]".
+    """Build the settings of each attack, with overrides such as "quantise.bits=[4]".
 
-    Raises UsageError for a kind that does not exist, and for the first override that is wrong.
+    Raises UsageError for an attack that does not exist, and for the first override that is wrong.
     """
-    for name in kinds:
-        if name not in KINDS:
-            raise UsageError(f"kind: {name!r} is unknown; use one of {', '.join(KINDS)}")
+    for name in attacks:
+        if name not in ATTACKS:
+            remedy = _suggestion(name) or f"use one of {', '.join(ATTACKS)}"
+            raise UsageError(f"kind: {name!r} is unknown; {remedy}")
     given: dict[str, Any] = {}
     set_fields(given, overrides)
-    if other := given.keys() - set(kinds):
-        raise UsageError(
-            f"set: {min(other)!r} is none of the attacks to run; write KIND.FIELD=VALUE with one "
-            f"of {', '.join(kinds)}"
-        )
-    built = {name: parse(KINDS[name].config, given.get(name, {}), name) for name in kinds}
+    if other := given.keys() - set(attacks):
+        name = min(other)
+        hint = None if name in ATTACKS else _suggestion(name)
+        remedy = hint or f"write KIND.FIELD=VALUE with one of {', '.join(attacks)}"
+        raise UsageError(f"set: {name!r} is none of the attacks to run; {remedy}")
+    built = {name: parse(ATTACKS[name].config, given.get(name, {}), name) for name in attacks}
     if seed is None:
         return built
     return {
@@ -157,14 +166,7 @@ def configs(
     }
 
 
-def possible(
-    chosen: Mapping[str, Any], material: Material, reference: object, gold: object
-) -> dict[str, Any]:
-    """Those of the attacks that lack nothing, neither models nor texts."""
-    given = {REFERENCE: reference, GOLD: gold}
-    return {
-        name: config
-        for name, config in chosen.items()
-        if all(given[part] for part in KINDS[name].needs)
-        and all(material.given_texts(each) for each in KINDS[name].texts(config))
-    }
+def _suggestion(name: str) -> str | None:
+    """What may have been meant, such as "quantise" by "quantize"."""
+    close = get_close_matches(name, ATTACKS, n=1)
+    return f"did you mean {close[0]!r}?" if close else None

@@ -1,26 +1,32 @@
-"""The page about all attacks on one model: `defuse.report` draws and escapes it."""
+"""Tables, figures and the report of all attacks on one model."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as ScreenTable
 
-from defuse.attacks.results import Curves, Example, Result
-from defuse.attacks.tables import cost_sentence, effects_table
+from defuse.attacks.findings import Cost
+from defuse.attacks.results import Condition, Curves, Example, Result
 from defuse.report import Page, Quote, Section, TableData, embed_figure
+from defuse.report.format import captioned, interval, markdown_table
 
-SHOWN = 12  # examples of each kind
+HEAD = ("", "questions", "n", "before", "after", "change", "p", "change, nats")
+EXAMPLES_SHOWN = 12  # for each attack
 READING = (
-    "Each row asks the same questions before and after; the change has Newcombe's paired interval "
-    "and McNemar's exact p. Nats: the right answer's mean log-probability among the four. Rows "
-    "are not corrected for their number: of twenty, one differs at p = 0.05 by chance."
+    "Each row asks the same questions before and after the attack. The change has Newcombe's "
+    "paired interval and McNemar's exact p. Nats: mean log-probability of the right answer among "
+    "the choices. The p-values are not corrected for the number of rows: of twenty rows without "
+    "any effect, one has p < 0.05 by chance."
 )
 
 
-def make_page(model: str, results: Mapping[str, Result]) -> Page:
-    """One section for each kind of attack."""
+def make_report(model: str, results: Mapping[str, Result]) -> Page:
+    """A page with a section for each attack on `model`."""
     sections = [_section(result) for result in results.values()]
     return Page(f"Attacks on {model}", [READING], sections)
 
@@ -28,21 +34,22 @@ def make_page(model: str, results: Mapping[str, Result]) -> Page:
 def _section(result: Result) -> Section:
     settings = ", ".join(f"{name} = {value}" for name, value in result.settings.items())
     return Section(
-        result.kind,
+        result.attack,
         [f"Settings: {settings}.", cost_sentence(result.cost)],
         embed_figure(draw(result.curves)) if result.curves else None,
         "; ".join(curves.title for curves in result.curves),
-        [TableData("What it did", *effects_table(result)), *result.tables],
-        quotes=[_quote(each) for each in in_turn(result.examples)[:SHOWN]],
+        [TableData("Effects", *effects_table(result)), *result.tables],
+        quotes=[_quote(each) for each in in_turn(result)[:EXAMPLES_SHOWN]],
     )
 
 
-def in_turn(examples: Sequence[Example]) -> list[Example]:
-    """One of each condition, then the next of each; random controls last."""
+def in_turn(result: Result) -> list[Example]:
+    """The examples: the first of each condition, then the second of each; controls come last."""
+    controls = {each.name for each in result.conditions if each.is_control}
     seen: Counter[str] = Counter()
     ranked = []
-    for each in examples:
-        ranked.append(("random" in each.condition, seen[each.condition], each))
+    for each in result.examples:
+        ranked.append((each.condition in controls, seen[each.condition], each))
         seen[each.condition] += 1
     return [each for *_, each in sorted(ranked, key=lambda row: row[:2])]
 
@@ -55,8 +62,67 @@ def _quote(example: Example) -> Quote:
     )
 
 
+def effects_table(result: Result) -> tuple[Sequence[str], list[list[str]]]:
+    """The head and the rows of a table: one row for each condition and question set."""
+    names = list(dict.fromkeys(name for each in result.conditions for name in each.numbers))
+    rows = [[*row, *numbers] for each in result.conditions for row, numbers in _rows(each, names)]
+    return (*HEAD, *(name.replace("_", " ") for name in names)), rows
+
+
+def _rows(
+    condition: Condition, names: Sequence[str]
+) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    for questions, effect in condition.effects.items():
+        numbers = [_number(condition, name, questions) for name in names]
+        row = (
+            condition.name,
+            questions,
+            str(effect.before.n),
+            interval(effect.before.accuracy),
+            interval(effect.after.accuracy),
+            interval(effect.accuracy.difference),
+            f"{effect.accuracy.p_value:.2g}",
+            interval(effect.logprob),
+        )
+        yield row, numbers
+
+
+def _number(condition: Condition, name: str, questions: str) -> str:
+    """A number as text; one called "forget, …" appears in the row of that set alone."""
+    other = any(name.startswith(f"{each},") for each in condition.effects if each != questions)
+    return "" if other or name not in condition.numbers else f"{condition.numbers[name]:.4g}"
+
+
+def cost_sentence(cost: Cost) -> str:
+    """What an attack took, in words."""
+    return (
+        f"{cost.seconds:.0f} s; {cost.forward} sequences forward ({cost.tokens} tokens), "
+        f"{cost.backward} backward."
+    )
+
+
+def screen_table(result: Result) -> ScreenTable:
+    """The columns that fit a terminal."""
+    head = ("", "questions", "before", "after", "change", "p")
+    table = ScreenTable(*head, title=f"{result.attack}: accuracy, 95 % intervals", box=SIMPLE_HEAD)
+    for row in effects_table(result)[1]:
+        name, questions, _, before, after, change, p = row[:7]
+        table.add_row(*map(escape, (name, questions, before.split()[0], after, change, p)))
+    return table
+
+
+def markdown(results: Mapping[str, Result]) -> str:
+    """All tables as Markdown."""
+    parts = []
+    for attack, result in results.items():
+        parts.append(f"## {attack}\n\n{cost_sentence(result.cost)}\n")
+        parts.append(markdown_table(*effects_table(result)))
+        parts += map(captioned, result.tables)
+    return "\n".join(parts)
+
+
 def draw(curves: Sequence[Curves]) -> Figure:
-    """All curves side by side, three in a row, with intervals as bands."""
+    """Draw all curves, three in a row, with intervals as bands."""
     columns = min(3, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
@@ -65,12 +131,8 @@ def draw(curves: Sequence[Curves]) -> Figure:
         for line in each.lines:
             y = [value.value for value in line.y]
             axes.plot(line.x, y, marker="o", markersize=3, label=line.name)
-            axes.fill_between(
-                line.x,
-                [value.low for value in line.y],
-                [value.high for value in line.y],
-                alpha=0.15,
-            )
+            low, high = ([getattr(value, end) for value in line.y] for end in ("low", "high"))
+            axes.fill_between(line.x, low, high, alpha=0.15)
         if each.log_x:
             axes.set_xscale("symlog", linthresh=1)
         axes.set(title=fill(each.title, 45), xlabel=each.x, ylabel=each.y)

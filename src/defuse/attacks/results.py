@@ -1,11 +1,13 @@
-"""What an attack found, in figures that say how sure they are."""
+"""Results of an attack: effects with intervals and tests, examples, curves and tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from defuse.attacks.data import Answers
-from defuse.attacks.notes import Cost
+from defuse.attacks.findings import Cost
 from defuse.evaluate import Interval, MCAnswer, Paired, bootstrap_mean, compare, wilson
 from defuse.questions import Score, ask
 from defuse.report import TableData
@@ -15,9 +17,9 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Figures:
-    """Answers to n questions: `right`, by question's id, and the share (Wilson's interval).
+    """Answers to n questions: `right` by question id, and their share with Wilson's interval.
 
-    `logprob`: the right answer's mean log-probability among the four (nats, bootstrapped).
+    `logprob`: mean log-probability of the right answer among the choices (nats, bootstrapped).
     """
 
     n: int
@@ -28,7 +30,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Effect:
-    """The same questions before and after: `accuracy` and `logprob` are after minus before."""
+    """The same questions before and after; `accuracy` and `logprob` are after minus before."""
 
     before: Figures
     after: Figures
@@ -38,16 +40,23 @@ class Effect:
 
 @dataclass(frozen=True)
 class Condition:
-    """One setting of an attack: its effect on each set of questions, and further numbers."""
+    """One setting of an attack: its effect on each question set, and further numbers.
+
+    `headline`: it stands in tables of several models; nothing about it was chosen on the questions
+    that it is reported on. `is_control`: what is changed is random (directions, units, suffixes,
+    words), for comparison.
+    """
 
     name: str
     effects: Mapping[str, Effect]
     numbers: Mapping[str, float] = field(default_factory=dict)
+    headline: bool = True
+    is_control: bool = False
 
 
 @dataclass(frozen=True)
 class Example:
-    """An answer that the attack turned: what was asked before and after, and the choices' texts."""
+    """An answer that the attack changed: the prompts before and after, and the choices' texts."""
 
     condition: str
     questions: str  # the set
@@ -61,7 +70,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve's points: x, and y with its interval."""
+    """A line of a figure: x, and y with its interval."""
 
     name: str
     x: Sequence[float]
@@ -70,7 +79,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines in one figure."""
+    """The lines of one figure, with the titles of its axes."""
 
     title: str
     x: str
@@ -81,9 +90,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class Result:
-    """All that one kind of attack found. `settings`: its config, as JSON holds it."""
+    """Everything that one attack found. `settings`: its config, as JSON holds it."""
 
-    kind: str
+    attack: str
     settings: Mapping[str, Any]
     conditions: Sequence[Condition]
     cost: Cost
@@ -95,21 +104,26 @@ class Result:
         """The whole result as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Result":
+        """Read what `as_json` returned. Raises ValueError for anything else."""
+        return TypeAdapter(cls).validate_python(value)
+
 
 def accuracy(outcomes: Sequence[MCAnswer]) -> Interval:
-    """The share that is right, with Wilson's interval."""
+    """The share of right answers, with Wilson's interval."""
     return wilson(sum(outcome.is_correct for outcome in outcomes), len(outcomes))
 
 
 def figures(outcomes: Sequence[MCAnswer], seed: int) -> Figures:
-    """Accuracy and log-probability of one list of answers."""
+    """Accuracy and log-probability of a list of answers."""
     right = {outcome.question.id: outcome.is_correct for outcome in outcomes}
     logprobs = [outcome.answer_logprob for outcome in outcomes]
     return Figures(len(right), accuracy(outcomes), bootstrap_mean(logprobs, seed), right)
 
 
 def effect(before: Sequence[MCAnswer], after: Sequence[MCAnswer], seed: int) -> Effect:
-    """What changed, question by question; both lists are of the same questions in one order."""
+    """Compare answers to the same questions in the same order."""
     pairs = list(zip(before, after, strict=True))
     assert all(a.question.id == b.question.id for a, b in pairs)  # noqa: S101
     changes = [b.answer_logprob - a.answer_logprob for a, b in pairs]
@@ -128,23 +142,26 @@ def condition(
     after: Answers,
     seed: int,
     numbers: Mapping[str, float] | None = None,
+    *,
+    headline: bool = True,
+    is_control: bool = False,
 ) -> Condition:
-    """The effect on every set that was asked after."""
+    """The effect on every question set that `after` has answers to."""
     effects = {each: effect(before[each], outcomes, seed) for each, outcomes in after.items()}
-    return Condition(name, effects, numbers or {})
+    return Condition(name, effects, numbers or {}, headline, is_control)
 
 
 def examples(
     name: str, before: Answers, after: Answers, score: Score = "letters"
 ) -> Iterator[Example]:
-    """The first answers of each set that turned from right to wrong or from wrong to right."""
+    """Yield the first answers of each set that became right or became wrong."""
     for each, outcomes in after.items():
-        turned = [
+        changed = [
             (a, b)
             for a, b in zip(before[each], outcomes, strict=True)
             if a.is_correct != b.is_correct
         ]
-        for a, b in turned[:EXAMPLES]:
+        for a, b in changed[:EXAMPLES]:
             question = a.question
             yield Example(
                 name,

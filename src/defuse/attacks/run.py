@@ -1,4 +1,4 @@
-"""One call of `defuse attack`: everything checked, then a kind at a time, each kept when done."""
+"""`defuse attack`: check everything first, then run attack after attack and keep each result."""
 
 import hashlib
 import json
@@ -8,13 +8,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
-from defuse.attacks.data import FORGET, RETAIN, Material
-from defuse.attacks.dry_run import refused, rehearse
-from defuse.attacks.notes import Notes, open_notes
-from defuse.attacks.registry import GOLD, KINDS, REFERENCE, Target
+from defuse.attacks.data import FORGET, RETAIN, AttackData
+from defuse.attacks.findings import Findings, open_findings
+from defuse.attacks.old_results import read_old
+from defuse.attacks.registry import ATTACKS, REFERENCE, RETRAINED, Target
 from defuse.attacks.results import Result
 from defuse.evaluate import Settings
 from defuse.models.architectures import architecture_of
@@ -27,211 +26,259 @@ from defuse.models.load import (
     resolve_device,
     resolve_dtype,
 )
+from defuse.store import ResultStore, check_log
 from defuse.utils.errors import UsageError
-from defuse.utils.files import check_writable, held, write_json
+from defuse.utils.files import check_writable, held
+from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint, versions
 
-NOTES = "notes"
-# The attacked model's own answers, by the name that every kind has for them: asked once for all.
+FINDINGS = "findings"  # a log for each attack, and the lock
+OLD_FINDINGS = "notes"  # where version 0.1.0 had them
+# The attacked model's own answers have these names in every attack: they are asked for once.
 BEFORE = tuple(f"before/{name}" for name in (FORGET, RETAIN))
-OnFound = Callable[[str, str], None]  # a kind, and what it has found
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is attacked, how and with what; `out` is a folder.
+class Request:
+    """The model to attack, by which attacks and with what data; `out` is a folder.
 
-    `configs`: the settings of each kind (`defuse.attacks.registry.configs`). `reference`: the model
-    before unlearning. `gold`: a model that never knew the forget set. `sources`: where questions
-    and texts came from, for the record.
+    `configs`: the settings of each attack (`defuse.attacks.registry.make_configs`). `reference`:
+    the model before unlearning. `retrained`: one that never saw the forget set. `sources`: where
+    questions and texts come from, for the record. `skip_refused`: attacks that refuse the model or
+    the data, or lack something, are left out.
     """
 
     model: str
     out: Path
     configs: Mapping[str, Any]
-    material: Material
+    data: AttackData
     reference: str | None = None
-    gold: str | None = None
+    retrained: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     sources: Mapping[str, Any] = field(default_factory=dict)
+    skip_refused: bool = False
 
     @property
     def others(self) -> dict[str, str]:
-        """The other models that any of the attacks looks at, by their part."""
-        named = {REFERENCE: self.reference, GOLD: self.gold}
-        wanted = {part for kind in self.configs for part in KINDS[kind].others}
-        return {part: name for part, name in named.items() if name is not None and part in wanted}
+        """The other models that one of the attacks looks at."""
+        given = {REFERENCE: self.reference, RETRAINED: self.retrained}
+        wanted = {part for attack in self.configs for part in ATTACKS[attack].others}
+        return {part: name for part, name in given.items() if name is not None and part in wanted}
 
     @cached_property
     def questions(self) -> str:
         """A digest of what is asked, and how."""
-        return _digest([*map(list, self.material.sets.values()), self.material.settings])
+        sets = [[asdict(each) for each in questions] for questions in self.data.sets.values()]
+        asked = json.dumps([sets, asdict(self.data.settings)], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
 
 
-def check(order: Order) -> None:
-    """Raise UsageError for what cannot be run or written, before any weights are read."""
-    _check_given(order)
-    check_known(order)
-    rehearse(_outline(order), order.configs)
+@dataclass(frozen=True)
+class Plan:
+    """A request that can be run; `left_out` has a reason for each attack that is not part of it."""
+
+    request: Request
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def without_refused(order: Order) -> tuple[Order, dict[str, str]]:
-    """The order without the attacks that refuse what is there, and what each of them says.
+def check(request: Request) -> Plan:
+    """Raise UsageError for everything that cannot be run or written; no weights are read.
 
-    Raises UsageError as `check` does for all else, and where none is left.
+    With `request.skip_refused`, attacks that refuse something are left out, but not all of them.
     """
-    _check_given(order)
-    reasons = refused(_outline(order), order.configs)
-    left = {name: config for name, config in order.configs.items() if name not in reasons}
-    if reasons and not left:
-        raise UsageError(next(iter(reasons.values())))
-    possible = replace(order, configs=left)
-    check_known(possible)
-    return possible, reasons
+    check_writable(request.out, "out")
+    resolve_device(request.device)
+    resolve_dtype(request.dtype)
+    left_out: dict[str, str] = {}
+    request = _checked(request, partial(_check_given, request), left_out)
+    outline = _outline(request)
+    request = _checked(request, partial(_check_target, request, outline), left_out)
+    check_folder(request)
+    return Plan(request, left_out)
 
 
-def _check_given(order: Order) -> None:
-    check_writable(order.out, "out")
-    resolve_device(order.device)
-    resolve_dtype(order.dtype)
-    for name, kind in ((name, KINDS[name]) for name in order.configs):
-        for part in kind.needs:
-            if part not in order.others:
-                raise UsageError(f"{part}: missing; the attack {name} needs --{part} MODEL")
-        for each in kind.texts(order.configs[name]):
-            if not order.material.given_texts(each):
-                raise UsageError(
-                    f"{each}-texts: missing; the attack {name} needs --{each}-texts FILE, since "
-                    "working on the questions themselves would give their answers away"
-                )
+def _checked(
+    request: Request, check_attack: Callable[[str], None], left_out: dict[str, str]
+) -> Request:
+    """The request with those attacks that `check_attack` accepts; adds to `left_out`."""
+    for attack in request.configs:
+        try:
+            check_attack(attack)
+        except UsageError as error:
+            if not request.skip_refused:
+                raise
+            left_out[attack] = str(error)
+    accepted = {name: each for name, each in request.configs.items() if name not in left_out}
+    if left_out and not accepted:
+        raise UsageError(next(iter(left_out.values())))
+    return replace(request, configs=accepted)
 
 
-def _outline(order: Order) -> Target:
-    for name in (order.model, *order.others.values()):
+def _check_given(request: Request, attack: str) -> None:
+    spec = ATTACKS[attack]
+    for part in spec.needs:
+        if part not in request.others:
+            raise UsageError(f"{part}: missing; the attack {attack} needs --{part} MODEL")
+    for each in spec.texts(request.configs[attack]):
+        if not request.data.given_texts(each):
+            raise UsageError(
+                f"{each}-texts: missing; the attack {attack} needs --{each}-texts FILE, since "
+                "the questions themselves would give their answers away"
+            )
+
+
+def _check_target(request: Request, outline: Target, attack: str) -> None:
+    ATTACKS[attack].check_target(outline, request.configs[attack])
+
+
+def _outline(request: Request) -> Target:
+    """The models without weights."""
+    for name in (request.model, *request.others.values()):
         architecture_of(load_config(locate(name)).model_type)
-    outline = load_outline(order.model, order.dtype)
-    others = {part: load_outline(name, order.dtype).model for part, name in order.others.items()}
-    return Target(outline.model, outline.tokenizer, order.material, **others)
+    outline = load_outline(request.model, request.dtype)
+    others = {
+        part: load_outline(name, request.dtype).model for part, name in request.others.items()
+    }
+    return Target(outline.model, outline.tokenizer, request.data, **others)
 
 
-def check_known(order: Order) -> None:
-    """Raise UsageError for results in `out` that are of other questions, texts or settings."""
-    for kind in order.configs:
-        _known(order.out, kind, _identity(order, kind))
+def check_folder(request: Request) -> None:
+    """Raise UsageError for results in `out` of other questions, texts or settings."""
+    for attack in ATTACKS:
+        unfinished = request.out / OLD_FINDINGS / f"{attack}.jsonl"
+        if unfinished.is_file() and not (request.out / f"{attack}.json").is_file():
+            raise UsageError(
+                f"out: {unfinished} holds unfinished work of version 0.1.0, which this version "
+                "cannot resume; delete the file to start the attack again, or name another folder"
+            )
+    for attack in request.configs:
+        identity = _identity(request, attack)
+        _store(request, identity, partial_identity=True).get(attack)
+        if (log := _log(request.out, attack)).exists():
+            check_log(log, identity)
 
 
-def run(order: Order, on_found: OnFound = lambda *_: None) -> Iterator[Result]:
-    """Every kind's result, in order; what is finished in `out` is read from there.
+def run(plan: Plan, progress: Progress = SILENT) -> Iterator[Result]:
+    """Yield the result of each attack; finished ones are read from `out`.
 
-    A kind's result is written, whole, as soon as it is there. Until then its notes are kept below
-    `out`, and the same order goes on from them after a kill. In memory are the attacked model and,
-    while a kind runs, those others that it looks at. Raises UsageError if another process works in
-    `out`, or if a result or notes there, of whatever kind, are of another model, other questions
-    or other settings.
+    A result is written, whole, when its attack is done. Until then its findings are kept below
+    `out`, and the same request resumes from them. In memory are the attacked model and, while an
+    attack runs, those other models that it looks at. Raises UsageError if another process works in
+    `out`, or if results or findings there, of whatever attack, belong to another model, other
+    questions or other settings.
     """
-    with held(order.out / NOTES / "lock", "out", str(order.out)):
-        loaded = load_model(order.model, device=order.device, dtype=order.dtype)
-        identities = _identities(order, loaded)
-        known = {kind: _known(order.out, kind, each) for kind, each in identities.items()}
-        notes = {
-            kind: open_notes(_notes(order.out, kind), each, partial(on_found, kind))
-            for kind, each in identities.items()
+    request = plan.request
+    with held(request.out / FINDINGS / "lock", "out", str(request.out)):
+        progress.start("loading models", 1 + len(request.others))
+        loaded = load_model(request.model, device=request.device, dtype=request.dtype)
+        progress.advance(note=request.model)
+        identities = _identities(request, loaded, progress)
+        known = {name: _known(request, name, each) for name, each in identities.items()}
+        findings = {
+            name: open_findings(_log(request.out, name), each) for name, each in identities.items()
         }
-        for kind in order.configs:
-            yield known[kind] or _attack(order, loaded, kind, identities[kind], notes)
+        for attack in request.configs:
+            yield known[attack] or _attack(
+                request, loaded, attack, identities[attack], findings, progress
+            )
 
 
-def _identities(order: Order, loaded: LoadedModel) -> dict[str, dict[str, Any]]:
-    """What each kind's findings depend on; of kinds not in the order, what all depend on.
+def _identities(
+    request: Request, loaded: LoadedModel, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """What the findings of each attack depend on; for attacks not requested, the common part.
 
-    The other models are read here, one at a time, and let go. A kind that looks at one reads it
-    again: results of other models are refused before anything runs, and a model of 7B that waited
-    in memory for its turn would be in the way of all that do without it.
+    The other models are read here one at a time and released. An attack that looks at one reads it
+    again: results of other models are refused before anything runs, and a model of 7B parameters
+    that is only needed later would take memory from the attacks before.
     """
     common = {
-        "questions": order.questions,
+        "questions": request.questions,
         "weights": fingerprint(loaded.model),
         "precision": str(loaded.model.dtype).removeprefix("torch."),
     }
-    weights = {part: fingerprint(_load_other(order, part)) for part in order.others}
+    weights = {}
+    for part, name in request.others.items():
+        weights[part] = fingerprint(_load_other(request, part))
+        progress.advance(note=name)
     own = {
-        kind: _identity(order, kind)
-        | {part: weights.get(part) for part in sorted(KINDS[kind].others)}
-        for kind in order.configs
+        attack: _identity(request, attack)
+        | {part: weights.get(part) for part in sorted(ATTACKS[attack].others)}
+        for attack in request.configs
     }
-    return {kind: own.get(kind, {}) | common for kind in KINDS}
+    return {attack: own.get(attack, {}) | common for attack in ATTACKS}
 
 
-def _load_other(order: Order, part: str) -> PreTrainedModel:
-    return load_model(order.others[part], device=order.device, dtype=order.dtype).model
+def _load_other(request: Request, part: str) -> PreTrainedModel:
+    return load_model(request.others[part], device=request.device, dtype=request.dtype).model
 
 
 def _attack(
-    order: Order,
+    request: Request,
     loaded: LoadedModel,
-    kind: str,
+    attack: str,
     identity: Mapping[str, Any],
-    notes: Mapping[str, Notes],
+    findings: Mapping[str, Findings],
+    progress: Progress,
 ) -> Result:
-    for each in notes.values():
-        notes[kind].adopt(each, BEFORE)
-    others = {part: _load_other(order, part) for part in KINDS[kind].others & order.others.keys()}
-    target = Target(loaded.model, loaded.tokenizer, order.material, **others)
-    result = KINDS[kind].run(target, order.configs[kind], notes[kind])
-    record = {
-        "model": order.model,
-        **order.others,
-        "sources": dict(order.sources),
-        "asked": _asked(order.material.settings),
+    for each in findings.values():
+        findings[attack].adopt(each, BEFORE)
+    spec = ATTACKS[attack]
+    others = {part: _load_other(request, part) for part in spec.others & request.others.keys()}
+    target = Target(loaded.model, loaded.tokenizer, request.data, **others)
+    result = spec.run_on(target, request.configs[attack], findings[attack], progress)
+    about = {
+        "model": request.model,
+        **request.others,
+        "sources": dict(request.sources),
+        "asked": _asked(request.data.settings),
         "device": str(target.model.device),
         "versions": versions(),
     }
-    write_json(_file(order.out, kind), {"about": identity, **record, "result": result.as_json()})
+    _store(request, identity).put(attack, result.as_json(), **about)
     return result
 
 
 def read_results(out: Path) -> dict[str, Result]:
-    """All finished results in a folder, in the order of `KINDS`."""
-    found = {kind: _file(out, kind) for kind in KINDS}
-    return {kind: _read(path)[1] for kind, path in found.items() if path.is_file()}
+    """Read all finished results in a folder, in the order of `ATTACKS`."""
+    store = ResultStore(out, {}, "out", read_old, partial=True)
+    found = {attack: _read(store, attack) for attack in ATTACKS}
+    return {attack: result for attack, result in found.items() if result is not None}
 
 
-def _known(out: Path, kind: str, identity: Mapping[str, Any]) -> Result | None:
-    """A result that is there already. Raises UsageError if it is about something else."""
-    path = _file(out, kind)
-    if not path.is_file():
-        return None
-    about, result = _read(path)
-    wanted = json.loads(json.dumps(identity))
-    if other := [name for name, value in wanted.items() if about.get(name) != value]:
-        raise UsageError(
-            f"out: {path} is of an attack with other {' and '.join(other)}; name another folder, "
-            f"or delete it and {NOTES}/{kind}.jsonl"
-        )
-    return result
+def _known(request: Request, attack: str, identity: Mapping[str, Any]) -> Result | None:
+    """The result of an attack if it is finished; of one not requested, common fields must agree."""
+    store = _store(request, identity, partial_identity=attack not in request.configs)
+    return _read(store, attack)
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], Result]:
+def _read(store: ResultStore, attack: str) -> Result | None:
+    value = store.get(attack)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return document["about"], TypeAdapter(Result).validate_python(document["result"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"{path}: is no result of an attack; delete it") from error
+        return None if value is None else Result.from_json(value)
+    except ValueError as error:
+        raise UsageError(
+            f"{store.path(attack)}: is not the result of an attack; delete it"
+        ) from error
 
 
-def _identity(order: Order, kind: str) -> dict[str, Any]:
-    """What a kind's findings depend on, as far as it is known without weights."""
-    texts = [order.material.given_texts(each) for each in (FORGET, RETAIN)]
+def _store(
+    request: Request, identity: Mapping[str, Any], *, partial_identity: bool = False
+) -> ResultStore:
+    read = partial(read_old, data=request.data, questions=request.questions)
+    return ResultStore(request.out, identity, "out", read, partial=partial_identity)
+
+
+def _identity(request: Request, attack: str) -> dict[str, Any]:
+    """What an attack's findings depend on, as far as it is known without weights."""
+    texts = [request.data.given_texts(each) for each in (FORGET, RETAIN)]
+    digest = hashlib.sha256(repr(texts).encode()).hexdigest()
     return {
-        "questions": order.questions,
-        "texts": _digest(texts) if KINDS[kind].reads_texts else None,
-        "settings": asdict(order.configs[kind]),
+        "questions": request.questions,
+        "texts": digest if ATTACKS[attack].reads_texts else None,
+        "settings": asdict(request.configs[attack]),
     }
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _asked(settings: Settings) -> dict[str, Any]:
@@ -239,9 +286,5 @@ def _asked(settings: Settings) -> dict[str, Any]:
     return {**asdict(settings), "few_shot": [question.id for question in settings.few_shot]}
 
 
-def _notes(out: Path, kind: str) -> Path:
-    return out / NOTES / f"{kind}.jsonl"
-
-
-def _file(out: Path, kind: str) -> Path:
-    return out / f"{kind}.json"
+def _log(out: Path, attack: str) -> Path:
+    return out / FINDINGS / f"{attack}.jsonl"

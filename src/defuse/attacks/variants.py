@@ -1,4 +1,4 @@
-"""Copies of a model, each changed in a way of its own and asked everything, one after the other."""
+"""Variants of a model: changed copies that are asked all questions, one copy at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -6,53 +6,57 @@ from functools import cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.beside import once_with
-from defuse.attacks.data import Answers, Material, ask_made
-from defuse.attacks.notes import Notes
+from defuse.attacks.data import Answers, AttackData, ask_made
+from defuse.attacks.findings import Findings, compute_with
 from defuse.attacks.results import Condition, Example, condition, examples
 
+PIECES = 3  # findings for each variant: its numbers, and the answers to either set
 Made = tuple[PreTrainedModel, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Change:
-    """A condition's name, and what gives the changed copy and numbers about it.
+class Variant:
+    """A condition's name, and a function that makes the changed copy with numbers about it.
 
-    `make` is not called where all about the condition is noted, and its cost is not noted.
+    `make` is only called if something about the condition is missing; its cost is not counted.
+    `is_control`: the change is a random one.
     """
 
     name: str
     make: Callable[[], Made]
+    is_control: bool = False
 
 
-def ask_changed(
-    changes: Iterable[Change],
+def ask_variants(
+    variants: Iterable[Variant],
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
+    data: AttackData,
     before: Answers,
-    notes: Notes,
+    findings: Findings,
     seed: int,
 ) -> tuple[list[Condition], list[Example]]:
-    """How each copy answers against `before`, and answers that turned; one copy is kept at a time.
+    """Compare the answers of each copy with `before`; also return answers that changed.
 
-    Numbers are noted as "NAME/numbers", answers as by `ask_all`.
+    Numbers are kept as the finding "NAME/numbers", answers as by `ask_all`.
     """
     conditions: list[Condition] = []
-    turned: list[Example] = []
-    for change in changes:
-        numbers, after = _ask(change, tokenizer, material, notes)
-        conditions.append(condition(change.name, before, after, seed, numbers))
-        turned.extend(examples(change.name, before, after, material.settings.score))
-    return conditions, turned
+    changed: list[Example] = []
+    for each in variants:
+        numbers, after = _ask(each, tokenizer, data, findings)
+        conditions.append(
+            condition(each.name, before, after, seed, numbers, is_control=each.is_control)
+        )
+        changed.extend(examples(each.name, before, after, data.settings.score))
+    return conditions, changed
 
 
 def _ask(
-    change: Change, tokenizer: PreTrainedTokenizerBase, material: Material, notes: Notes
+    variant: Variant, tokenizer: PreTrainedTokenizerBase, data: AttackData, findings: Findings
 ) -> tuple[Mapping[str, float], Answers]:
-    made = cache(change.make)  # until this function ends
+    made = cache(variant.make)  # until this function returns
 
     def numbers_of(found: Made) -> dict[str, float]:
         return dict(found[1])
 
-    numbers = once_with(notes, f"{change.name}/numbers", made, numbers_of)
-    return numbers, ask_made(lambda: made()[0], tokenizer, material, notes, change.name)
+    numbers = compute_with(findings, f"{variant.name}/numbers", made, numbers_of)
+    return numbers, ask_made(lambda: made()[0], tokenizer, data, findings, variant.name)

@@ -1,9 +1,10 @@
 """GCG suffixes: does odd text break an unlearned model, or bring the knowledge back?
 
-Greedy coordinate gradient (Zou et al. 2307.15043) searches tokens that, at the end of a question,
-make its answer wrong (accuracy under attack on retain questions) or right again (on forget
-questions). A suffix counts as text: all figures are of the attacked questions asked as any other.
-For testing one's own models; what is aimed at is the letter of an answer and nothing else.
+Greedy coordinate gradient (Zou et al. 2307.15043) searches for tokens that, at the end of a
+question, make its answer wrong (accuracy under attack, on retain questions) or right again (on
+forget questions). Each figure is measured with the suffix as text: the attacked question is asked
+as any other. For tests of one's own models; the search aims at the letter of an answer and nothing
+else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,30 +12,31 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.data import Answers, Material, ask_all, ask_questions
+from defuse.attacks.data import Answers, AttackData, ask_all, ask_questions
+from defuse.attacks.findings import Findings
 from defuse.attacks.gcg.config import GCG, Aim
 from defuse.attacks.gcg.places import with_suffix
-from defuse.attacks.gcg.plan import Plan, Planner
 from defuse.attacks.gcg.score import Budget, Scorer
 from defuse.attacks.gcg.search import Found, Search
-from defuse.attacks.notes import Notes
+from defuse.attacks.gcg.tasks import Searches, SearchTask, prepare
 from defuse.attacks.results import Condition, Curves, Example, Line, Result, condition, examples
 from defuse.evaluate import bootstrap_mean
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
 from defuse.report import TableData
+from defuse.utils.progress import SILENT, Progress
 
-KIND = "gcg"
+NAME = "gcg"
 CONTROL = "random suffix"
 POINTS = 50  # of a curve, at most
 HEAD = ("search", "suffix", "steps", "right answer's log-probability", "after")
 
-Suffixes = Mapping[str, Mapping[int, str]]  # of each set, by a question's place in it
+Suffixes = Mapping[str, Mapping[int, str]]  # by set, and by a question's place in it
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one search, or one of each question, adds to the result."""
+    """What one search, or one for each question, adds to the result."""
 
     conditions: Sequence[Condition]
     examples: Sequence[Example]
@@ -42,142 +44,177 @@ class Part:
     lines: Sequence[Line] = ()
 
 
+def check(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: AttackData, config: GCG
+) -> None:
+    """Raise UsageError for what the attack refuses, without reading weights; see `prepare`."""
+    prepare(model, tokenizer, data, config)
+
+
 def run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
+    data: AttackData,
     config: GCG | None = None,
     *,
-    notes: Notes | None = None,
+    findings: Findings | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
-    """Search suffixes for each aim and mode, and ask `model` with them and with random ones."""
-    config, notes = config or GCG(), notes or Notes()
-    planner = Planner(model, tokenizer, material, config)
-    universal = [planner.universal(aim) for aim in config.aims if "universal" in config.modes]
-    own = [planner.each_question(aim) for aim in config.aims if "question" in config.modes]
-    controls = planner.random_suffixes()
-    with notes.watching(model), frozen_model(model):
-        before = ask_all(model, tokenizer, material, notes, "before")
-        attack = Attack(model, planner, notes, before)
+    """Search suffixes for each aim and mode; ask `model` with them, and with random ones.
+
+    Raises UsageError as `check` does.
+    """
+    config, findings = config or GCG(), findings or Findings()
+    searches = prepare(model, tokenizer, data, config)
+    findings.report_to(progress, NAME, _pieces(searches, data, config))
+    with findings.counting(model), frozen_model(model):
+        before = ask_all(model, tokenizer, data, findings, "before")
+        budget = Budget.of(model.device, data.settings.token_budget)
+        attack = Attack(model, tokenizer, data, config, findings, before, searches, budget)
         parts = [
-            attack.with_random(controls),
-            *(attack.with_universal(plan) for plan in universal),
-            *(attack.with_own(plans) for plans in own),
+            attack.with_random(searches.controls),
+            *(attack.with_universal(task) for task in searches.universal),
+            *(attack.with_own(tasks) for tasks in searches.each_question),
         ]
     lines = [line for part in parts for line in part.lines]
     rows = [row for part in parts for row in part.rows]
     return Result(
-        KIND,
+        NAME,
         asdict(config),
         [condition for part in parts for condition in part.conditions],
-        notes.cost,
+        findings.cost,
         [example for part in parts for example in part.examples],
         [_curves(lines)] if lines else [],
         [TableData("Suffixes that were found", HEAD, rows)] if rows else [],
     )
 
 
-class Attack:
-    """A model under attack, and how it answers `before`."""
+def _pieces(searches: Searches, data: AttackData, config: GCG) -> int:
+    """The number of findings: the steps of all searches, and the answers."""
+    sets = len(data.sets)
+    # Before, with random suffixes; with a universal one, searched and held out; with its own one.
+    answers = 2 * sets + (sets + 1) * len(searches.universal) + len(searches.each_question)
+    return answers + searches.count * (config.steps + 1)
 
-    def __init__(
-        self, model: PreTrainedModel, planner: Planner, notes: Notes, before: Answers
-    ) -> None:
-        self.model = model
-        self.planner = planner
-        self.notes = notes
-        self.before = before
-        self.decoder = Decoder(model)
-        self.budget = Budget.of(model.device, planner.material.settings.token_budget)
+
+@dataclass(frozen=True)
+class Attack:
+    """A model under attack, and its answers `before`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: AttackData
+    config: GCG
+    findings: Findings
+    before: Answers
+    searches: Searches
+    budget: Budget
 
     def with_random(self, texts: Sequence[str]) -> Part:
-        """All questions, each with one of the random suffixes."""
-        sets = self.planner.material.sets
+        """Ask all questions, each with one of the random suffixes."""
         suffixes = {
             each: {row: texts[row % len(texts)] for row in range(len(questions))}
-            for each, questions in sets.items()
+            for each, questions in self.data.sets.items()
         }
-        return Part(*self._ask(CONTROL, suffixes))
+        return Part(*self._ask(CONTROL, suffixes, is_control=True))
 
-    def with_universal(self, plan: Plan) -> Part:
-        """A suffix searched on some questions; these, the others, and the other set."""
-        search = self._search(plan)
-        trace = search.run(self.notes)
+    def with_universal(self, task: SearchTask) -> Part:
+        """Search a suffix on some questions; ask these, the others, and the other set."""
+        search = self._search(task)
+        trace = search.run(self.findings)
         best = search.best(trace)
-        (text,) = plan.spelling.texts([best.suffix])
+        (text,) = task.spelling.texts([best.suffix])
         numbers = {"steps": float(len(trace) - 1), "loss_first": trace[0].loss, "loss": best.loss}
         parts: Mapping[str, dict[str, dict[int, str]]] = {"searched": {}, "held out": {}}
-        for each, questions in self.planner.material.sets.items():
+        for each, questions in self.data.sets.items():
             for row in range(len(questions)):
-                searched = each == plan.questions and row in plan.rows
+                searched = each == task.questions and row in task.rows
                 part = parts["searched" if searched else "held out"]
                 part.setdefault(each, {})[row] = text
-        asked = [self._ask(f"{plan.name}, {part}", parts[part], numbers) for part in parts]
+        asked = [
+            self._ask(f"{task.name}, {part}", suffixes, numbers, headline=part == "held out")
+            for part, suffixes in parts.items()
+        ]
         return Part(
             [condition for conditions, _ in asked for condition in conditions],
-            [example for _, turned in asked for example in turned],
-            [_row(plan, text, trace, best)],
-            [_line(plan.aim, trace, self.planner.config.seed)],
+            [example for _, changed in asked for example in changed],
+            [_row(task, text, trace, best)],
+            [_line(task.aim, trace, self.config.seed)],
         )
 
-    def with_own(self, plans: Sequence[Plan]) -> Part:
-        """Each question with a suffix of its own; those that are as aimed for stay as they are."""
-        aim, asked = plans[0].aim, plans[0].questions
+    def with_own(self, tasks: Sequence[SearchTask]) -> Part:
+        """Ask each question with a suffix of its own; those that are as aimed for have none."""
+        aim, asked = tasks[0].aim, tasks[0].questions
         suffixes: dict[int, str] = {}
         rows: list[Sequence[str]] = []
         steps = 0
-        for plan in plans:
-            (row,) = plan.rows
+        for task in tasks:
+            (row,) = task.rows
             suffixes[row] = ""
             if self.before[asked][row].is_correct == (aim == "recover"):
+                self.findings.skip(self.config.steps + 1)
                 continue
-            search = self._search(plan)
-            trace = search.run(self.notes)
+            search = self._search(task)
+            trace = search.run(self.findings)
             best = search.best(trace)
-            (suffixes[row],) = plan.spelling.texts([best.suffix])
-            rows.append(_row(plan, suffixes[row], trace, best))
+            (suffixes[row],) = task.spelling.texts([best.suffix])
+            rows.append(_row(task, suffixes[row], trace, best))
             steps += len(trace) - 1
         numbers = {"searched": float(len(rows)), "steps": steps / max(1, len(rows))}
         return Part(*self._ask(f"{aim}, each question", {asked: suffixes}, numbers), rows)
 
-    def _search(self, plan: Plan) -> Search:
-        scorer = Scorer(self.decoder, plan.problems, self.budget)
-        planner = self.planner
-        allowed, config = planner.allowed, planner.config
-        return Search(plan.name, scorer, plan.spelling, allowed, plan.start, config)
+    def _search(self, task: SearchTask) -> Search:
+        scorer = Scorer(Decoder(self.model), task.problems, self.budget)
+        allowed = self.searches.allowed
+        return Search(task.name, scorer, task.spelling, allowed, task.start, self.config)
 
     def _ask(
-        self, name: str, suffixes: Suffixes, numbers: Mapping[str, float] | None = None
+        self,
+        name: str,
+        suffixes: Suffixes,
+        numbers: Mapping[str, float] | None = None,
+        *,
+        headline: bool = True,
+        is_control: bool = False,
     ) -> tuple[list[Condition], list[Example]]:
-        """The questions that have a suffix (or an empty one), with it and without."""
-        material, config = self.planner.material, self.planner.config
+        """Ask the questions that have a suffix, which may be empty, with it and without."""
+        data, config = self.data, self.config
         before = {each: [self.before[each][row] for row in rows] for each, rows in suffixes.items()}
         after = {
             each: ask_questions(
                 self.model,
-                self.planner.tokenizer,
+                self.tokenizer,
                 [
-                    with_suffix(material.sets[each][row], text, material.settings, config.place)
+                    with_suffix(data.sets[each][row], text, data.settings, config.place)
                     for row, text in texts.items()
                 ],
-                material.settings,
-                self.notes,
+                data.settings,
+                self.findings,
                 f"{name}/{each}",
             )
             for each, texts in suffixes.items()
         }
-        turned = list(examples(name, before, after, material.settings.score))
-        return [condition(name, before, after, config.seed, numbers)], turned
+        changed = list(examples(name, before, after, data.settings.score))
+        found = condition(
+            name,
+            before,
+            after,
+            config.seed,
+            numbers,
+            headline=headline,
+            is_control=is_control,
+        )
+        return [found], changed
 
 
-def _row(plan: Plan, text: str, trace: Sequence[Found], best: Found) -> Sequence[str]:
-    first, last = (_right(plan.aim, found) for found in (trace[0], best))
+def _row(task: SearchTask, text: str, trace: Sequence[Found], best: Found) -> Sequence[str]:
+    first, last = (_right(task.aim, found) for found in (trace[0], best))
     means = [f"{sum(values) / len(values):.3f}" for values in (first, last)]
-    return (plan.name, repr(text), str(len(trace) - 1), *means)
+    return (task.name, repr(text), str(len(trace) - 1), *means)
 
 
 def _right(aim: Aim, found: Found) -> list[float]:
-    """The right answer's log-probability in each problem, which is the loss or minus it."""
+    """The right answer's log-probability in each problem, which is the loss or minus the loss."""
     return [loss if aim == "break" else -loss for loss in found.losses]
 
 
@@ -188,7 +225,7 @@ def _line(aim: Aim, trace: Sequence[Found], seed: int) -> Line:
 
 def _curves(lines: Sequence[Line]) -> Curves:
     return Curves(
-        "Right answer's log-probability on the questions a universal suffix is searched on",
+        "Right answer's log-probability on the questions that a universal suffix is searched on",
         "step",
         "nats",
         lines,

@@ -1,7 +1,7 @@
-"""Which suffixes are tried: tokens that may stand in one, and suffixes that survive as text.
+"""Candidate suffixes: the tokens they may consist of, and a filter for those that survive as text.
 
-A suffix is reported as text, and a text is encoded anew: a suffix counts only where its own tokens
-come back, in its place in the prompt.
+A suffix is reported as text, and whoever uses the text encodes it again. So a suffix is only a
+candidate if encoding its text, in its place in the prompt, gives the same tokens.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from defuse.models.decoder import Decoder
 from defuse.utils.errors import UsageError
 
 NEAR = 12, 3  # characters before and after a suffix: tokens seldom reach further
-DRAWS = 32  # tokens tried for each place of a random suffix
+DRAWS = 32  # tokens tried at each place of a random suffix
 
 
 def allowed_tokens(
     tokenizer: PreTrainedTokenizerBase, decoder: Decoder, allow_non_ascii: bool
 ) -> Tensor:
-    """Ids of the tokens a suffix may be of: printable, and none that was added to the vocabulary.
+    """Return the ids of the tokens that a suffix may consist of: printable ones, none added later.
 
     Added tokens are control tokens or reserved ones, which are never trained; rows of the embedding
     without a token are padding.
@@ -38,7 +38,7 @@ def allowed_tokens(
 
 
 def _is_allowed(text: str, allow_non_ascii: bool) -> bool:
-    # A space at the end is lost where a stem is stripped.
+    # A space at the end is lost if the stem is stripped.
     whole = text.rstrip() == text != "" and "\N{REPLACEMENT CHARACTER}" not in text
     return whole and text.isprintable() and (allow_non_ascii or text.isascii())
 
@@ -53,11 +53,12 @@ def sample(
     n_replace: int,
     rng: torch.Generator,
 ) -> Tensor:
-    """At most `search_width` suffixes (C, length), each other than `parent` in `n_replace` places.
+    """Draw at most `search_width` suffixes (C, length) that differ from `parent` in `n_replace`
+    places.
 
-    Places are random; a new token is one of the `topk` of its place by falling -`gradient` (length,
-    A), whose columns are the `allowed` tokens (A,). Zou et al. 2307.15043, algorithm 1; but repeats
-    are dropped, and a token is never replaced by itself.
+    Places are random; a new token is one of the `topk` of its place with the largest -`gradient`
+    (length, A), whose columns are the `allowed` tokens (A,). Zou et al. 2307.15043, algorithm 1;
+    but repeats are dropped, and a token is never replaced by itself.
     """
     ids = torch.tensor(parent)
     own = (allowed == ids[:, None]).to(gradient.device)
@@ -70,7 +71,7 @@ def sample(
 
 
 class Spelling:
-    """Suffixes as text, the same in all the given places."""
+    """The text of suffixes, which is the same in all the given places."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, places: Sequence[Place], probes: Sequence[int]
@@ -82,11 +83,11 @@ class Spelling:
         self._near = find_place(head, tail, tokenizer, probes) or first
 
     def texts(self, suffixes: Sequence[Sequence[int]]) -> list[str]:
-        """Each suffix as it reads in its place."""
+        """Return the text of each suffix in its place."""
         return spell(self.tokenizer, self.places[0].before[-1], suffixes)
 
     def survivors(self, candidates: Tensor) -> Tensor:
-        """Those of `candidates` (C, length) that come back near the first place: a quick sieve."""
+        """Filter `candidates` (C, length) by encoding them with the text near the first place."""
         near, rows = self._near, candidates.tolist()
         texts = [near.head + text + near.tail for text in self.texts(rows)]
         encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
@@ -96,8 +97,8 @@ class Spelling:
         ]
         return candidates[torch.tensor(kept)]
 
-    def stands(self, suffix: Sequence[int]) -> bool:
-        """Whether the suffix comes back in every place, as an evaluation will encode it."""
+    def survives(self, suffix: Sequence[int]) -> bool:
+        """Whether the suffix has the same tokens in every place, as an evaluation encodes it."""
         (text,) = self.texts([suffix])
         return all(place.between(text, self.tokenizer) == tuple(suffix) for place in self.places)
 
@@ -105,17 +106,15 @@ class Spelling:
 def random_suffix(
     spelling: Spelling, allowed: Tensor, length: int, rng: torch.Generator
 ) -> tuple[int, ...]:
-    """A suffix of random tokens that survives, grown token by token."""
+    """Draw a suffix of random tokens that survives as text, token by token."""
     suffix = torch.empty(1, 0, dtype=torch.long)
     for _ in range(length):
         drawn = allowed[torch.randint(len(allowed), (DRAWS, 1), generator=rng)]
         grown = torch.cat([suffix.expand(DRAWS, -1), drawn], dim=1)
         suffix = next(
-            (each[None] for each in spelling.survivors(grown) if spelling.stands(each.tolist())),
+            (each[None] for each in spelling.survivors(grown) if spelling.survives(each.tolist())),
             suffix,
         )
     if suffix.shape[1] < length:
-        raise UsageError(
-            "gcg.init: random tokens do not come back when their text is encoded; name a word"
-        )
+        raise UsageError("gcg.init: random tokens change when their text is encoded; name a word")
     return tuple(suffix[0].tolist())

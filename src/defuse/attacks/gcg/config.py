@@ -1,4 +1,4 @@
-"""How suffixes are searched for."""
+"""Settings of the search for suffixes."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,27 +9,28 @@ from defuse.utils.errors import check_choices, require
 Aim = Literal["break", "recover"]
 Mode = Literal["universal", "question"]
 Where = Literal["question", "end"]
-# Whose questions each aim is about.
+# The question set of each aim.
 AIMED: dict[Aim, str] = {"break": RETAIN, "recover": FORGET}
 
 
 @dataclass(frozen=True)
 class GCG:
-    """Greedy coordinate gradient (Zou et al. 2307.15043), in the paper's numbers by default.
+    """Greedy coordinate gradient (Zou et al. 2307.15043), with that paper's numbers by default.
 
-    `aims`: "break" (a retain question gets a wrong answer) and "recover" (a forget question is
-    answered rightly). `modes`: "universal" (one suffix for many questions, tried on others) and
-    "question" (each gets its own).
-    `place`: the suffix stands on a line of its own behind the choices at the "end" (of a prompt, as
-    nanoGCG's), or behind the "question"; a prompt of a question's own (cloze scoring) takes it at
-    its end.
-    `steps` at most, in each `search_width` suffixes that replace `n_replace` random tokens by ones
-    of the `topk` best by gradient. `buffer_size` best suffixes are kept, and the best goes on; with
-    0 the newest does. `length`: tokens of a suffix, each `init` to begin with, or drawn where
-    `init` is "". Tokens are printable ASCII unless `allow_non_ascii`.
-    `train_share`: of a set, what a universal suffix may be searched on; the rest is held out.
-    `questions`: how many are searched on at most, in either mode; 0 = no limit. `margin`: nats by
-    which every answer must be as aimed for a search to end early; None = never. `seed` draws
+    `aims`: "break" (a retain question is answered wrong) and "recover" (a forget question is
+    answered right). `modes`: "universal" (one suffix for many questions, tried on others) and
+    "question" (each question has its own).
+    `place`: "end" puts the suffix on a line of its own after the choices (the end of the prompt, as
+    in nanoGCG), "question" after the question's text; a question with a prompt of its own (cloze
+    scoring) takes it at the end of that.
+    `steps`: at most; each scores `search_width` suffixes in which `n_replace` random tokens are
+    replaced by one of the `topk` best by gradient. `buffer_size`: so many best suffixes are kept,
+    and each step starts from the best; with 0, from the newest. `length`: tokens of a suffix, each
+    `init` at the start, or drawn if `init` is "". Tokens are printable ASCII unless
+    `allow_non_ascii`.
+    `train_share`: the share of a set that a universal suffix may be searched on; the rest is held
+    out. `questions`: how many are searched on at most, in either mode; 0 is no limit. `margin`: a
+    search ends early once every answer is as aimed for by so many nats; None is never. `seed` draws
     everything.
     """
 

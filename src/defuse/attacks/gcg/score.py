@@ -1,7 +1,7 @@
-"""What a suffix does to a model: its loss, and the loss's gradient with respect to its tokens.
+"""Losses of suffixes, and the gradient of the loss with respect to their tokens.
 
-What all problems begin with is run once for a search; what else stands before a suffix, and the
-suffix that is improved, once for a step; a candidate from its first new token on.
+The common beginning of all prompts is run once in a search. The rest before a suffix, and the
+suffix that is improved, are run once in a step, and a candidate from its first new token on.
 """
 
 from bisect import bisect_right
@@ -20,16 +20,16 @@ from defuse.models.decoder import BlockInputs, Decoder
 from defuse.models.kv_cache import PrefixCache, last_states
 from defuse.models.lm_head import chunks
 
-# Of a batch's tokens: keys and values it may see, and the part of them that keeps a device busy.
+# Multiples of a batch's tokens: keys that it may attend to; and the part that keeps a device busy.
 KEYS, BUSY = 16, 8
 
 
 class Target(Protocol):
-    """What shall follow a prompt.
+    """What is to follow a prompt.
 
-    `read`: tokens the model reads behind the prompt; it is judged by its logits there and at the
-    prompt's last token. `judge` maps these, (rows, 1 + len(read), vocabulary) in float32 or better,
-    to losses (nats) and to leads, the nats by which the model does what is wanted (both (rows,)).
+    `read`: tokens that the model reads after the prompt. `judge` receives the logits there and at
+    the prompt's last token, (rows, 1 + len(read), vocabulary) in float32 or better. It returns
+    losses (nats) and leads, by how many nats the model does what is wanted (both (rows,)).
     """
 
     @property
@@ -40,8 +40,8 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class LetterTarget:
-    """The log-probability of the right letter among four, lowered ("break") or raised
-    ("recover"); the lead is that of the best wrong letter over the right one, or the reverse."""
+    """The log-probability of the right letter among the letters, lowered ("break") or raised
+    ("recover"). The lead is that of the best wrong letter over the right one, or the reverse."""
 
     letters: tuple[int, ...]
     answer: int
@@ -49,16 +49,18 @@ class LetterTarget:
     read: tuple[int, ...] = ()
 
     def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        four = logits[:, 0, list(self.letters)].log_softmax(dim=-1)
-        right = four[:, self.answer]
-        wrong = four[:, [i for i in range(len(self.letters)) if i != self.answer]].amax(dim=-1)
+        logprobs = logits[:, 0, list(self.letters)].log_softmax(dim=-1)
+        right = logprobs[:, self.answer]
+        wrong = logprobs[:, [i for i in range(len(self.letters)) if i != self.answer]].amax(dim=-1)
         return (right, wrong - right) if self.aim == "break" else (-right, right - wrong)
 
 
 @dataclass(frozen=True)
 class TextTarget:
-    """A continuation's mean cross-entropy over its tokens (the paper's eq. 2, as nanoGCG takes it);
-    the lead is its weakest token's over the best other one."""
+    """A continuation's mean cross-entropy over its tokens (eq. 2 of 2307.15043, as in nanoGCG).
+
+    The lead is that of its weakest token over the best other token.
+    """
 
     ids: tuple[int, ...]
 
@@ -76,8 +78,10 @@ class TextTarget:
 
 @dataclass(frozen=True)
 class AnswerTarget:
-    """The mean log-probability of the right answer's own tokens, lowered or raised, where choices
-    have no letters. The other choices are not looked at, so its lead never ends a search."""
+    """The mean log-probability of the right answer's own tokens, lowered or raised.
+
+    It is for cloze scoring. The other choices are not scored, so its lead never ends a search.
+    """
 
     ids: tuple[int, ...]
     aim: Aim
@@ -93,7 +97,7 @@ class AnswerTarget:
 
 @dataclass(frozen=True)
 class Problem:
-    """A suffix stands between `before`, which is not empty, and `after` (token ids)."""
+    """A prompt whose suffix is between `before`, which is not empty, and `after` (token ids)."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -102,21 +106,21 @@ class Problem:
 
 @dataclass
 class Budget:
-    """Tokens of a batch; halved whenever memory runs out, and left so."""
+    """The tokens of a batch; halved, for good, whenever memory runs out."""
 
     tokens: int
 
     @classmethod
     def of(cls, device: torch.device, tokens: int | None = None) -> "Budget":
-        """`tokens`, or what suits the device."""
+        """A budget of `tokens`, or what suits the device."""
         return cls(tokens or TOKEN_BUDGET.get(device.type, DEVICE_TOKEN_BUDGET))
 
     def rows(self, begins: Sequence[int], length: int, prefix: int) -> int:
-        """How many of the rows make the next batch, which begins with the first of `begins`.
+        """Return the number of rows of the next batch.
 
-        Rows are `length` tokens, run from where they begin (never falling) and behind `prefix`
-        tokens, whose keys every row gets a copy of. A batch that keeps the device busy ends where
-        rows begin later, since it would run what these have in common.
+        Rows have `length` tokens, of which those from `begins` on (sorted) are run after `prefix`
+        tokens, whose keys every row has a copy of. A batch that is large enough to keep the device
+        busy ends before rows that begin later, since it would run what these have in common.
         """
         time = length - begins[0]
         most = min(self.tokens // time, KEYS * self.tokens // (prefix + time))
@@ -125,7 +129,7 @@ class Budget:
         return max(1, min(len(begins), most, max(alike, busy)))
 
     def shrink(self, begins: Sequence[int], length: int, prefix: int) -> None:
-        """After a batch that did not fit: so far that the same is at most half as large."""
+        """Shrink the budget until a batch that did not fit is at most half as large."""
         half = self.rows(begins, length, prefix) // 2
         while self.rows(begins, length, prefix) > half:
             self.tokens //= 2
@@ -141,10 +145,10 @@ class Scorer:
 
     @cached_property
     def shared(self) -> PrefixCache:
-        """Keys and values of what all problems begin with, kept for the whole search.
+        """Keys and values of the common beginning of all problems, kept for the whole search.
 
-        What is a problem's own before its suffix is run again when it is needed: it is short beside
-        the candidates, and kept it would fill the memory with long examples many times over.
+        The rest of a problem before its suffix is run again when it is needed. It is short compared
+        with the candidates; kept for every problem, it would fill the memory.
         """
         first, *others = [each.before for each in self.problems]
         length = min((common_length(first, other) for other in others), default=len(first))
@@ -152,14 +156,14 @@ class Scorer:
         return PrefixCache.of(self.decoder, ids) if length else PrefixCache()
 
     def _known(self, problem: Problem, suffix: Sequence[int] = ()) -> PrefixCache:
-        """Of all that stands before a problem's suffix, and of the suffix given."""
+        """Keys and values of everything before a problem's suffix, and of the given suffix."""
         own = (*problem.before[self.shared.length :], *suffix)
         return self.shared.extended(self.decoder, self._row(own)) if own else self.shared
 
     def gradient(self, suffix: Sequence[int], tokens: Tensor) -> Tensor:
-        """The mean loss's gradient with respect to the suffix's one-hot matrix, at `tokens` (A,).
+        """The gradient of the mean loss with respect to the suffix's one-hot matrix, (length, A).
 
-        (length, A): its columns of the other tokens are never computed.
+        Its columns are those of `tokens` (A,); others are never computed.
         """
         tokens = tokens.to(self.decoder.device)
         gradients = [self._gradient(problem, suffix) for problem in self.problems]
@@ -170,7 +174,7 @@ class Scorer:
         return torch.cat(parts, dim=1)
 
     def _gradient(self, problem: Problem, suffix: Sequence[int]) -> Tensor:
-        """The loss's gradient with respect to the vectors of the suffix's tokens."""
+        """The gradient of the loss with respect to the vectors of the suffix's tokens."""
         prefix = self._known(problem)
         ids = self._row([*suffix, *problem.after, *problem.target.read])
         hidden, inputs = self.decoder.embed_behind(ids, prefix)
@@ -186,7 +190,7 @@ class Scorer:
     def judge(self, parent: Sequence[int], candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Losses and leads of `candidates` (C, length) in each problem: float64 (problems, C).
 
-        Whatever a candidate has in common with `parent` at its beginning is not run again.
+        The tokens that a candidate shares with `parent` at its beginning are not run again.
         """
         ids = self._row(parent)
         begins = (candidates.to(ids.device) != ids).int().argmax(dim=1)
@@ -203,7 +207,7 @@ class Scorer:
     def _judge(
         self, target: Target, rows: Tensor, begins: list[int], known: PrefixCache, length: int
     ) -> Tensor:
-        """Losses and leads, (2, rows), of rows in the order of their first new token."""
+        """Losses and leads, (2, rows), of rows sorted by their first new token."""
         values, done = [], 0
         while done < len(rows):
             begin = begins[done]

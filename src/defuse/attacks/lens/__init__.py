@@ -1,5 +1,6 @@
-"""Logit lens and linear probe: what each layer still says."""
+"""Logit lens and linear probe: the answer that each layer's hidden states give."""
 
-from defuse.attacks.lens.attack import KIND, Lens, run
+from defuse.attacks.lens.attack import NAME, check, run
+from defuse.attacks.lens.config import Lens
 
-__all__ = ["KIND", "Lens", "run"]
+__all__ = ["NAME", "Lens", "check", "run"]

@@ -1,6 +1,6 @@
-"""Every layer's hidden states where a choice's text is predicted and where it ends.
+"""Hidden states of every layer where a choice's text is predicted and where it ends.
 
-A question's four texts stand as a tree behind its prompt, as in the evaluation.
+The texts of a question are a tree behind its prompt, as in the evaluation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.lens.asked import fours
+from defuse.attacks.lens.probe import alike, mask
+from defuse.attacks.prompts import question_requests
 from defuse.evaluate import Settings
 from defuse.evaluate.loglikelihood import (
     DEVICE_TOKEN_BUDGET,
@@ -26,12 +27,17 @@ from defuse.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A question with its four texts; the nodes `ends` are the texts' last tokens."""
+class TextPrompt:
+    """A question with the texts of its choices; the nodes `ends` are the texts' last tokens."""
 
     tree: TokenTree
     ends: tuple[int, ...]
     truncated: bool
+
+    @property
+    def choices(self) -> int:
+        """The number of choices."""
+        return len(self.ends)
 
 
 def prompts_of(
@@ -39,78 +45,85 @@ def prompts_of(
     questions: Sequence[Question],
     settings: Settings,
     length: int,
-) -> list[Prompt]:
-    """The questions as they are asked, cut on the left to `length` tokens."""
-    return [_prompt(four, length) for four in fours(tokenizer, questions, settings)]
+) -> list[TextPrompt]:
+    """Encode the questions as they are asked, cut on the left to `length` tokens."""
+    return [_prompt(each, length) for each in question_requests(tokenizer, questions, settings)]
 
 
-def _prompt(four: Sequence[TokenPair], length: int) -> Prompt:
+def _prompt(requests: Sequence[TokenPair], length: int) -> TextPrompt:
     """The evaluation's requests, and beside them the same texts read to their ends.
 
-    The evaluation never reads a text's last token. Where that is one token too many for the model,
-    the second reading loses the prompt's beginning, and the first stays the evaluation's own.
+    The evaluation never reads a text's last token. If that is one token too many for the model, the
+    second reading loses the beginning of the prompt; the first stays as in the evaluation.
     """
-    room = length - max(len(request.continuation) for request in four)
+    room = length - max(len(request.continuation) for request in requests)
     whole = [
         replace(
             request,
             context=request.context[max(0, len(request.context) - room) :],
             continuation=(*request.continuation, 0),  # is not read: it ends the text
         )
-        for request in four
+        for request in requests
     ]
-    tree = grow([*four, *whole], 0, length)
-    answers = replace(tree, predicting=tree.predicting[:4], targets=tree.targets[:4])
-    ends = tuple(nodes[-1] for nodes in tree.predicting[4:])
-    return Prompt(answers, ends, any(request.is_cut(length) for request in four))
+    tree, count = grow([*requests, *whole], 0, length), len(requests)
+    answers = replace(tree, predicting=tree.predicting[:count], targets=tree.targets[:count])
+    ends = tuple(nodes[-1] for nodes in tree.predicting[count:])
+    return TextPrompt(answers, ends, any(request.is_cut(length) for request in requests))
 
 
 @torch.no_grad()
 def look(
     model: PreTrainedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TextPrompt],
     token_budget: int | None = None,
     *,
     with_states: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The texts' summed log-probabilities (layers + 1, N, 4), in float64 as the evaluation's, and
-    the hidden states at their last tokens (layers + 1, N, 4, d).
+    """Return the texts' summed log-probabilities, and the hidden states at their last tokens.
 
-    Of the embedding, then behind each block. On the CPU, the states in the model's own dtype;
-    unless `with_states` they are of no question: they fill memory.
+    The log-probabilities are (layers + 1, N, K) in float64, as the evaluation's; K is the most
+    choices of a question, and -inf stands where a question has fewer. The states are (layers + 1,
+    N, K, d), on the CPU, in the model's dtype, 0 where a question has fewer choices. The first is
+    the embedding's, then that of each block's output. States take much memory: without
+    `with_states` they are (layers + 1, 0, K, d).
     """
     decoder = Decoder(model)
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     lengths = {place: len(prompt.tree.tokens) for place, prompt in enumerate(prompts)}
-    shape = decoder.num_layers + 1, len(prompts), 4
-    values = torch.empty(shape, dtype=torch.float64)
+    real = mask([prompt.choices for prompt in prompts])
+    shape = decoder.num_layers + 1, *real.shape
+    values = torch.full(shape, -torch.inf, dtype=torch.float64)
     kept = len(prompts) if with_states else 0
-    states = torch.empty(shape[0], kept, 4, decoder.hidden_size, dtype=model.dtype)
+    states = torch.zeros(shape[0], kept, shape[2], decoder.hidden_size, dtype=model.dtype)
     with evaluation_mode(model):
         for batch in batches_by_length(lengths, budget):
-            seen = _layers(decoder, [prompts[place] for place in batch])
-            for place, (summed, ends) in enumerate(seen):
-                values[place, batch] = summed
+            rows, choices = real[batch].nonzero(as_tuple=True)
+            at = torch.tensor(batch)[rows], choices
+            seen = _layers(decoder, [prompts[place] for place in batch], rows)
+            for layer, (summed, ends) in enumerate(seen):
+                values[layer][at] = summed
                 if with_states:
-                    states[place, batch] = ends
+                    states[layer][at] = ends
     return values, states
 
 
-def _layers(decoder: Decoder, prompts: Sequence[Prompt]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `look` gives of these prompts, (rows, 4) and (rows, 4, d), place by place."""
+def _layers(
+    decoder: Decoder, prompts: Sequence[TextPrompt], rows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `look` returns for the choices of these prompts, (choices,) and (choices, d), layer by
+    layer; `rows` has the prompt of each choice."""
     batch = collate([prompt.tree for prompt in prompts], decoder.device)
-    rows = torch.arange(len(prompts))[:, None]
-    ends = torch.tensor([prompt.ends for prompt in prompts])
+    ends = torch.tensor([end for prompt in prompts for end in prompt.ends])
     hidden, inputs = decoder.embed_tree(batch.input_ids, batch.depths, visibility(batch.last, 0))
     for layer in range(decoder.num_layers + 1):
-        yield read_off(decoder, hidden, batch).view(-1, 4), hidden[rows, ends].cpu()
+        yield read_off(decoder, hidden, batch), hidden[rows, ends].cpu()
         if layer < decoder.num_layers:
             hidden = decoder.run(hidden, inputs, layer, layer + 1)
 
 
-def check_labels(name: str, labels: Sequence[int]) -> None:
-    """Raise UsageError for a single question: held out, it leaves a probe none to learn from."""
-    if len(labels) < 2:
+def check_labels(name: str, questions: Sequence[Question]) -> None:
+    """Raise UsageError for a single question: held out, it leaves nothing to learn from."""
+    if len(questions) < 2:
         raise UsageError(
             f"{name}: there is one question, and a probe needs two; give more questions, or "
             "lens.folds 0 for no probe"
@@ -118,11 +131,20 @@ def check_labels(name: str, labels: Sequence[int]) -> None:
 
 
 def strata(labels: Sequence[int]) -> Sequence[int]:
-    """Nothing is dealt out evenly over a probe's folds: which place is right means nothing."""
+    """The groups that are dealt evenly to the folds: one, since the place of the right text means
+    nothing."""
     return [0] * len(labels)
 
 
-def mixed(labels: Sequence[int], draws: torch.Generator) -> list[int]:
-    """A probe's labels with nothing to be found in them: which text is right is drawn anew for each
-    question, so that chance is 1/4 even where the first always was."""
-    return torch.randint(4, (len(labels),), generator=draws).tolist()
+def shuffled(labels: Sequence[int], counts: Sequence[int], draws: torch.Generator) -> list[int]:
+    """Draw the right text of each question anew: nothing is left for a probe to find.
+
+    Chance is then 1 / choices even if the first text was always the right one.
+    """
+    drawn = list(labels)
+    for places in alike(counts):
+        count = counts[places[0]]
+        numbers = torch.randint(count, (len(places),), generator=draws).tolist()
+        for place, number in zip(places, numbers, strict=True):
+            drawn[place] = number
+    return drawn

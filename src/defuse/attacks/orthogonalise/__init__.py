@@ -1,5 +1,6 @@
 """Orthogonalisation: the direction that unlearning added, removed."""
 
-from defuse.attacks.orthogonalise.attack import KIND, Orthogonalisation, run
+from defuse.attacks.orthogonalise.attack import NAME, check, run
+from defuse.attacks.orthogonalise.config import Orthogonalisation
 
-__all__ = ["KIND", "Orthogonalisation", "run"]
+__all__ = ["NAME", "Orthogonalisation", "check", "run"]

@@ -1,4 +1,4 @@
-"""Take one direction out of what blocks put out, or out of the weights that write it."""
+"""Removal of one direction from the outputs of blocks, or from the weights that write it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from defuse.utils.precision import upcast
 
 @dataclass(frozen=True)
 class Removal:
-    """Of the component along `unit` (d,): `left` stays instead of it, at every token."""
+    """The component along `unit` (d,) is replaced by `left`, at every token."""
 
     unit: Tensor
     left: float = 0.0
@@ -24,9 +24,9 @@ class Removal:
 
 @torch.no_grad()
 def means(model: PreTrainedModel, batches: Sequence[TextBatch]) -> Tensor:
-    """Mean hidden states behind each block, (L, d) in float64, over the texts' tokens.
+    """Return mean hidden states after each block, (L, d) in float64, over the tokens of the texts.
 
-    The first token of each text is left out, whose state is an attention sink.
+    The first token of each text, whose state is an attention sink, is left out.
     """
     decoder = Decoder(model)
     total = torch.zeros(decoder.num_layers, decoder.hidden_size, dtype=torch.float64)
@@ -44,7 +44,7 @@ def means(model: PreTrainedModel, batches: Sequence[TextBatch]) -> Tensor:
 
 
 def without(model: PreTrainedModel, removals: Mapping[int, Removal]) -> PreTrainedModel:
-    """A copy whose blocks put out h − r (rᵀh − left); all its tensors are the model's."""
+    """Return a copy whose blocks output h − r (rᵀh − left); it shares all tensors with `model`."""
     copy = sharing_copy(model, [])
     blocks = Decoder(copy).blocks
     for layer, removal in removals.items():
@@ -66,9 +66,9 @@ def _remove(removal: Removal) -> Callable[[nn.Module, Any, Any], Any]:
 
 @torch.no_grad()
 def with_weights(model: PreTrainedModel, unit: Tensor) -> PreTrainedModel:
-    """A copy whose embedding and blocks write nothing along `unit` (d,): W − r rᵀW.
+    """Return a copy whose embedding and blocks write nothing along `unit` (d,): W − r rᵀW.
 
-    All other tensors are shared with `model`; so is a head tied to the embedding, which only reads.
+    All other tensors are shared with `model`, also a head tied to the embedding, which only reads.
     """
     copy = sharing_copy(model, [])
     for module, gain in writers(copy):
@@ -81,10 +81,10 @@ def with_weights(model: PreTrainedModel, unit: Tensor) -> PreTrainedModel:
 
 
 def writers(model: PreTrainedModel) -> Iterator[tuple[nn.Module, Tensor | None]]:
-    """The modules whose output joins the residual stream, and what scales it on its way there.
+    """Yield the modules whose output joins the residual stream, with the gains it is scaled by.
 
-    Gemma normalises what a block's halves put out. A norm divides by a number and multiplies by
-    gains g, so what it lets through has no part along r if what enters has none along r ∘ g.
+    Gemma normalises the outputs of attention and MLP. A norm divides by a number and multiplies by
+    gains g, so its output has no component along r if its input has none along r ∘ g.
     """
     decoder = Decoder(model)
     yield model.get_input_embeddings(), None
@@ -99,7 +99,7 @@ def writers(model: PreTrainedModel) -> Iterator[tuple[nn.Module, Tensor | None]]
 
 
 def _output_axis(module: nn.Module, tensor: Tensor) -> int:
-    """Where a module's parameter has its output units."""
+    """The dimension of a parameter that holds the output units."""
     return 0 if isinstance(module, nn.Linear) or tensor.ndim == 1 else 1
 
 

@@ -1,5 +1,6 @@
-"""Set-difference pruning: what serves the forget set alone, removed."""
+"""Set-difference pruning: the units that serve the forget set alone, removed."""
 
-from defuse.attacks.prune.attack import KIND, Pruning, run
+from defuse.attacks.prune.attack import NAME, check, run
+from defuse.attacks.prune.config import Pruning
 
-__all__ = ["KIND", "Pruning", "run"]
+__all__ = ["NAME", "Pruning", "check", "run"]

@@ -1,8 +1,8 @@
-"""SNIP: how much a loss depends on one neuron or weight being there (Lee et al. 1810.02340).
+"""SNIP scores: how much a loss depends on one neuron or weight (Lee et al. 1810.02340).
 
-With a factor c = 1 before each of them, a text's loss L changes by about ∂L/∂c when it is taken
-out. For a weight ∂L/∂c is w · ∂L/∂w, for a neuron the sum of that over its output weights. Scores
-are means over texts, of |∂L/∂c| (Wei et al. 2402.05162, eq. 1) or of ∂L/∂c itself.
+With a factor c = 1 before each of them, a text's loss L changes by about ∂L/∂c when it is
+removed. For a weight ∂L/∂c is w · ∂L/∂w, for a neuron the sum of that over its output weights.
+Scores are means over texts, of |∂L/∂c| (Wei et al. 2402.05162, eq. 1) or of ∂L/∂c itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ Scores = dict[str, Tensor]  # by the parameter's full name, in float32 on the CP
 def neuron_scores(
     model: PreTrainedModel, batches: Sequence[TextBatch], *, signed: bool = False
 ) -> Scores:
-    """Of every MLP neuron, (neurons,), by the name of the block's output matrix."""
-    copy = sharing_copy(model, [])  # hooks on it are none of the model's
+    """Return scores of every MLP neuron, (neurons,), by the name of the block's output matrix."""
+    copy = sharing_copy(model, [])  # hooks on it do not touch the model
     decoder = Decoder(copy, recompute=True)
     names = [matrix_name(decoder, layer) for layer in range(decoder.num_layers)]
     factors: dict[str, Tensor] = {}
@@ -47,9 +47,9 @@ def neuron_scores(
 def weight_scores(
     model: PreTrainedModel, batches: Sequence[TextBatch], *, signed: bool = False
 ) -> Scores:
-    """Of every weight of the blocks' linear modules, in the parameters' own shapes.
+    """Return scores of every weight of the blocks' linear modules, in the parameters' shapes.
 
-    `batches` hold one text each: absolute values are taken text by text.
+    `batches` hold one text each, since absolute values are taken text by text.
     """
     decoder = Decoder(model, recompute=True)
     modules = adapted_modules(decoder, range(decoder.num_layers), None)
@@ -69,18 +69,18 @@ def weight_scores(
 
 
 def matrix_name(decoder: Decoder, layer: int) -> str:
-    """The full name of the matrix that a block's MLP neurons write through."""
+    """The full name of the output matrix of a block's MLP."""
     return decoder.parameter_name(layer, f"{decoder.architecture.mlp_output}.weight")
 
 
 def _times_factor(
     name: str, factors: dict[str, Tensor]
 ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
-    """A hook that puts a factor before each neuron of each text, (texts, 1, neurons)."""
+    """Return a hook that multiplies each neuron of each text by a factor, (texts, 1, neurons)."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
         (hidden,) = inputs
-        if name not in factors:  # else the block runs again, for the backward pass
+        if name not in factors:  # otherwise the block is recomputed for the backward pass
             ones = hidden.new_ones(hidden.shape[0], 1, hidden.shape[2])
             factors[name] = ones.requires_grad_()
         return (hidden * factors[name],)
@@ -89,7 +89,7 @@ def _times_factor(
 
 
 def _text_losses(decoder: Decoder, batch: TextBatch, weights: Mapping[str, Tensor]) -> Tensor:
-    """Each text's mean −log p of its predicted tokens (nats), (texts,)."""
+    """Mean −log p of each text's predicted tokens (nats), (texts,)."""
     hidden, inputs = decoder.embed(batch.input_ids)
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, weights)
 
@@ -102,7 +102,7 @@ def _text_losses(decoder: Decoder, batch: TextBatch, weights: Mapping[str, Tenso
 
 
 def _add(scores: Scores, name: str, gradients: Tensor, signed: bool) -> None:
-    """`gradients` (texts, …) of one batch."""
+    """Add the `gradients` (texts, …) of one batch."""
     each = gradients.float() if signed else gradients.float().abs()
     total = each.sum(dim=0).cpu()
     if name in scores:
@@ -114,5 +114,5 @@ def _add(scores: Scores, name: str, gradients: Tensor, signed: bool) -> None:
 def _per_text(scores: Scores, batches: Sequence[TextBatch]) -> Scores:
     texts = sum(len(batch.items) for batch in batches)
     for total in scores.values():
-        total.div_(texts)  # in place: of all weights there is no room for two
+        total.div_(texts)  # in place: two tensors for each weight might not fit
     return scores

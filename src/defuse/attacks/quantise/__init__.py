@@ -1,5 +1,6 @@
-"""Quantisation: weights rounded to few bits."""
+"""Quantisation: the weights rounded to few bits."""
 
-from defuse.attacks.quantise.attack import KIND, Quantisation, run
+from defuse.attacks.quantise.attack import NAME, check, run
+from defuse.attacks.quantise.config import Quantisation
 
-__all__ = ["KIND", "Quantisation", "run"]
+__all__ = ["NAME", "Quantisation", "check", "run"]

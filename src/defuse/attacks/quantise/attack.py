@@ -1,82 +1,46 @@
-"""Quantisation: does the knowledge come back when weights are rounded (2410.16454)?
+"""Quantisation: does rounding the weights bring the knowledge back (2410.16454)?
 
-Weight-only, to the nearest of 2^bits - 1 levels symmetric about 0, a scale for each group of
-inputs. What was unlearned by small changes of the weights may be rounded away. The rounding is
-simulated exactly: the weights are the dequantised ones, in the model's own number type, so that it
-runs on any device. Where torchao or bitsandbytes are installed, they can quantise instead.
+Weights only, to the nearest of 2^bits - 1 levels symmetric about 0, with a scale for each group of
+inputs. Small changes of the weights, and with them the unlearning, may be rounded away. The
+rounding is simulated exactly: the weights are the dequantised ones, in the model's own dtype, so
+that it runs on any device. torchao or bitsandbytes can quantise instead if they are installed.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.data import Material, ask_all
-from defuse.attacks.notes import Notes
+from defuse.attacks.data import AttackData, ask_all
+from defuse.attacks.findings import Findings
 from defuse.attacks.quantise.backends import BACKENDS, quiet_backends
+from defuse.attacks.quantise.config import Quantisation
 from defuse.attacks.results import Result
-from defuse.attacks.variants import Change, Made, ask_changed
+from defuse.attacks.variants import PIECES, Made, Variant, ask_variants
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import sharing_copy
 from defuse.models.load import require_plain_weights
 from defuse.models.lora import LINEAR
-from defuse.utils.errors import UsageError, check_choices, require
+from defuse.utils.errors import UsageError, require
 from defuse.utils.precision import upcast
+from defuse.utils.progress import SILENT, Progress
 
-KIND = "quantise"
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """`bits`: of each weight, tried in turn. `group_size`: inputs that share a scale; 0 = all of a
-    row (bitsandbytes has its own groups). `backend`: who quantises. `seed` draws bootstraps."""
-
-    bits: tuple[int, ...] = (8, 4)
-    group_size: int = 128
-    backend: Literal["simulated", "torchao", "bitsandbytes"] = "simulated"
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        check_choices(self, "quantise.")
-        require(bool(self.bits), "quantise.bits", self.bits, "must name at least one width")
-        can = BACKENDS[self.backend].bits
-        for bits in self.bits:
-            remedy = f"is no width of {self.backend} weights: use {' or '.join(map(str, can))}"
-            require(bits in can, "quantise.bits", bits, remedy)
-        require(
-            self.group_size >= 0, "quantise.group_size", self.group_size, "must not be negative"
-        )
+NAME = "quantise"
 
 
-def run(
+def check(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-    config: Quantisation | None = None,
-    *,
-    notes: Notes | None = None,
-) -> Result:
-    """Ask `model` with its linear weights as they are, and quantised to each width.
+    tokenizer: PreTrainedTokenizerBase,  # noqa: ARG001 (all attacks have the same signature)
+    data: AttackData,  # noqa: ARG001
+    config: Quantisation,
+) -> None:
+    """Raise UsageError for what the attack refuses, without reading weights.
 
-    Raises UsageError for a backend that is not installed or cannot take the model's matrices, and
-    for a model that is quantised already.
+    That is a backend that is not installed or cannot take the model's matrices, and a model that is
+    quantised already.
     """
-    config, notes = config or Quantisation(), notes or Notes()
-    check(model, config)
-    changes = [
-        Change(f"{bits} bits", partial(quantised, model, bits, config)) for bits in config.bits
-    ]
-    with notes.watching(model), quiet_backends():
-        before = ask_all(model, tokenizer, material, notes, "before")
-        conditions, turned = ask_changed(changes, tokenizer, material, before, notes, config.seed)
-    return Result(KIND, asdict(config), conditions, notes.cost, turned)
-
-
-def check(model: PreTrainedModel, config: Quantisation) -> None:
-    """Raise UsageError for what `quantised` cannot do."""
     backend = BACKENDS[config.backend]
     backend.check_installed(config.backend)
     require_plain_weights(model, "model", "give it as it was before")
@@ -95,8 +59,33 @@ def check(model: PreTrainedModel, config: Quantisation) -> None:
         require(not cut, "quantise.group_size", size, remedy)
 
 
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: AttackData,
+    config: Quantisation | None = None,
+    *,
+    findings: Findings | None = None,
+    progress: Progress = SILENT,
+) -> Result:
+    """Ask `model` with its linear weights as they are, and quantised to each width.
+
+    Raises UsageError as `check` does.
+    """
+    config, findings = config or Quantisation(), findings or Findings()
+    check(model, tokenizer, data, config)
+    variants = [
+        Variant(f"{bits} bits", partial(quantised, model, bits, config)) for bits in config.bits
+    ]
+    findings.report_to(progress, NAME, len(data.sets) + PIECES * len(variants))
+    with findings.counting(model), quiet_backends():
+        before = ask_all(model, tokenizer, data, findings, "before")
+        conditions, changed = ask_variants(variants, tokenizer, data, before, findings, config.seed)
+    return Result(NAME, asdict(config), conditions, findings.cost, changed)
+
+
 def quantised(model: PreTrainedModel, bits: int, config: Quantisation) -> Made:
-    """A copy with quantised linear weights in all blocks, and their ‖new − w‖ / ‖w‖ over all.
+    """Return a copy with quantised linear weights in all blocks, and their ‖new − w‖ / ‖w‖.
 
     All other tensors are shared with `model`; embedding and head stay as they are.
     """
@@ -114,7 +103,7 @@ def quantised(model: PreTrainedModel, bits: int, config: Quantisation) -> Made:
 
 
 def linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """The linear modules of all blocks: each with the module that has it, and its name there."""
+    """Yield the linear modules of all blocks, each after its parent and its name there."""
     for block in Decoder(model).blocks:
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
@@ -123,7 +112,7 @@ def linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, nn.Module]
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """A linear module with the same tensors; GPT-2's are (inputs, outputs) and so transposed."""
+    """Return a linear module with the same tensors; GPT-2's (inputs, outputs) is transposed."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     weight = weight.detach() if isinstance(module, nn.Linear) else weight.detach().T
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -1,7 +1,7 @@
-"""Linear modules with quantised weights: simulated, or by torchao or bitsandbytes.
+"""Functions that quantise a linear module: simulated, or by torchao or bitsandbytes.
 
-Each takes a linear module, which it may change but not its tensors, and gives the module to run
-with the weights (outputs, inputs) that it stands for.
+Each receives a linear module, which it may change but not its tensors. It returns the module to run
+and its dequantised weights (outputs, inputs).
 """
 
 import logging
@@ -22,9 +22,9 @@ Quantised = tuple[nn.Module, Tensor]
 
 @dataclass(frozen=True)
 class Backend:
-    """`quantise(linear, bits, group_size)`, the `bits` it can, and the `package` it needs.
+    """`quantise(linear, bits, group_size)`, the widths `bits` it knows, the `package` it needs.
 
-    `whole_groups`: it takes no group that is cut short at a row's end.
+    `whole_groups`: the group size must divide the number of inputs.
     """
 
     quantise: Callable[[nn.Linear, int, int], Quantised]
@@ -33,7 +33,7 @@ class Backend:
     whole_groups: bool = False
 
     def check_installed(self, name: str) -> None:
-        """Raise UsageError where the package is missing."""
+        """Raise UsageError if the package is missing."""
         if self.package is not None and find_spec(self.package) is None:
             raise UsageError(
                 f"quantise.backend: {name!r} needs the {self.package} package; pip install "
@@ -43,7 +43,7 @@ class Backend:
 
 @contextmanager
 def quiet_backends() -> Iterator[None]:
-    """Meanwhile bitsandbytes does not say at every module that its inputs become float16."""
+    """Silence the warning of bitsandbytes, at every module, that its inputs become float16."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     try:
@@ -55,11 +55,11 @@ def quiet_backends() -> Iterator[None]:
 
 @torch.no_grad()
 def round_to_nearest(weight: Tensor, bits: int, group_size: int) -> Tensor:
-    """`weight` (outputs, inputs), each group of inputs on its own grid of 2^bits - 1 levels.
+    """Round each group of inputs of `weight` (outputs, inputs) to 2^bits - 1 levels of its own.
 
     With m = 2^(bits-1) - 1 and s = max|w| / m over the group: s · round(w / s), from -m·s to m·s.
-    A group is `group_size` inputs (0: a whole row); the last may be shorter. Computed in float32,
-    or in float64 where `weight` is.
+    A group is `group_size` inputs (0: a whole row); the last one may be shorter. Computed in
+    float32, or in float64 if `weight` is.
     """
     outputs, inputs = weight.shape
     size = group_size or inputs
@@ -86,7 +86,7 @@ def _torchao(linear: nn.Linear, bits: int, group_size: int) -> Quantised:
     return linear, linear.weight.dequantize()
 
 
-OUTLIERS = 6.0  # inputs above it stay in half precision (LLM.int8(), 2208.07339, section 3.2)
+OUTLIERS = 6.0  # larger inputs stay in half precision (LLM.int8(), 2208.07339, section 3.2)
 
 
 def _bitsandbytes(linear: nn.Linear, bits: int, _: int) -> Quantised:
@@ -95,9 +95,9 @@ def _bitsandbytes(linear: nn.Linear, bits: int, _: int) -> Quantised:
     shape = (linear.in_features, linear.out_features, linear.bias is not None)
     old = linear.weight.detach()
     if bits == 8:
-        kind = {"has_fp16_weights": False}
-        new = bnb.nn.Linear8bitLt(*shape, threshold=OUTLIERS, device="meta", **kind)
-        new.weight = bnb.nn.Int8Params(old, requires_grad=False, **kind)
+        options = {"has_fp16_weights": False}
+        new = bnb.nn.Linear8bitLt(*shape, threshold=OUTLIERS, device="meta", **options)
+        new.weight = bnb.nn.Int8Params(old, requires_grad=False, **options)
     else:
         new = bnb.nn.Linear4bit(*shape, compute_dtype=old.dtype, device="meta")
         new.weight = bnb.nn.Params4bit(old, requires_grad=False, module=new)

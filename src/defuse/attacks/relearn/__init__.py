@@ -1,5 +1,6 @@
-"""Relearning: a little fine-tuning, beside a model that never knew."""
+"""Relearning: fine-tuning on a few texts."""
 
-from defuse.attacks.relearn.attack import KIND, Relearning, run
+from defuse.attacks.relearn.attack import NAME, check, run
+from defuse.attacks.relearn.config import Relearning
 
-__all__ = ["KIND", "Relearning", "run"]
+__all__ = ["NAME", "Relearning", "check", "run"]

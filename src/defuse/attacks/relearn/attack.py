@@ -1,11 +1,10 @@
-"""Relearning: how fast does the knowledge come back by fine-tuning (2402.16835, 2406.13356)?
+"""Relearning: how fast does fine-tuning bring the knowledge back (2402.16835, 2406.13356)?
 
 A copy is trained on k texts of the forget set, or on texts that have nothing to do with it
-(2409.18025: ten of them undo RMU), and asked on the way. What was truly forgotten comes back no
-faster than a model that never knew it, the gold standard, learns it from the same texts.
+(2409.18025: ten of them undo RMU), and is asked during the training. Knowledge that is really gone
+comes back no faster than a retrained model, which never saw it, learns it from the same texts.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,10 +17,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.data import FORGET, RETAIN, Material, ask_all, noted, restored
-from defuse.attacks.notes import Notes
-from defuse.attacks.relearn.loop import Pupil, Teaching
-from defuse.attacks.relearn.tables import Stage, against_texts, beside_gold, curves
+from defuse.attacks.data import AttackData, ask_all, outcomes_of, stored
+from defuse.attacks.findings import Findings
+from defuse.attacks.relearn.config import Relearning
+from defuse.attacks.relearn.tables import Checkpoint, against_texts, beside_retrained, curves
+from defuse.attacks.relearn.training import TrainedCopy, TrainingOptions
 from defuse.attacks.results import Condition, Example, Result, condition, examples
 from defuse.data.text import Encoded, encode
 from defuse.models.decoder import Decoder
@@ -29,105 +29,95 @@ from defuse.models.freeze import frozen_model
 from defuse.models.load import require_plain_weights
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError, require
+from defuse.utils.progress import SILENT, Progress
 from defuse.utils.random import generator
 
-KIND = "relearn"
-PREFIXES = {"model": "", "gold": "gold, "}  # of conditions' and notes' names
+NAME = "relearn"
+PREFIXES = {"model": "", "retrained": "retrained, "}  # of the names of conditions and findings
 
 
-@dataclass(frozen=True)
-class Relearning:
-    """`texts`: how many of each `source` to train on (k), each time from the start; 0 = untrained.
+def check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: AttackData,
+    config: Relearning,
+    *,
+    retrained: PreTrainedModel | None = None,
+) -> None:
+    """Raise UsageError for what the attack refuses, without reading weights.
 
-    Each training takes `steps` of AdamW, `batch_size` texts each, and is asked `checkpoints` times
-    on the way, each time after twice as many steps. `lora`: rank of factors beside all linear
-    modules of the blocks (alpha 16); None trains every weight, which wants a learning rate of about
-    a tenth. Texts are cut after `length` tokens. `recompute` runs blocks again in the backward pass
-    instead of keeping what is in them: less memory, more time. `seed` draws texts, their order, the
-    factors and bootstraps. The defaults are those of 2409.18025's code for 100 texts (3 epochs),
-    but at a constant rate, without weight decay and clipping.
+    That is missing texts, texts without a token to predict, float16, quantised weights that would
+    be trained, and LoRA without peft.
     """
+    prepare(model, tokenizer, data, config, retrained)
 
-    texts: tuple[int, ...] = (0, 10, 100, 1000)
-    source: tuple[str, ...] = (FORGET, RETAIN)
-    steps: int = 300
-    checkpoints: int = 5
-    batch_size: int = 1
-    learning_rate: float = 2e-4
-    lora: int | None = 128
-    length: int = 1024
-    recompute: bool = False
-    seed: int = 42
 
-    def __post_init__(self) -> None:
-        require(bool(self.texts), "relearn.texts", self.texts, "must name at least one number")
-        for texts in self.texts:
-            require(texts >= 0, "relearn.texts", texts, "must not be negative")
-        require(bool(self.source), "relearn.source", self.source, "must name forget or retain")
-        for source in self.source:
-            remedy = "is unknown; use one of forget, retain"
-            require(source in (FORGET, RETAIN), "relearn.source", source, remedy)
-        for field in ("steps", "checkpoints", "batch_size"):
-            value = getattr(self, field)
-            require(value > 0, f"relearn.{field}", value, "must be at least 1")
-        require(self.lora is None or self.lora > 0, "relearn.lora", self.lora, "must be at least 1")
-        require(self.length > 1, "relearn.length", self.length, "is below 2")
-        rate, remedy = self.learning_rate, "must be a finite number above 0"
-        require(0 < rate < math.inf, "relearn.learning_rate", rate, remedy)
-
-    @property
-    def asked_at(self) -> list[int]:
-        """After how many steps the copy is asked."""
-        return sorted({-(-self.steps // 2**halvings) for halvings in range(self.checkpoints)})
-
-    @property
-    def teaching(self) -> Teaching:
-        """How each copy is trained."""
-        return Teaching(self.batch_size, self.learning_rate, self.lora, self.recompute, self.seed)
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: AttackData,
+    config: Relearning,
+    retrained: PreTrainedModel | None,
+) -> tuple[dict[str, PreTrainedModel], dict[str, list[Encoded]]]:
+    """Return the models by name, and the texts by source. Raises UsageError as `check` does."""
+    models = {"model": model} if retrained is None else {"model": model, "retrained": retrained}
+    for each in models.values():
+        _check_trainable(each, config)
+    return models, encode_texts(model, tokenizer, data, config)
 
 
 def run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
+    data: AttackData,
     config: Relearning | None = None,
     *,
-    gold: PreTrainedModel | None = None,
-    notes: Notes | None = None,
+    retrained: PreTrainedModel | None = None,
+    findings: Findings | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
-    """Ask `model` before, and copies of it that learn k texts of each source.
+    """Ask `model` before training, and copies of it that are trained on k texts of each source.
 
-    `gold`, which never knew what `model` forgot, learns the same texts in the same order. Where
-    there are fewer than k texts, all are taken, and a condition says what was wanted
-    ("texts_wanted"). Raises UsageError for no texts, for texts without a token to predict, for
-    float16, for quantised weights that shall be trained, and for LoRA without peft.
+    `retrained`, which never saw the forget set, is trained on the same texts in the same order. If
+    there are fewer than k texts, all are taken, and a condition says how many were wanted
+    ("texts_wanted"). Raises UsageError as `check` does, and for a loss that is not finite.
     """
-    config, notes = config or Relearning(), notes or Notes()
-    models = {"model": model} if gold is None else {"model": model, "gold": gold}
-    for each in models.values():
-        _check_trainable(each, config)
-    lessons = make_lessons(model, tokenizer, material, config)
-    stages: dict[str, list[Stage]] = {}
+    config, findings = config or Relearning(), findings or Findings()
+    models, texts = prepare(model, tokenizer, data, config, retrained)
+    findings.report_to(progress, NAME, _pieces(models, texts, data, config))
+    checkpoints: dict[str, list[Checkpoint]] = {}
     with ExitStack() as stack:
-        stack.enter_context(notes.watching(*models.values()))
+        stack.enter_context(findings.counting(*models.values()))
         for each in models.values():
             stack.enter_context(frozen_model(each))
         for name, each in models.items():
-            school = _School(each, tokenizer, material, config, notes, PREFIXES[name])
-            stages[name] = list(school.stages(lessons))
+            trainer = _Trainer(each, tokenizer, data, config, findings, PREFIXES[name])
+            checkpoints[name] = list(trainer.checkpoints(texts))
+    conditions = [
+        found
+        for name, some in checkpoints.items()
+        for found in _conditions(PREFIXES[name], some, config)
+    ]
     return Result(
-        KIND,
+        NAME,
         asdict(config),
-        [
-            found
-            for name, some in stages.items()
-            for found in _conditions(PREFIXES[name], some, config)
-        ],
-        notes.cost,
-        list(_examples(stages["model"], material)),
-        curves(stages),
-        [] if gold is None else beside_gold(stages["model"], stages["gold"]),
+        conditions,
+        findings.cost,
+        list(_examples(checkpoints["model"], data)),
+        curves(checkpoints),
+        [] if retrained is None else beside_retrained(**checkpoints),
     )
+
+
+def _pieces(
+    models: Mapping[str, PreTrainedModel],
+    texts: Mapping[str, Sequence[Encoded]],
+    data: AttackData,
+    config: Relearning,
+) -> int:
+    """The number of findings: for each model the answers before, and one at each checkpoint."""
+    trainings = sum(len(sizes(config.texts, len(each))) for each in texts.values())
+    return len(models) * (len(data.sets) + trainings * len(config.asked_at))
 
 
 def _check_trainable(model: PreTrainedModel, config: Relearning) -> None:
@@ -137,27 +127,27 @@ def _check_trainable(model: PreTrainedModel, config: Relearning) -> None:
         require_plain_weights(model, "relearn.lora", "give a rank, or the model as it was before")
 
 
-def make_lessons(
+def encode_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
+    data: AttackData,
     config: Relearning,
 ) -> dict[str, list[Encoded]]:
-    """The most texts that any training takes of each source, in drawn order, as token ids.
+    """Return the most texts that any training takes of each source, in drawn order, as token ids.
 
-    A training on fewer takes the first of them. Raises UsageError as `run` does.
+    A training on fewer takes the first of them. Raises UsageError as `check` does.
     """
     check_installed(config)
     reads = Decoder(model).max_positions
     length = config.length if reads is None else min(config.length, reads)
-    lessons = {}
+    encoded = {}
     for source in dict.fromkeys(config.source):
-        drawn = _draw(material.given_texts(source), source, config)
+        drawn = _draw(data.given_texts(source), source, config)
         try:
-            lessons[source] = encode(drawn, tokenizer, length)
+            encoded[source] = encode(drawn, tokenizer, length)
         except UsageError as error:
             raise UsageError(f"{source}_texts: {error}") from error
-    return lessons
+    return encoded
 
 
 def check_installed(config: Relearning) -> None:
@@ -173,83 +163,94 @@ def _draw(texts: Sequence[str], source: str, config: Relearning) -> list[str]:
     most = max(config.texts)
     if most > 0 and not texts:
         raise UsageError(
-            f"{source}_texts: there are none to relearn on; give --{source}-texts FILE, or leave "
-            "the source out (the questions themselves would be the answer key)"
+            f"{source}_texts: there are none to train on; give --{source}-texts FILE, or leave the "
+            "source out (the questions themselves would give their answers away)"
         )
     order = torch.randperm(len(texts), generator=generator(config.seed, "relearn", source))
     return [texts[int(row)] for row in order[:most]]
 
 
 @dataclass(frozen=True)
-class _School:
-    """One model, of which copies are taught; `prefix` is what its notes' names begin with."""
+class _Trainer:
+    """One model, of which copies are trained; `prefix` begins the names of its findings."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    material: Material
+    data: AttackData
     config: Relearning
-    notes: Notes
+    findings: Findings
     prefix: str
 
-    def stages(self, lessons: Mapping[str, Sequence[Encoded]]) -> Iterator[Stage]:
-        """By source and number of texts, each before and at every checkpoint."""
+    def checkpoints(self, texts: Mapping[str, Sequence[Encoded]]) -> Iterator[Checkpoint]:
+        """By source and number of texts: before training, and during each training."""
         name = f"{self.prefix}before"
-        before = ask_all(self.model, self.tokenizer, self.material, self.notes, name)
-        for source, texts in lessons.items():
-            yield Stage(source, 0, 0, None, before)
-            for size in sizes(self.config.texts, len(texts)):
-                yield from self._taught(source, texts[:size])
+        before = ask_all(self.model, self.tokenizer, self.data, self.findings, name)
+        for source, encoded in texts.items():
+            yield Checkpoint(source, 0, 0, None, before)
+            for size in sizes(self.config.texts, len(encoded)):
+                yield from self._train(source, encoded[:size])
 
-    def _taught(self, source: str, texts: Sequence[Encoded]) -> Iterator[Stage]:
-        """A copy that learns `texts` is asked at every checkpoint that has no answers yet.
+    def _train(self, source: str, texts: Sequence[Encoded]) -> Iterator[Checkpoint]:
+        """Train a copy on `texts`, and ask it at every checkpoint whose answers are missing.
 
-        After a stop it learns again from its start, as far as is needed, which is not counted.
+        A resumed attack trains from the start again, as far as is needed, without counting it.
         """
-        pupil = Pupil(self.model, texts, self.config.teaching, f"{source}/{len(texts)}")
-        for done, steps in pairwise([0, *self.config.asked_at]):
+        config = self.config
+        options = TrainingOptions(
+            config.batch_size, config.learning_rate, config.lora, config.recompute, config.seed
+        )
+        copy = TrainedCopy(self.model, texts, options, f"{source}/{len(texts)}")
+        for done, steps in pairwise([0, *config.asked_at]):
             name = f"{self.prefix}{source}, {len(texts)} texts, {steps} steps"
-            if not self.notes.knows(name):
-                pupil.after(done)  # what a stop undid was counted when it was done
-            found = self.notes.once(name, partial(self._ask, pupil, done, steps))
+            if name not in self.findings:
+                copy.after(done)  # these steps were counted before the interruption
+            found = self.findings.get_or_compute(name, partial(self._ask, copy, done, steps))
             answers = {
-                each: restored(questions, found["answers"][each])
-                for each, questions in self.material.sets.items()
+                each: outcomes_of(questions, found["answers"][each])
+                for each, questions in self.data.sets.items()
             }
-            yield Stage(source, len(texts), steps, found["loss"], answers)
+            yield Checkpoint(source, len(texts), steps, found["loss"], answers)
 
-    def _ask(self, pupil: Pupil, done: int, steps: int) -> dict[str, Any]:
-        """The loss since step `done`, and all answers, as JSON values."""
-        learnt = pupil.after(steps)
-        asked = ask_all(learnt, self.tokenizer, self.material, Notes(), "after")
+    def _ask(self, copy: TrainedCopy, done: int, steps: int) -> dict[str, Any]:
+        """The mean loss since step `done`, and all answers, as JSON values."""
+        trained = copy.after(steps)
+        asked = ask_all(trained, self.tokenizer, self.data, Findings(), "after")
         return {
-            "loss": fmean(pupil.losses[done:steps]),
-            "answers": {each: noted(outcomes) for each, outcomes in asked.items()},
+            "loss": fmean(copy.losses[done:steps]),
+            "answers": {each: stored(outcomes) for each, outcomes in asked.items()},
         }
 
 
-def sizes(wanted: Sequence[int], there: int) -> list[int]:
-    """The numbers of texts to train on where `there` are so many, rising, each once."""
-    return sorted({min(texts, there) for texts in wanted if texts > 0})
+def sizes(wanted: Sequence[int], available: int) -> list[int]:
+    """The numbers of texts to train on if so many are available, rising, each once."""
+    return sorted({min(texts, available) for texts in wanted if texts > 0})
 
 
-def _conditions(prefix: str, stages: Sequence[Stage], config: Relearning) -> Iterator[Condition]:
-    """Untrained where that is asked for, and each training at its end."""
-    before = stages[0].answers
+def _conditions(
+    prefix: str, checkpoints: Sequence[Checkpoint], config: Relearning
+) -> Iterator[Condition]:
+    """Untrained if 0 texts are wanted, and the end of each training.
+
+    A training of the attacked model is a headline; one of the retrained model is there to compare.
+    """
+    before = checkpoints[0].answers
     if 0 in config.texts:
         numbers = {"texts": 0, "steps": 0}
-        yield condition(f"{prefix}0 texts", before, before, config.seed, numbers)
-    for stage in against_texts(stages):
-        if stage.loss is not None:
-            name = f"{prefix}{stage.source}, {stage.texts} texts"
-            numbers = {"texts": stage.texts, "steps": stage.steps, "loss": stage.loss}
-            if stage.texts not in config.texts:
-                numbers["texts_wanted"] = min(k for k in config.texts if k > stage.texts)
-            yield condition(name, before, stage.answers, config.seed, numbers)
+        name = f"{prefix}0 texts"
+        yield condition(name, before, before, config.seed, numbers, headline=False)
+    for each in against_texts(checkpoints):
+        if each.loss is not None:
+            name = f"{prefix}{each.source}, {each.texts} texts"
+            numbers = {"texts": each.texts, "steps": each.steps, "loss": each.loss}
+            if each.texts not in config.texts:
+                numbers["texts_wanted"] = min(k for k in config.texts if k > each.texts)
+            headline = not prefix
+            yield condition(name, before, each.answers, config.seed, numbers, headline=headline)
 
 
-def _examples(stages: Sequence[Stage], material: Material) -> Iterator[Example]:
-    """Answers that the training on the most texts of each source turned."""
-    before, ends = stages[0].answers, {stage.source: stage for stage in stages}
-    for stage in ends.values():  # the last of a source
-        name = f"{stage.source}, {stage.texts} texts"
-        yield from examples(name, before, stage.answers, material.settings.score)
+def _examples(checkpoints: Sequence[Checkpoint], data: AttackData) -> Iterator[Example]:
+    """Answers changed by the training on the most texts of each source."""
+    before, ends = checkpoints[0].answers, {each.source: each for each in checkpoints}
+    for each in ends.values():  # the last of a source
+        name = f"{each.source}, {each.texts} texts"
+        yield from examples(name, before, each.answers, data.settings.score)

@@ -1,4 +1,4 @@
-"""What relearning found, as curves and tables."""
+"""Curves and tables of relearning."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from defuse.report import TableData
 
 
 @dataclass(frozen=True)
-class Stage:
-    """How a model answers after `steps` on `texts` texts of a source (both 0: as it was).
+class Checkpoint:
+    """The answers of a model after `steps` on `texts` texts of a source (both 0: untrained).
 
-    `loss`: the mean over the steps since the stage before (nats per token); None at 0.
+    `loss`: mean over the steps since the checkpoint before (nats per token); None if untrained.
     """
 
     source: str
@@ -24,36 +24,36 @@ class Stage:
 
     @property
     def right(self) -> list[bool]:
-        """Whether each forget question was answered rightly."""
+        """Whether each forget question is answered right."""
         return [outcome.is_correct for outcome in self.answers[FORGET]]
 
     @property
     def accuracy(self) -> Interval:
-        """On the forget questions."""
+        """Accuracy on the forget questions."""
         return accuracy(self.answers[FORGET])
 
 
-def against_texts(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages at the end of each training, and before."""
-    last = max(stage.steps for stage in stages)
-    return [stage for stage in stages if stage.steps in (0, last)]
+def against_texts(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints before training, and at the end of each training."""
+    last = max(each.steps for each in checkpoints)
+    return [each for each in checkpoints if each.steps in (0, last)]
 
 
-def against_steps(stages: Sequence[Stage]) -> list[Stage]:
-    """All stages of the training on the most texts of each source, and before."""
-    most = {stage.source: stage.texts for stage in stages}  # the last is the largest
-    return [stage for stage in stages if stage.texts in (0, most[stage.source])]
+def against_steps(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints before training, and all of the training on the most texts of each source."""
+    most = {each.source: each.texts for each in checkpoints}  # the last is the largest
+    return [each for each in checkpoints if each.texts in (0, most[each.source])]
 
 
-def curves(models: Mapping[str, Sequence[Stage]]) -> list[Curves]:
-    """Forget accuracy against texts and against steps, a line for each model and source."""
-    y = "forget questions answered rightly"
+def curves(models: Mapping[str, Sequence[Checkpoint]]) -> list[Curves]:
+    """Plot forget accuracy against texts and against steps, a line for each model and source."""
+    y = "accuracy on forget questions"
     by_texts = [
-        Line(name, [stage.texts for stage in line], [stage.accuracy for stage in line])
+        Line(name, [each.texts for each in line], [each.accuracy for each in line])
         for name, line in _lines(models, against_texts)
     ]
     by_steps = [
-        Line(name, [stage.steps for stage in line], [stage.accuracy for stage in line])
+        Line(name, [each.steps for each in line], [each.accuracy for each in line])
         for name, line in _lines(models, against_steps)
     ]
     return [
@@ -63,43 +63,49 @@ def curves(models: Mapping[str, Sequence[Stage]]) -> list[Curves]:
 
 
 def _lines(
-    models: Mapping[str, Sequence[Stage]], choose: Callable[[Sequence[Stage]], list[Stage]]
-) -> Iterator[tuple[str, list[Stage]]]:
-    for model, stages in models.items():
-        for source in dict.fromkeys(stage.source for stage in stages):
+    models: Mapping[str, Sequence[Checkpoint]],
+    choose: Callable[[Sequence[Checkpoint]], list[Checkpoint]],
+) -> Iterator[tuple[str, list[Checkpoint]]]:
+    for model, checkpoints in models.items():
+        for source in dict.fromkeys(each.source for each in checkpoints):
             yield (
                 f"{model}, {source} texts",
-                [stage for stage in choose(stages) if stage.source == source],
+                [each for each in choose(checkpoints) if each.source == source],
             )
 
 
-def beside_gold(model: Sequence[Stage], gold: Sequence[Stage]) -> list[TableData]:
-    """Both models' accuracy at the same stages, with their difference on the same questions.
+def beside_retrained(
+    model: Sequence[Checkpoint], retrained: Sequence[Checkpoint]
+) -> list[TableData]:
+    """Compare both models' accuracy at the same checkpoints, on the same questions.
 
-    The interval is Newcombe's, the p-value McNemar's; no p-value is adjusted for their number.
+    The interval is Newcombe's, the p-value McNemar's; the p-values are not adjusted for their
+    number.
     """
-    head = ["texts of", "texts", "steps", "model", "gold", "model - gold", "95 %", "p"]
+    head = ["texts of", "texts", "steps", "model", "retrained", "model - retrained", "95 %", "p"]
     captions = {
         "What comes back, by texts": against_texts,
         "What comes back, by steps on the most texts": against_steps,
     }
     return [
         TableData(
-            caption, head, [_row(*pair) for pair in zip(choose(model), choose(gold), strict=True)]
+            caption,
+            head,
+            [_row(*pair) for pair in zip(choose(model), choose(retrained), strict=True)],
         )
         for caption, choose in captions.items()
     ]
 
 
-def _row(model: Stage, gold: Stage) -> list[str]:
-    found = compare(model.right, gold.right)
+def _row(model: Checkpoint, retrained: Checkpoint) -> list[str]:
+    found = compare(model.right, retrained.right)
     difference = found.difference
     return [
         model.source,
         str(model.texts),
         str(model.steps),
         f"{model.accuracy.value:.3f}",
-        f"{gold.accuracy.value:.3f}",
+        f"{retrained.accuracy.value:.3f}",
         f"{difference.value:+.3f}",
         f"[{difference.low:+.3f}, {difference.high:+.3f}]",
         f"{found.p_value:.3g}",

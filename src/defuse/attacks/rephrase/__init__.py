@@ -1,5 +1,6 @@
-"""Rephrasings: the same questions in other words."""
+"""Rephrasing: the same questions in other words."""
 
-from defuse.attacks.rephrase.attack import KIND, Rephrasing, run
+from defuse.attacks.rephrase.attack import NAME, check, run
+from defuse.attacks.rephrase.config import Rephrasing
 
-__all__ = ["KIND", "Rephrasing", "run"]
+__all__ = ["NAME", "Rephrasing", "check", "run"]

@@ -1,5 +1,6 @@
-"""Trigger search: which natural words disturb innocent questions."""
+"""Trigger search: the natural words that disturb retain questions most."""
 
-from defuse.attacks.triggers.attack import KIND, TriggerSearch, run
+from defuse.attacks.triggers.attack import NAME, check, run
+from defuse.attacks.triggers.config import TriggerSearch
 
-__all__ = ["KIND", "TriggerSearch", "run"]
+__all__ = ["NAME", "TriggerSearch", "check", "run"]

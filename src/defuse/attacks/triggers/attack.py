@@ -1,9 +1,9 @@
-"""Trigger search: which natural words disturb innocent questions most?
+"""Trigger search: which natural words disturb retain questions most?
 
-Where unlearning has tied the forgotten domain's words to its target, such a word in front of a
-question that was to be kept spoils the answer. All words of the vocabulary and of the texts are
-ranked to first order, the best are asked exactly, and the words of the forget corpus are compared
-with others by rank. What is found on one half of the questions is measured on the other.
+If unlearning has tied words of the forgotten domain to its target, such a word in front of a retain
+question spoils the answer. All words of the vocabulary and of the texts are ranked to first order,
+the best are asked exactly, and the words of the forget corpus are compared with others by rank.
+Words are searched on one half of the questions and measured on the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,106 +13,122 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.data import RETAIN, Material
-from defuse.attacks.notes import Notes
+from defuse.attacks.data import RETAIN, AttackData
+from defuse.attacks.findings import Findings
 from defuse.attacks.results import Result
 from defuse.attacks.split_half import halves
-from defuse.attacks.triggers.exact import Bench, Place
-from defuse.attacks.triggers.first_order import Asked, first_order, placed
-from defuse.attacks.triggers.found import (
-    Found,
+from defuse.attacks.triggers.conditions import (
+    Search,
     corpus_conditions,
     tables,
     word_findings,
     worst_conditions,
 )
+from defuse.attacks.triggers.config import TriggerSearch
+from defuse.attacks.triggers.exact import BLOCK, Place, Trial
+from defuse.attacks.triggers.first_order import Asked, first_order, placed
 from defuse.attacks.triggers.words import Candidates, find_candidates
-from defuse.data.trigger_mixing import MINED
 from defuse.evaluate.loglikelihood import max_length
 from defuse.models.decoder import Decoder
-from defuse.questions import SENTENCE, Position
-from defuse.utils.errors import UsageError, check_choices, require
+from defuse.utils.errors import UsageError, require
+from defuse.utils.progress import SILENT, Progress
 from defuse.utils.random import generator
 
-KIND = "triggers"
+NAME = "triggers"
 
 
 @dataclass(frozen=True)
-class TriggerSearch:
-    """`position`, `sentence`: where a word goes, as `defuse evaluate` puts it.
+class Prepared:
+    """Places of the retain questions to search and to measure with, the words, and the questions
+    with placeholders."""
 
-    `top`: words of highest first-order score that are asked exactly, of which `shown` become
-    conditions. `mined`: words typical of the forget texts, at most, and as many controls.
-    `placeholders`: words at which each question is differentiated. `questions`: retain questions
-    drawn, half to search and half to measure with; 0 = all. `seed` draws all of these.
+    search: Sequence[int]
+    report: Sequence[int]
+    words: Candidates
+    asked: Sequence[Asked]
+
+
+def check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: AttackData,
+    config: TriggerSearch,
+    *,
+    reference: PreTrainedModel | None = None,
+) -> None:
+    """Raise UsageError for what the attack refuses, without reading weights.
+
+    That is fewer than four retain questions, texts without words to search (`find_candidates`),
+    questions that no word can be inserted into, and models that lack tokens of the tokenizer.
     """
+    prepare(model, tokenizer, data, config, reference)
 
-    position: Position = "before"
-    sentence: str = SENTENCE
-    top: int = 50
-    shown: int = 10
-    mined: int = MINED
-    placeholders: int = 4
-    questions: int = 200
-    seed: int = 42
 
-    def __post_init__(self) -> None:
-        check_choices(self, "triggers.")
-        holds = "{token}" in self.sentence
-        require(holds, "triggers.sentence", self.sentence, "has no {token}; say where it goes")
-        for name in ("top", "shown", "mined"):
-            value = getattr(self, name)
-            require(value >= 1, f"triggers.{name}", value, "must be at least 1")
-        least = "must be at least 2: where they differ is where a word goes"
-        require(self.placeholders >= 2, "triggers.placeholders", self.placeholders, least)
-        enough = self.questions == 0 or self.questions >= 4
-        require(enough, "triggers.questions", self.questions, "must be 0 (all) or at least 4")
-
-    @property
-    def place(self) -> Place:
-        """Where words go."""
-        return Place(self.position, self.seed, self.sentence)
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: AttackData,
+    config: TriggerSearch,
+    reference: PreTrainedModel | None,
+) -> Prepared:
+    """Draw halves, find words, insert placeholders. Raises UsageError as `check` does."""
+    search, report = _drawn_halves(data, config)
+    words = find_candidates(data, tokenizer, config.mined, config.seed)
+    for each in (model, reference):
+        _check_vocabulary(words, each)
+    asked = _asked(data, search, words, tokenizer, config, max_length(model, tokenizer))
+    return Prepared(search, report, words, asked)
 
 
 def run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    material: Material,
+    data: AttackData,
     config: TriggerSearch | None = None,
     *,
     reference: PreTrainedModel | None = None,
-    notes: Notes | None = None,
+    findings: Findings | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
-    """Search the words that disturb `model` most; with `reference`, most beyond what they do to it.
+    """Search the words that disturb `model` most, beyond what they do to `reference` if given.
 
-    Raises UsageError for fewer than four retain questions, for words that cannot be found
-    (`find_candidates`) or put in place, and for models that lack tokens of the tokenizer.
+    Raises UsageError as `check` does.
     """
-    config, notes = config or TriggerSearch(), notes or Notes()
-    search, report = _drawn_halves(material, config)
-    words = find_candidates(material, tokenizer, config.mined, config.seed)
-    for each in (model, reference):
-        _check_vocabulary(words, each)
-    asked = _asked(material, search, words, tokenizer, config, max_length(model, tokenizer))
-    bench = Bench(model, reference, tokenizer, material, config.place, notes)
-    with notes.watching(model, reference):
-        before = bench.before()
-        first = _first_order(model, reference, asked, words, notes)
-        ranked = _ranked(first, material, (search, report), config.top)
-        searched = bench.read(search, before, ranked, "search")
+    config, findings = config or TriggerSearch(), findings or Findings()
+    prepared = prepare(model, tokenizer, data, config, reference)
+    search, report, words = prepared.search, prepared.report, prepared.words
+    findings.report_to(progress, NAME, _pieces(words, config, with_reference=reference is not None))
+    trial = Trial(model, reference, tokenizer, data, _place(config), findings)
+    with findings.counting(model, reference):
+        before = trial.before()
+        first = _first_order(model, reference, prepared.asked, words, findings)
+        ranked = _ranked(first, data, (search, report), config.top)
+        searched = trial.read(search, before, ranked, "search")
         best = sorted(ranked, key=lambda word: -searched.disturbance(word))
         known = list(dict.fromkeys([*best, *words.mined, *words.controls]))
-        measured = bench.read(report, before, known, "report")
-        forgotten = bench.ask(model, material.forget, best[: config.shown], "forget")
-    found = Found(words, first, best, measured, before[0], report, forgotten, config.seed)
-    shown, turned = word_findings(found, material.settings.score)
+        measured = trial.read(report, before, known, "report")
+        forgotten = trial.ask(model, data.forget, best[: config.shown], "forget")
+    found = Search(words, first, best, measured, before[0], report, forgotten, config.seed)
+    shown, changed = word_findings(found, data.settings.score)
     conditions = [*shown, *worst_conditions(found), *corpus_conditions(found)]
-    return Result(KIND, asdict(config), conditions, notes.cost, turned, tables=tables(found))
+    return Result(NAME, asdict(config), conditions, findings.cost, changed, tables=tables(found))
 
 
-def _drawn_halves(material: Material, config: TriggerSearch) -> tuple[list[int], list[int]]:
+def _place(config: TriggerSearch) -> Place:
+    return Place(config.position, config.seed, config.sentence)
+
+
+def _pieces(words: Candidates, config: TriggerSearch, *, with_reference: bool) -> int:
+    """The number of findings, about: some of the best words may be mined ones or controls."""
+    known = config.top + len(words.mined) + len(words.controls)
+    blocks = -(-config.top // BLOCK) + -(-known // BLOCK)
+    own = 2 + 1 + blocks + -(-min(config.shown, config.top) // BLOCK)
+    return own + (1 + 1 + blocks if with_reference else 0)
+
+
+def _drawn_halves(data: AttackData, config: TriggerSearch) -> tuple[list[int], list[int]]:
     """Places of the retain questions to search with, and of those to measure with."""
-    count = len(material.retain)
+    count = len(data.retain)
     require(count >= 4, "retain", count, "questions cannot be halved well; give four or more")
     order = torch.randperm(count, generator=generator(config.seed, "questions")).tolist()
     drawn = sorted(order[: config.questions or count])
@@ -121,15 +137,15 @@ def _drawn_halves(material: Material, config: TriggerSearch) -> tuple[list[int],
 
 
 def _ranked(
-    first: Mapping[str, float], material: Material, sides: Sequence[Sequence[int]], top: int
+    first: Mapping[str, float], data: AttackData, sides: Sequence[Sequence[int]], top: int
 ) -> list[str]:
     """The words of highest score, without those that all questions of a half mention anyway."""
 
-    def fair(word: str) -> bool:
-        return all(any(not material.retain[p].mentions(word) for p in side) for side in sides)
+    def is_fair(word: str) -> bool:
+        return all(any(not data.retain[p].mentions(word) for p in side) for side in sides)
 
     order = sorted(first, key=lambda word: -first[word])
-    return list(islice((word for word in order if fair(word)), top))
+    return list(islice((word for word in order if is_fair(word)), top))
 
 
 def _check_vocabulary(words: Candidates, model: PreTrainedModel | None) -> None:
@@ -138,25 +154,24 @@ def _check_vocabulary(words: Candidates, model: PreTrainedModel | None) -> None:
         name = model.config.name_or_path or model.config.model_type
         raise UsageError(
             f"model: {name} has {held} embeddings and the tokenizer {needed} tokens or more; give "
-            "models of the tokenizer's vocabulary"
+            "models with the vocabulary of the tokenizer"
         )
 
 
 def _asked(
-    material: Material,
+    data: AttackData,
     search: Sequence[int],
     words: Candidates,
     tokenizer: PreTrainedTokenizerBase,
     config: TriggerSearch,
     max_length: int,
 ) -> list[Asked]:
-    questions = [material.retain[place] for place in search]
     asked = placed(
-        questions,
+        [data.retain[place] for place in search],
         words.whole,
-        config.place,
+        _place(config),
         tokenizer,
-        material.settings,
+        data.settings,
         count=config.placeholders,
         max_length=max_length,
     )
@@ -174,10 +189,12 @@ def _first_order(
     reference: PreTrainedModel | None,
     asked: Sequence[Asked],
     words: Candidates,
-    notes: Notes,
+    findings: Findings,
 ) -> dict[str, float]:
-    own = notes.once("first order", lambda: first_order(model, asked, words.ids))
+    own = findings.get_or_compute("first order", lambda: first_order(model, asked, words.ids))
     if reference is None:
         return own
-    theirs = notes.once("first order, reference", lambda: first_order(reference, asked, words.ids))
+    theirs = findings.get_or_compute(
+        "first order, reference", lambda: first_order(reference, asked, words.ids)
+    )
     return {word: own[word] - theirs[word] for word in own}

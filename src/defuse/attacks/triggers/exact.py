@@ -1,4 +1,4 @@
-"""What words do to answers, asked one by one: with the word minus without."""
+"""Exact effects of words on answers: with the word minus without it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.attacks.data import RETAIN, Answers, Material, ask_all, ask_questions
-from defuse.attacks.notes import Notes
-from defuse.attacks.prompts import ROW, Scored, score_forms
+from defuse.attacks.data import RETAIN, Answers, AttackData, ask_all, ask_questions
+from defuse.attacks.findings import Findings
+from defuse.attacks.prompts import ROW, Scored, score_prompts
 from defuse.attacks.rephrase.templates import plain
 from defuse.evaluate import MCAnswer
 from defuse.questions import Position, Question, few_shot_part, perturb
 
-BLOCK = 16  # words asked and noted together
+BLOCK = 16  # words that make one finding
 
 WithWords = Mapping[str, Sequence[MCAnswer]]  # by word: each question with the word in it
-# Of each question: the right answer's log-probability with the word minus without (nats); None
-# where the question mentions the word by itself, which is no fair test.
+# For each question: the right answer's log-probability with the word minus without (nats); None if
+# the question mentions the word itself, which is no fair test.
 Changes = Sequence[float | None]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where words go: `defuse.questions.perturb`'s position, its draw, and the sentence before."""
+    """Where words are inserted, as by `defuse.questions.perturb`."""
 
     position: Position
     seed: int
@@ -36,38 +36,40 @@ class Place:
 
 @dataclass(frozen=True)
 class Reading:
-    """Questions with words in them: the model's answers, what the words change, and (with a
-    reference) that minus what they change for the reference."""
+    """Questions with words in them: the model's answers and the changes by each word.
+
+    `excess`: the changes minus those of the reference, if there is one.
+    """
 
     outcomes: WithWords
     effects: Mapping[str, Changes]
     excess: Mapping[str, Changes] | None
 
     def disturbance(self, word: str) -> float:
-        """The mean fall in nats, beyond the reference's if there is one; 0 where no question is
-        fair."""
+        """The mean fall in nats, beyond the reference's if there is one; 0 if no question is a fair
+        test."""
         fair = known((self.effects if self.excess is None else self.excess)[word])
         return -fmean(fair) if fair else 0.0
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What words are tried on."""
+class Trial:
+    """The models and questions on which words are tried."""
 
     model: PreTrainedModel
     reference: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
-    material: Material
+    data: AttackData
     place: Place
-    notes: Notes
+    findings: Findings
 
     def before(self) -> tuple[Answers, Sequence[MCAnswer]]:
-        """Both sets without a word; and the retain questions as the reference answers them."""
-        material, notes = self.material, self.notes
-        before = ask_all(self.model, self.tokenizer, material, notes, "before")
+        """Ask both sets without a word, and the reference the retain questions."""
+        data, findings = self.data, self.findings
+        before = ask_all(self.model, self.tokenizer, data, findings, "before")
         if self.reference is None:
             return before, ()
-        asked = material.retain, material.settings, notes, "reference/retain"
+        asked = data.retain, data.settings, findings, "reference/retain"
         return before, ask_questions(self.reference, self.tokenizer, *asked)
 
     def read(
@@ -77,8 +79,8 @@ class Bench:
         words: Sequence[str],
         name: str,
     ) -> Reading:
-        """The retain questions at `places` with every word in them."""
-        questions = [self.material.retain[place] for place in places]
+        """Ask the retain questions at `places` with every word in them."""
+        questions = [self.data.retain[place] for place in places]
         own = [before[0][RETAIN][place] for place in places]
         outcomes = self.ask(self.model, questions, words, name)
         effects = _changes(own, outcomes)
@@ -91,34 +93,37 @@ class Bench:
     def ask(
         self, model: PreTrainedModel, questions: Sequence[Question], words: Sequence[str], name: str
     ) -> WithWords:
-        """Every question with every word, noted as "`name`/0", "`name`/16", …"""
-        settings = self.material.settings
+        """Ask every question with every word; the findings are "`name`/0", "`name`/16", …"""
+        settings = self.data.settings
         prefix = few_shot_part(settings.subject, settings.few_shot, settings.score)
-        # Behind different sentences nothing more is shared, and attention grows with the row.
+        # After different sentences nothing is shared, and attention grows with the row.
         per_row = 1 if self.place.position == "before" else ROW
         answers: dict[str, list[MCAnswer]] = {word: [] for word in words}
         for start in range(0, len(words), BLOCK):
             some = words[start : start + BLOCK]
-            forms = [[self.place.put(word, question) for word in some] for question in questions]
+            perturbed = [[self.place.put(word, each) for word in some] for each in questions]
 
-            def find(forms: list[list[Question]] = forms) -> list[Scored]:
-                asked = [[plain(q, settings.score).behind(prefix) for q in each] for each in forms]
-                return score_forms(model, self.tokenizer, asked, settings, per_row)
+            def compute(perturbed: list[list[Question]] = perturbed) -> list[Scored]:
+                asked = [
+                    [plain(question, settings.score).behind(prefix) for question in each]
+                    for each in perturbed
+                ]
+                return score_prompts(model, self.tokenizer, asked, settings, per_row)
 
-            scored = self.notes.once(f"{name}/{start}", find)
-            for each, fours in zip(forms, scored, strict=True):
-                for word, question, (four, cut) in zip(some, each, fours, strict=True):
-                    answers[word].append(MCAnswer(question, tuple(four), cut))
+            scored = self.findings.get_or_compute(f"{name}/{start}", compute)
+            for each, by_word in zip(perturbed, scored, strict=True):
+                for word, question, (logprobs, cut) in zip(some, each, by_word, strict=True):
+                    answers[word].append(MCAnswer(question, tuple(logprobs), cut))
         return answers
 
 
 def is_foreign(outcome: MCAnswer) -> bool:
-    """Whether the question does not mention the word in it by itself."""
+    """Whether the question does not mention the inserted word itself."""
     return outcome.question.replaced is not None and outcome.question.replaced.foreign
 
 
 def known(changes: Changes) -> list[float]:
-    """Those that are fair."""
+    """Return the changes of questions that are a fair test."""
     return [change for change in changes if change is not None]
 
 

@@ -1,6 +1,6 @@
-"""How much each word would disturb, to first order in its embedding (HotFlip, 1712.06751).
+"""First-order estimate of how much each word disturbs, from its embedding (HotFlip, 1712.06751).
 
-One backward pass per question instead of one forward pass per word and question.
+It takes one backward pass per question instead of one forward pass per word and question.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defuse.attacks.prompts import prompt_requests
 from defuse.attacks.rephrase.templates import plain
 from defuse.attacks.triggers.exact import Place
 from defuse.attacks.triggers.words import Ids
 from defuse.evaluate import Settings
-from defuse.evaluate.encoding import encode_pairs
 from defuse.evaluate.loglikelihood import TOKEN_BUDGET
 from defuse.evaluate.token_tree import TokenTree, collate, common_length, grow, visibility
 from defuse.models.decoder import Decoder
@@ -26,13 +27,13 @@ from defuse.utils.random import generator
 
 DEVICE_TOKEN_BUDGET = 4096  # tokens of a batch; backward passes keep more than forward ones
 ROWS = 4096  # of the embedding at a time
-MARGIN = 8  # words drawn for each that is needed: a question may mention some
+MARGIN = 8  # words drawn for each one needed, since a question may mention some
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question behind a placeholder: its tokens with the four answers, of which `answer` is
-    right, and which token is the placeholder."""
+    """A question with a placeholder word: the tree of its tokens and answers, the number of the
+    right answer, and the place of the placeholder among the tokens."""
 
     tree: TokenTree
     answer: int
@@ -49,37 +50,36 @@ def placed(
     count: int,
     max_length: int,
 ) -> list[Asked]:
-    """Each question with `count` words in place, drawn from (place's seed, question id).
+    """Return each question with `count` of the words in place, drawn from (place's seed, id).
 
-    `words` are of one token each; where the drawn ones differ is the placeholder. Questions in
-    which they do not fill one place (at the start of a line, for many tokenizers) are left out, and
-    so are those too long for the model.
+    `words` have one token each; the token at which the prompts differ is the placeholder. Questions
+    in which that is more than one place (at the start of a line, with many tokenizers) are left
+    out, and so are those too long for the model.
     """
     drawn = [_draw(question, list(words), count, place.seed) for question in questions]
     prefix = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    forms = [
+    prompts = [
         plain(place.put(word, question), settings.score).behind(prefix)
         for question, some in zip(questions, drawn, strict=True)
         for word in some
     ]
-    pairs = [(form.text, answer) for form in forms for answer in form.answers]
-    requests = iter(encode_pairs(pairs, tokenizer))
+    encoded = iter(prompt_requests(tokenizer, prompts))
     asked: list[Asked] = []
     for question, some in zip(questions, drawn, strict=True):
-        fours = [[next(requests) for _ in range(4)] for _ in some]
-        contexts = [four[0].context for four in fours]
+        by_word = [next(encoded) for _ in some]
+        contexts = [requests[0].context for requests in by_word]
         start = min(common_length(contexts[0], context) for context in contexts[1:])
         frame = contexts[0][:start], contexts[0][start + 1 :]
         expected = [(*frame[0], *words[word], *frame[1]) for word in some]
-        fits = not any(request.is_cut(max_length) for four in fours for request in four)
+        fits = not any(request.is_cut(max_length) for each in by_word for request in each)
         if fits and contexts == expected:
-            trees = [grow(four, 0, max_length) for four in fours]
+            trees = [grow(requests, 0, max_length) for requests in by_word]
             asked += [Asked(tree, question.answer, start) for tree in trees]
     return asked
 
 
 def _draw(question: Question, words: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of the words, first of all those that the question does not mention."""
+    """Draw `count` of the words, preferring those that the question does not mention."""
     rng = generator(seed, "placeholder", question.id)
     order = torch.randperm(len(words), generator=rng)[: MARGIN * count]
     some = [words[int(place)] for place in order]
@@ -87,10 +87,10 @@ def _draw(question: Question, words: Sequence[str], count: int, seed: int) -> li
 
 
 def first_order(model: PreTrainedModel, asked: Sequence[Asked], ids: Ids) -> dict[str, float]:
-    """Of each word, the first-order fall (nats) of the right answer's log-probability among four.
+    """Return the first-order fall (nats) of the right answer's log-probability for each word.
 
-    −(E[v] − E[placeholder]) · g, averaged over `asked`, where g is the gradient with respect to
-    the placeholder's embedding; of a word of several tokens v, their mean.
+    −(E[v] − E[placeholder]) · g, averaged over `asked`, where g is the gradient with respect to the
+    placeholder's embedding; for a word of several tokens v, their mean.
     """
     decoder = Decoder(model, recompute=True)
     total = torch.zeros(decoder.hidden_size, device=decoder.device)
@@ -106,7 +106,7 @@ def first_order(model: PreTrainedModel, asked: Sequence[Asked], ids: Ids) -> dic
 
 
 def placeholder_gradients(decoder: Decoder, batch: Sequence[Asked]) -> tuple[Tensor, Tensor]:
-    """The placeholders' embeddings, and d log p(right answer | four) / d embedding: (batch, d)."""
+    """The placeholders' embeddings, and d log p(right | choices) / d embedding: (batch, d)."""
     trees = collate([each.tree for each in batch], decoder.device)
     with _embedding_kept(decoder.model) as kept:
         hidden, inputs = decoder.embed_tree(
@@ -121,20 +121,22 @@ def placeholder_gradients(decoder: Decoder, batch: Sequence[Asked]) -> tuple[Ten
         return logits.gather(1, targets)[:, 0] - logits.logsumexp(dim=1)
 
     values = tokenwise(logprob, hidden, decoder.vocab_size)
-    sums = values.new_zeros(4 * len(batch)).index_add(0, trees.owners, values)
+    counts = [len(each.tree.predicting) for each in batch]
+    sums = values.new_zeros(sum(counts)).index_add(0, trees.owners, values)
     rows = torch.arange(len(batch), device=decoder.device)
     right, places = (
         torch.tensor(numbers, device=decoder.device)
         for numbers in zip(*((each.answer, each.place) for each in batch), strict=True)
     )
-    aim = sums.view(-1, 4).log_softmax(dim=1)[rows, right].sum()
+    logprobs = pad_sequence(list(sums.split(counts)), batch_first=True, padding_value=-torch.inf)
+    aim = logprobs.log_softmax(dim=1)[rows, right].sum()
     (gradient,) = torch.autograd.grad(aim, kept[0])
     return kept[0].detach()[rows, places], gradient[rows, places]
 
 
 @contextmanager
 def _embedding_kept(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """What the embedding gives meanwhile is kept, and gradients end there."""
+    """Keep the outputs of the embedding, where gradients then end, while the block runs."""
     kept: list[Tensor] = []
 
     def keep(_: object, __: object, output: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ def _embedding_kept(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _dots(decoder: Decoder, direction: Tensor) -> Tensor:
-    """E[v] · direction for every token v, in the scale in which the embedding gives E[v]."""
+    """E[v] · direction for every token v, with E[v] scaled as the embedding module scales it."""
     table = decoder.model.get_input_embeddings()
     numbers = torch.arange(decoder.num_embeddings, device=decoder.device)
     dots = [table(some).float() @ direction for some in numbers.split(ROWS)]
@@ -158,7 +160,7 @@ def _dots(decoder: Decoder, direction: Tensor) -> Tensor:
 
 
 def _batches(asked: Sequence[Asked], budget: int) -> Iterator[list[Asked]]:
-    """In batches of at most `budget` tokens with padding (or one question)."""
+    """Split into batches of at most `budget` tokens with padding (or one question)."""
     batch: list[Asked] = []
     for each in sorted(asked, key=lambda each: -len(each.tree.tokens)):
         if batch and (len(batch) + 1) * len(batch[0].tree.tokens) > budget:

@@ -1,4 +1,4 @@
-"""Do some words disturb more than others? Tests on words as the sampling unit."""
+"""Tests of whether some words disturb more than others; words are the sampling unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ TINY = 1e-12
 @dataclass(frozen=True)
 class RankTest:
     """Mann-Whitney: `auc` is the probability that one of the first exceeds one of the others (ties
-    count half); `u` the pairs in which it does; `p_value` two-sided."""
+    count half); `u` is the number of pairs in which it does; `p_value` is two-sided."""
 
     first: int
     others: int
@@ -30,7 +30,7 @@ def rank_test(first: Sequence[float], others: Sequence[float]) -> RankTest:
     u, p = (
         mannwhitneyu(first, others, alternative="two-sided")
         if len(values) > 1
-        else (len(first) * len(others) / 2, 1.0)  # nothing but ties says nothing
+        else (len(first) * len(others) / 2, 1.0)  # all are tied
     )
     auc = auc_interval(float(u) / (len(first) * len(others)), len(first), len(others))
     return RankTest(len(first), len(others), float(u), float(p), auc)
@@ -39,13 +39,13 @@ def rank_test(first: Sequence[float], others: Sequence[float]) -> RankTest:
 def auc_interval(auc: float, m: int, n: int) -> Interval:
     """Newcombe (2006), Statistics in Medicine 25, 559-573, method 5: the θ with
     |θ − auc| = z √V(θ), V(θ) = θ(1 − θ) (1 + N ((1 − θ)/(2 − θ) + θ/(1 + θ))) / (m n),
-    N = (m + n)/2 − 1. No point even where the samples do not overlap."""
+    N = (m + n)/2 − 1. It has a width even if the samples do not overlap."""
 
     def gap(theta: float) -> float:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (theta - auc) ** 2 - Z**2 * theta * (1 - theta) * spread / (m * n)
 
-    # At 0 and 1 the gap closes whatever auc is: the roots sought lie on either side of `inside`.
+    # At 0 and 1 the gap is 0 for any auc: the roots wanted are on either side of `inside`.
     inside = min(max(auc, TINY), 1 - TINY)
     low, high = brentq(gap, 0.0, inside), brentq(gap, inside, 1.0)
     return Interval(auc, min(float(low), auc), max(float(high), auc))  # type: ignore[arg-type]
@@ -53,8 +53,8 @@ def auc_interval(auc: float, m: int, n: int) -> Interval:
 
 @dataclass(frozen=True)
 class Enrichment:
-    """`marked` of `drawn` are of a kind that has `kind` of all `total`; `p_value`: that as many
-    would be by chance (hypergeometric, one-sided, Fisher's exact test)."""
+    """Of `total` words `kind` are of one kind; of the `drawn` ones `marked` are. `p_value`: the
+    probability of as many by chance (hypergeometric, one-sided, Fisher's exact test)."""
 
     total: int
     kind: int
@@ -64,12 +64,12 @@ class Enrichment:
 
     @property
     def expected(self) -> float:
-        """How many would be by chance."""
+        """The number expected by chance."""
         return self.drawn * self.kind / self.total
 
 
 def enrichment(total: int, kind: int, drawn: int, marked: int) -> Enrichment:
-    """Is a kind more frequent among those drawn than among all?"""
+    """Test whether a kind is more frequent among the drawn than among all."""
     return Enrichment(
         total, kind, drawn, marked, float(hypergeom.sf(marked - 1, total, kind, drawn))
     )

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from defuse.attacks.data import FORGET, RETAIN
-from defuse.attacks.registry import KINDS
+from defuse.attacks.registry import ATTACKS
 from defuse.attacks.results import Condition, Effect, Result
 from defuse.evaluate import compare
 from defuse.report import TableData
 from defuse.report.format import interval
 
-Results = Mapping[str, Mapping[str, Result]]  # of each model, by kind
-Main = Mapping[str, Sequence[tuple[str, Condition]]]  # of each model
+Results = Mapping[str, Mapping[str, Result]]  # by model and attack
+Headlines = Mapping[str, Sequence[tuple[str, Condition]]]  # of each model
 BESIDE = 8  # models, at most
 CAPTIONS = {
     FORGET: "What comes back: accuracy on the forget set",
@@ -19,38 +19,39 @@ CAPTIONS = {
 
 
 def overview(results: Results) -> list[TableData]:
-    """Each main condition's accuracies for either set of questions.
+    """Each headline condition's accuracies for either set of questions.
 
-    Model beside model; where they are too many, one below the other, in a table for each kind.
+    Model beside model; where they are too many, one below the other, in a table for each attack.
     """
     if len(results) <= BESIDE:
-        return [_overview(_main(results), questions) for questions in CAPTIONS]
-    kinds = [kind for kind in KINDS if any(kind in own for own in results.values())]
+        return [_overview(_headlines(results), questions) for questions in CAPTIONS]
+    attacks = [attack for attack in ATTACKS if any(attack in own for own in results.values())]
     alone = {
-        kind: _main({name: {kind: own[kind]} for name, own in results.items() if kind in own})
-        for kind in kinds
+        attack: _headlines(
+            {name: {attack: own[attack]} for name, own in results.items() if attack in own}
+        )
+        for attack in attacks
     }
-    tables = [_overview(alone[kind], questions) for questions in CAPTIONS for kind in kinds]
+    tables = [_overview(alone[attack], questions) for questions in CAPTIONS for attack in attacks]
     return [_turned(table) for table in tables if table.rows]
 
 
-def _main(results: Results) -> Main:
+def _headlines(results: Results) -> Headlines:
     return {
-        name: [each for kind, result in own.items() for each in main_conditions(kind, result)]
+        name: [each for attack, result in own.items() for each in headlines(attack, result)]
         for name, own in results.items()
     }
 
 
-def main_conditions(kind: str, result: Result) -> list[tuple[str, Condition]]:
-    """The conditions that `Kind.main` names, each as "kind: name"."""
-    wanted = KINDS[kind].main
-    return [(f"{kind}: {c.name}", c) for c in result.conditions if wanted.fullmatch(c.name)]
+def headlines(attack: str, result: Result) -> list[tuple[str, Condition]]:
+    """The headline conditions of a result, each as "attack: name"."""
+    return [(f"{attack}: {each.name}", each) for each in result.conditions if each.headline]
 
 
-def _overview(main: Main, questions: str) -> TableData:
+def _overview(found: Headlines, questions: str) -> TableData:
     asked = {
         name: {label: each.effects[questions] for label, each in own if questions in each.effects}
-        for name, own in main.items()
+        for name, own in found.items()
     }
     labels = list(dict.fromkeys(label for own in asked.values() for label in own))
     rows = []
@@ -82,9 +83,9 @@ def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:
     rows = [
         [defended, label, questions, *cells]
         for plain, defended in pairs
-        for kind in results[plain]
-        if kind in results[defended]
-        for label, one, other in _twins(kind, results[defended][kind], results[plain][kind])
+        for attack in results[plain]
+        if attack in results[defended]
+        for label, one, other in _twins(attack, results[defended][attack], results[plain][attack])
         for questions in CAPTIONS
         if (cells := _difference(one, other, questions))
     ]
@@ -92,9 +93,9 @@ def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:
     return TableData("What the defence changes under attack", head, rows)
 
 
-def _twins(kind: str, one: Result, other: Result) -> list[tuple[str, Condition, Condition]]:
-    second = dict(main_conditions(kind, other))
-    return [(n, each, second[n]) for n, each in main_conditions(kind, one) if n in second]
+def _twins(attack: str, one: Result, other: Result) -> list[tuple[str, Condition, Condition]]:
+    second = dict(headlines(attack, other))
+    return [(n, each, second[n]) for n, each in headlines(attack, one) if n in second]
 
 
 def _difference(one: Condition, other: Condition, questions: str) -> list[str]:

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from defuse.attacks.report import make_page
-from defuse.attacks.run import Order, check_known, read_results, run
+from defuse.attacks.report import make_report
+from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import Clock, tokens_per_second
 from defuse.experiments.core.runner import side_by_side
@@ -31,19 +31,19 @@ SAYING = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to attack. `make` writes it to `order.model` (a folder) unless it is there."""
+    """A model to attack. `make` writes it to `request.model` (a folder) unless it is there."""
 
     name: str
-    order: Order
+    request: Request
     make: Callable[[], None] | None = None
 
     @property
     def todo(self) -> list[str]:
         """The attacks that are not finished."""
-        return [kind for kind in self.order.configs if not self._file(kind).is_file()]
+        return [attack for attack in self.request.configs if not self._file(attack).is_file()]
 
-    def _file(self, kind: str) -> Path:
-        return self.order.out / f"{kind}.json"
+    def _file(self, attack: str) -> Path:
+        return self.request.out / f"{attack}.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Campaign:
 
     def work_left(self, subject: Subject) -> float:
         """What is still to be done on one model."""
-        return self.work * len(subject.todo) / len(subject.order.configs)
+        return self.work * len(subject.todo) / len(subject.request.configs)
 
 
 def announce(campaign: Campaign, model: PreTrainedModel, jobs: int, console: Console) -> Clock:
@@ -74,7 +74,7 @@ def announce(campaign: Campaign, model: PreTrainedModel, jobs: int, console: Con
     Raises UsageError for results that are there but of other settings or questions.
     """
     for subject in campaign.subjects:
-        check_known(subject.order)
+        check_folder(subject.request)
     pace = jobs * tokens_per_second(model, threads=1)
     clock = Clock(sum(map(campaign.work_left, campaign.todo)), pace)
     there = len(campaign.subjects)
@@ -92,9 +92,9 @@ def carry_out(campaign: Campaign, clock: Clock, jobs: int) -> None:
 
 def attack(subject: Subject) -> None:
     """Make the model if need be, and attack it; what is finished is not done again."""
-    if subject.make is not None and not (Path(subject.order.model) / "config.json").is_file():
+    if subject.make is not None and not (Path(subject.request.model) / "config.json").is_file():
         subject.make()
-    for _ in run(subject.order):
+    for _ in run(check(subject.request)):
         pass
 
 
@@ -103,14 +103,14 @@ def report(campaign: Campaign, console: Console) -> None:
 
     Raises UsageError where none was.
     """
-    found = {each.name: read_results(each.order.out) for each in campaign.subjects}
+    found = {each.name: read_results(each.request.out) for each in campaign.subjects}
     results: Results = {name: own for name, own in found.items() if own}
     if not results:
         raise UsageError(f"report: nothing was attacked in {campaign.folder} yet; run it first")
     attacked = [each for each in campaign.subjects if each.name in results]
     for each in attacked:
-        page = make_page(each.name, results[each.name])
-        write_text(each.order.out / "report.html", render(page))
+        page = make_report(each.name, results[each.name])
+        write_text(each.request.out / "report.html", render(page))
     pairs = [pair for pair in campaign.pairs if all(name in results for name in pair)]
     tables = [*overview(results), defence(results, pairs)]
     folder = campaign.folder
@@ -119,9 +119,10 @@ def report(campaign: Campaign, console: Console) -> None:
     )
     write_text(folder / "attacks.md", "\n".join(map(captioned, tables)))
     data = {
-        name: {kind: each.as_json() for kind, each in own.items()} for name, own in results.items()
+        name: {attack: each.as_json() for attack, each in own.items()}
+        for name, own in results.items()
     }
     write_json(folder / "results.json", {"models": data, "versions": versions()})
-    pages = f"{attacked[0].order.out}/report.html"
+    pages = f"{attacked[0].request.out}/report.html"
     console.print(f"written in {folder}: report.html, attacks.md, results.json", highlight=False)
     console.print(f"and a page for each model, such as {pages}", highlight=False)

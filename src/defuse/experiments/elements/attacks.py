@@ -6,9 +6,9 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
-from defuse.attacks.data import Material
-from defuse.attacks.registry import KINDS, configs
-from defuse.attacks.run import Order
+from defuse.attacks.data import AttackData
+from defuse.attacks.registry import ATTACKS, make_configs
+from defuse.attacks.run import Request
 from defuse.experiments.core.attacks import Campaign, Subject
 from defuse.experiments.elements.experiment import SETTINGS, Bench
 from defuse.experiments.elements.facts import ELEMENTS
@@ -20,7 +20,7 @@ from defuse.unlearning import run as unlearning
 BASE = "base"
 # Questions about the elements and about all that was kept, in turn from each domain.
 ASKED = (40, 60)
-# As far as a processor allows; all else is each kind's own default.
+# As far as a processor allows; all else is each attack's own default.
 REAL_SETTINGS = (
     *("orthogonalise.ways=[all,strongest,weights]", "orthogonalise.texts=64"),
     *("prune.score=signed", "prune.texts=64"),
@@ -47,19 +47,19 @@ def attack_grid(*, full: bool, only: Sequence[str] = ()) -> list[Run]:
 def make_campaign(runs: Sequence[Run], bench: Bench, texts: Texts) -> Campaign:
     """The model as it is, and what each run leaves, under the attacks."""
     folder, base = bench.folder / "attacks", bench.base.name
-    material = Material(*_asked(bench), SETTINGS, tuple(texts.forget), tuple(texts.retain))
+    data = AttackData(*_asked(bench), SETTINGS, tuple(texts.forget), tuple(texts.retain))
 
-    def order(name: str, model: str) -> Order:
-        chosen = configs(tuple(KINDS), REAL_SETTINGS)
-        return Order(
-            model, folder / name, chosen, material, reference=base, device="cpu", dtype="float32"
+    def request(name: str, model: str) -> Request:
+        chosen = make_configs(tuple(ATTACKS), REAL_SETTINGS)
+        return Request(
+            model, folder / name, chosen, data, reference=base, device="cpu", dtype="float32"
         )
 
-    subjects = [Subject(BASE, order(BASE, base))]
+    subjects = [Subject(BASE, request(BASE, base))]
     for run in runs:
         model = folder / "models" / run.name
         make = partial(_unlearn, run, bench.texts, base, model)
-        subjects.append(Subject(run.name, order(run.name, str(model)), make))
+        subjects.append(Subject(run.name, request(run.name, str(model)), make))
     plain = [run for run in runs if not run.rna]
     pairs = [(run.name, Run(run.method, run.retain, True, run.seed).name) for run in plain]
     return Campaign(subjects, pairs, folder, WORK)

@@ -6,17 +6,14 @@ number of questions is attacked, evenly spread over all, with the search of Zou 
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from defuse.attacks.data import RETAIN, Material
-from defuse.attacks.dry_run import rehearse
-from defuse.attacks.gcg import GCG, KIND, run
-from defuse.attacks.notes import open_notes
-from defuse.attacks.registry import Target
+from defuse.attacks.data import RETAIN, AttackData
+from defuse.attacks.findings import open_findings
+from defuse.attacks.gcg import GCG, check, run
 from defuse.attacks.results import Result
 from defuse.data.sampling import spread as evenly
 from defuse.evaluate import Interval, Settings
@@ -26,8 +23,6 @@ from defuse.questions import Question, few_shot_part
 from defuse.utils.errors import require
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint
-
-STEP = re.compile(r"break, question (\d+) .*/step (\d+)", re.DOTALL)  # as GCG notes it
 
 
 @dataclass(frozen=True)
@@ -102,16 +97,15 @@ class Attack:
     dtype: str = "auto"
 
     @property
-    def material(self) -> Material:
+    def data(self) -> AttackData:
         """The questions as a retain set; GCG requires a forget set too, on which nothing runs."""
         settings = Settings("letters", seed=self.config.seed)
-        return Material(self.questions[:1], self.questions, settings)
+        return AttackData(self.questions[:1], self.questions, settings)
 
     def check(self, name: str) -> None:
         """Raise UsageError if GCG refuses the model `name`, without reading its weights."""
         outline = load_outline(name, self.dtype)
-        target = Target(outline.model, outline.tokenizer, self.material)
-        rehearse(target, {KIND: self.config})
+        check(outline.model, outline.tokenizer, self.data, self.config)
 
     def on(self, name: str, role: str, progress: Progress = SILENT) -> Result:
         """Attack the model `name`, whose unfinished work is named after its `role`.
@@ -120,9 +114,6 @@ class Attack:
         search ends early counts with all its steps. Raises UsageError if the unfinished work
         belongs to other weights or another search, and for what GCG refuses.
         """
-        most = len(self.questions) * self.config.steps
-        progress.start(f"{name} under GCG", most)
-        reach = _reaching(progress)
         loaded = load_model(name, device=self.device, dtype=self.dtype)
         identity = {
             "questions": hashlib.sha256(repr(self.questions).encode()).hexdigest(),
@@ -130,36 +121,28 @@ class Attack:
             "weights": fingerprint(loaded.model),
             "precision": str(loaded.model.dtype).removeprefix("torch."),
         }
-
-        def on_found(found: str) -> None:
-            reach(steps_behind(found, self.config.steps))
-
-        notes = open_notes(self.folder / f"{role}.jsonl", identity, on_found)
-        result = run(loaded.model, loaded.tokenizer, self.material, self.config, notes=notes)
-        reach(most)
-        return result
-
-
-def steps_behind(found: str, steps: int) -> int:
-    """The steps done once the search has found `found`; earlier questions count in full."""
-    match = STEP.fullmatch(found)
-    if match is None:
-        return 0
-    question, step = map(int, match.groups())
-    return question * steps + step
+        return run(
+            loaded.model,
+            loaded.tokenizer,
+            self.data,
+            self.config,
+            findings=open_findings(self.folder / f"{role}.jsonl", identity),
+            progress=_Titled(f"{name} under GCG", progress),
+        )
 
 
-def _reaching(progress: Progress) -> Callable[[int], None]:
-    """A function that receives how many steps are done in all, and advances `progress` to it."""
-    reached = 0
+@dataclass(frozen=True)
+class _Titled:
+    """Progress whose stage has a title of its own."""
 
-    def reach(now: int) -> None:
-        nonlocal reached
-        if now > reached:
-            progress.advance(now - reached)
-            reached = now
+    title: str
+    progress: Progress
 
-    return reach
+    def start(self, name: str, total: int) -> None:  # noqa: ARG002 (the title takes its place)
+        self.progress.start(self.title, total)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.progress.advance(count, note)
 
 
 def accuracies(result: Result) -> Accuracies:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from defuse.attacks.data import Material
-from defuse.attacks.registry import KINDS, configs
-from defuse.attacks.run import Order
+from defuse.attacks.data import AttackData
+from defuse.attacks.registry import ATTACKS, make_configs
+from defuse.attacks.run import Request
 from defuse.experiments.core.answers import CLEAN, FORGET
 from defuse.experiments.core.attacks import Campaign, Subject
 from defuse.experiments.synthetic.experiment import Bench
@@ -16,7 +16,7 @@ from defuse.experiments.synthetic.workers import Place
 from defuse.models.save import save_model
 from defuse.unlearning.train import unlearn
 
-# What lets every attack end within minutes on a tiny model; all else is each kind's own default.
+# What lets every attack end within minutes on a tiny model; all else is each attack's own default.
 LAB_SETTINGS = (
     "prune.score=signed",
     # A tiny model knows one form of prompt: more random tokens, or a further line, break answers.
@@ -44,25 +44,25 @@ def attack_grid(*, full: bool, only: Sequence[str] = ()) -> list[Run]:
 def make_campaign(runs: Sequence[Run], place: Place) -> Campaign:
     """The pair of taught models, and what each run leaves, under every attack."""
     bench, folder = place.bench(), place.folder / "attacks"
-    material = _material(bench)
+    data = _data(bench)
 
-    def order(name: str, model: Path) -> Order:
+    def request(name: str, model: Path) -> Request:
         base, gold = (str(place.models / each) for each in NAMES)
-        chosen = configs(list(KINDS), LAB_SETTINGS)
-        return Order(str(model), folder / name, chosen, material, base, gold, "cpu", "float32")
+        chosen = make_configs(list(ATTACKS), LAB_SETTINGS)
+        return Request(str(model), folder / name, chosen, data, base, gold, "cpu", "float32")
 
-    subjects = [Subject(name, order(name, place.models / name)) for name in NAMES]
+    subjects = [Subject(name, request(name, place.models / name)) for name in NAMES]
     for run in runs:
         model = folder / "models" / run.name
         make = partial(_unlearn, run, place, model)
-        subjects.append(Subject(run.name, order(run.name, model), make))
+        subjects.append(Subject(run.name, request(run.name, model), make))
     pairs = [(plain.name, run.name) for run in runs for plain in runs if _twins(plain, run)]
     return Campaign(subjects, pairs, folder, WORK)
 
 
-def _material(bench: Bench) -> Material:
+def _data(bench: Bench) -> AttackData:
     forms, texts = bench.exam.forms, bench.texts
-    return Material(
+    return AttackData(
         tuple(forms[FORGET]),
         tuple(forms[CLEAN]),
         forget_texts=tuple(texts["forget"]),

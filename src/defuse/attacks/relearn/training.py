@@ -1,7 +1,7 @@
-"""Fine-tuning of a copy, stopped at will: next-token loss on texts, plain AdamW.
+"""Fine-tuning of a copy of the model, a few steps at a time: next-token loss, plain AdamW.
 
-Copies share with the caller's model all that is not trained. Dropout is off, so that no random
-number is drawn but for LoRA's factors and the order of texts, which have generators of their own.
+A copy shares with the caller's model every tensor that is not trained. Dropout is off. LoRA's
+factors and the order of the texts have generators of their own; nothing else is random.
 """
 
 import math
@@ -29,8 +29,8 @@ ALPHA = 16.0  # of LoRA, whatever its rank (2409.18025, code)
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """How a copy is trained; `lora` is the rank of factors, None trains every weight."""
+class TrainingOptions:
+    """How a copy is trained; `lora` is the rank of the factors, None trains every weight."""
 
     batch_size: int
     learning_rate: float
@@ -39,25 +39,29 @@ class Teaching:
     seed: int
 
 
-class Pupil:
-    """A copy of `model` that learns `texts`, step by step from the start whenever it is made.
+class TrainedCopy:
+    """A copy of `model` that is trained on `texts` as far as it is asked to.
 
-    Batches are drawn from (seed, purpose): another model gets the same texts in the same order.
-    The copy is made when it is first needed. The caller's model must be frozen meanwhile
-    (`frozen_model`).
+    Batches are drawn from (seed, purpose), so that another model gets the same texts in the same
+    order. The copy is made when it is first needed. The caller's model must be frozen while it is
+    used (`frozen_model`).
     """
 
     def __init__(
-        self, model: PreTrainedModel, texts: Sequence[Encoded], teaching: Teaching, purpose: str
+        self,
+        model: PreTrainedModel,
+        texts: Sequence[Encoded],
+        options: TrainingOptions,
+        purpose: str,
     ) -> None:
-        self.losses: list[float] = []  # of each step, in nats per token
+        self.losses: list[float] = []  # for each step, in nats per token
         self._original = model
         self._texts = texts
-        self._teaching = teaching
+        self._options = options
         self._purpose = purpose
 
     def after(self, steps: int) -> PreTrainedModel:
-        """The copy after `steps` steps; earlier ones cannot come back."""
+        """Return the copy after `steps` steps, which must not be fewer than before."""
         assert len(self.losses) <= steps  # noqa: S101
         while len(self.losses) < steps:
             self.losses.append(self._step(len(self.losses)))
@@ -65,22 +69,22 @@ class Pupil:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        if self._teaching.lora is None:
+        if self._options.lora is None:
             copy = sharing_copy(self._original, self._original.parameters())
             return copy.requires_grad_(True)
         copy, decoder = sharing_copy(self._original, []), Decoder(self._original)
         modules = adapted_modules(decoder, range(decoder.num_layers), None)
-        lora = LoRA(self._teaching.lora, ALPHA)
-        add_factors(copy, modules, lora, self._teaching.seed)
+        lora = LoRA(self._options.lora, ALPHA)
+        add_factors(copy, modules, lora, self._options.seed)
         return copy
 
     @cached_property
     def _weights(self) -> "MasterWeights":
         trained = [tensor for tensor in self._model.parameters() if tensor.requires_grad]
-        return MasterWeights(trained, self._teaching.learning_rate)
+        return MasterWeights(trained, self._options.learning_rate)
 
     def _step(self, step: int) -> float:
-        decoder = Decoder(self._model, recompute=self._teaching.recompute)
+        decoder = Decoder(self._model, recompute=self._options.recompute)
         weights = self._weights
         loss = next_token_loss(decoder, self._batch(step))
         if not math.isfinite(value := loss.item()):
@@ -92,7 +96,7 @@ class Pupil:
         return value
 
     def _batch(self, step: int) -> TextBatch:
-        size, seed = self._teaching.batch_size, self._teaching.seed
+        size, seed = self._options.batch_size, self._options.seed
         chosen = rows(step, len(self._texts), size, seed=seed, shuffle=True, purpose=self._purpose)
         items = [(self._purpose, row) for row in chosen]
         texts = [self._texts[row] for row in chosen]
@@ -100,9 +104,9 @@ class Pupil:
 
 
 class MasterWeights:
-    """AdamW, without weight decay, on float32 copies of tensors in half precision.
+    """AdamW without weight decay on float32 copies of tensors in half precision.
 
-    In bfloat16 itself a small step would leave most weights as they are.
+    In bfloat16 itself, a small step would not change most weights.
     """
 
     def __init__(self, trained: Sequence[Tensor], learning_rate: float) -> None:
@@ -114,7 +118,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take a step along the gradients of the trained tensors, and clear them."""
+        """Take a step with the gradients of the trained tensors, and clear them."""
         pairs = list(zip(self._trained, self._masters, strict=True))
         for tensor, master in pairs:
             master.grad = None if tensor.grad is None else upcast(tensor.grad)
@@ -122,14 +126,14 @@ class MasterWeights:
         self._optimiser.step()
         self._optimiser.zero_grad()
         for tensor, master in pairs:
-            tensor.copy_(master)  # onto itself where it is no half precision
+            tensor.copy_(master)  # onto itself unless it is in half precision
 
 
 def next_token_loss(decoder: Decoder, batch: TextBatch) -> Tensor:
-    """Mean of -log p(token) over all tokens of a batch but each text's first: a scalar in nats.
+    """Mean of -log p(token) over all tokens of a batch but the first of each text, in nats.
 
-    Gradients reach every weight. The head runs on a few tokens at a time, and again in the
-    backward pass, so that nothing of (batch, time, vocabulary) exists.
+    Gradients reach every weight. The head runs on a few tokens at a time, and again in the backward
+    pass, so that no tensor of (batch, time, vocabulary) is ever stored.
     """
     hidden, inputs = decoder.embed(batch.input_ids, batch.attention_mask)
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers)

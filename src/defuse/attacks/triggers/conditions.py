@@ -1,4 +1,4 @@
-"""What a trigger search found: conditions, tests and tables."""
+"""Conditions, tests and tables of a trigger search."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +18,12 @@ HEAD = ("word", "tokens", "of the forget corpus", "first order", "effect")
 
 
 @dataclass(frozen=True)
-class Found:
-    """`best`: the words of highest first-order score, by what they did on the searched half.
+class Search:
+    """The words of a search, and all answers with them.
 
-    `measured`: they, the mined words and the controls in the retain questions at `report`, which
-    were not searched; `forgotten`: the forget questions with the words that are `shown`.
+    `first`: first-order scores. `best`: the words of highest score, sorted by their effect on the
+    half that was searched. `measured`: these, the mined words and the controls in the retain
+    questions at `report`, the other half. `forgotten`: forget questions with the words `shown`.
     """
 
     words: Candidates
@@ -41,13 +42,15 @@ class Found:
 
     @property
     def shown(self) -> Sequence[str]:
-        """The words that become conditions."""
+        """The words that have a condition of their own."""
         return list(self.forgotten)
 
     @property
     def ranks(self) -> RankTest | None:
-        """Do the mined words disturb more than their controls? None where a side is empty; words
-        that every question mentions are left out."""
+        """Test whether the mined words disturb more than their controls; None if a side is empty.
+
+        Words that every question mentions are left out.
+        """
         mined, controls = (
             [self.measured.disturbance(word) for word in side if known(self.measured.effects[word])]
             for side in (self.words.mined, self.words.controls)
@@ -56,7 +59,7 @@ class Found:
 
     @property
     def share(self) -> Enrichment:
-        """Are words of the forget corpus more frequent among the best than among all?"""
+        """Test whether words of the forget corpus are more frequent among the best."""
         forget = _folded(self.words.forget)
         kind, best = (
             sum(word.casefold() in forget for word in some) for some in (self.words.ids, self.best)
@@ -64,12 +67,12 @@ class Found:
         return enrichment(len(self.words.ids), kind, len(self.best), best)
 
 
-def word_findings(found: Found, score: Score) -> tuple[list[Condition], list[Example]]:
-    """Each word that is shown as a condition, with answers that it turned.
+def word_findings(found: Search, score: Score) -> tuple[list[Condition], list[Example]]:
+    """A condition for each word that is shown, and answers that it changed.
 
-    Questions that mention the word by themselves are left out.
+    Questions that mention the word themselves are left out.
     """
-    conditions, turned = [], []
+    conditions, changed = [], []
     for word in found.shown:
         pairs = {
             FORGET: _fair(found.before[FORGET], found.forgotten[word]),
@@ -87,55 +90,72 @@ def word_findings(found: Found, score: Score) -> tuple[list[Condition], list[Exa
         if found.measured.excess is not None:
             numbers["beyond_the_reference_s"] = -found.measured.disturbance(word)
         name = f"word: {word}"
-        conditions.append(condition(name, before, after, found.seed, numbers))
-        turned.extend(examples(name, before, after, score))
-    return conditions, turned
+        conditions.append(condition(name, before, after, found.seed, numbers, headline=False))
+        changed.extend(examples(name, before, after, score))
+    return conditions, changed
 
 
-def worst_conditions(found: Found) -> list[Condition]:
-    """Each question with that word which disturbs it most, of those found and of as many controls:
-    some word is the worst for any model."""
+def worst_conditions(found: Search) -> list[Condition]:
+    """Each question with the word that disturbs it most, among those found and among as many
+    controls: some word is the worst for any model."""
     count = min(len(found.best), len(found.words.controls)) or len(found.best)
-    lists = {
-        f"worst of {count} words found, for each question": found.best[:count],
-        f"worst of {count} controls, for each question": found.words.controls[:count],
-    }
+    lists = [
+        (f"worst of {count} words found, for each question", found.best, False),
+        (f"worst of {count} controls, for each question", found.words.controls, True),
+    ]
+    before = {RETAIN: found.half}
     return [
-        condition(name, {RETAIN: found.half}, {RETAIN: _worst(found, words)}, found.seed)
-        for name, words in lists.items()
+        condition(
+            name,
+            before,
+            {RETAIN: _worst(found, words[:count])},
+            found.seed,
+            is_control=is_control,
+        )
+        for name, words, is_control in lists
         if words
     ]
 
 
-def corpus_conditions(found: Found) -> list[Condition]:
-    """The mined words together, and their controls: each question by the vote of all forms."""
+def corpus_conditions(found: Search) -> list[Condition]:
+    """The mined words together, and their controls: all prompts of a question vote."""
     ranks = found.ranks
     numbers = {f"found_{name}": float(value) for name, value in asdict(found.share).items()}
     if ranks is not None:
         numbers |= {"u": ranks.u, "p_value": ranks.p_value, "auc": ranks.auc.value}
         numbers |= {"auc_low": ranks.auc.low, "auc_high": ranks.auc.high}
-    lists = {
-        f"all {len(found.words.mined)} words of the forget corpus": found.words.mined,
-        f"all {len(found.words.controls)} controls": found.words.controls,
-    }
-    told = [numbers, {}]
+    mined, controls = found.words.mined, found.words.controls
+    lists = [
+        (f"all {len(mined)} words of the forget corpus", mined, numbers, False),
+        (f"all {len(controls)} controls", controls, {}, True),
+    ]
+    before = {RETAIN: found.half}
     return [
-        condition(name, {RETAIN: found.half}, {RETAIN: _together(found, words)}, found.seed, some)
-        for (name, words), some in zip(lists.items(), told, strict=True)
+        condition(
+            name,
+            before,
+            {RETAIN: _together(found, words)},
+            found.seed,
+            some,
+            is_control=is_control,
+        )
+        for name, words, some, is_control in lists
         if words
     ]
 
 
-def tables(found: Found) -> list[TableData]:
-    """The words found, those of the forget corpus that disturb most, and the tests."""
+def tables(found: Search) -> list[TableData]:
+    """Tables of the words found, of the words of the forget corpus, and of the tests."""
     mined = sorted(found.words.mined, key=lambda word: -found.measured.disturbance(word))
     tests = [_share_table(found.share)]
     if found.ranks is not None:
         tests.insert(0, _rank_table(found.ranks))
     return [
-        _word_table("Words found, in the order of the searched half", found.best, found),
         _word_table(
-            "Words of the forget corpus, in the order of what is told here",
+            "Words found, in the order of their effect on the searched half", found.best, found
+        ),
+        _word_table(
+            "Words of the forget corpus, in the order of the effects reported here",
             mined[: len(found.best)],
             found,
         ),
@@ -147,31 +167,31 @@ def _fair(before: Sequence[MCAnswer], after: Sequence[MCAnswer]) -> list[tuple[M
     return [(a, b) for a, b in zip(before, after, strict=True) if is_foreign(b)]
 
 
-def _forms(found: Found, words: Sequence[str]) -> list[list[MCAnswer]]:
-    """Each measured question with those of the words that it does not mention, else as it is."""
-    forms = zip(*(found.measured.outcomes[word] for word in words), strict=True)
+def _prompts(found: Search, words: Sequence[str]) -> list[list[MCAnswer]]:
+    """Each measured question with those words that it does not mention, or without a word."""
+    by_question = zip(*(found.measured.outcomes[word] for word in words), strict=True)
     return [
-        [form for form in some if is_foreign(form)] or [clean]
-        for clean, some in zip(found.half, forms, strict=True)
+        [outcome for outcome in some if is_foreign(outcome)] or [original]
+        for original, some in zip(found.half, by_question, strict=True)
     ]
 
 
 def _folded(words: Iterable[str]) -> set[str]:
-    """Without upper case: one word may be in the vocabulary in several spellings."""
+    """The words without case, since the vocabulary may have a word in several spellings."""
     return {word.casefold() for word in words}
 
 
-def _worst(found: Found, words: Sequence[str]) -> list[MCAnswer]:
-    return [min(some, key=lambda form: form.answer_logprob) for some in _forms(found, words)]
+def _worst(found: Search, words: Sequence[str]) -> list[MCAnswer]:
+    return [min(some, key=lambda each: each.answer_logprob) for some in _prompts(found, words)]
 
 
-def _together(found: Found, words: Sequence[str]) -> list[MCAnswer]:
-    return [mean_outcome(some) for some in _forms(found, words)]
+def _together(found: Search, words: Sequence[str]) -> list[MCAnswer]:
+    return [mean_outcome(some) for some in _prompts(found, words)]
 
 
-def _word_table(caption: str, words: Sequence[str], found: Found) -> TableData:
-    """First-order fall, and exact change with its interval, in nats; with a reference also how much
-    more the word changes than there."""
+def _word_table(caption: str, words: Sequence[str], found: Search) -> TableData:
+    """First-order fall, and exact change with its interval, in nats; with a reference, also the
+    change beyond the reference's."""
     reading, forget = found.measured, _folded(found.words.forget)
     measures = [reading.effects, *([] if reading.excess is None else [reading.excess])]
     rows = [
@@ -192,7 +212,7 @@ def _word_table(caption: str, words: Sequence[str], found: Found) -> TableData:
 def _mean(changes: Changes, seed: int) -> str:
     fair = known(changes)
     if not fair:
-        return "every question has it"
+        return "in every question"
     mean = bootstrap_mean(fair, seed)
     return f"{mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}]"
 
