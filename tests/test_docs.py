@@ -16,7 +16,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
-from defuse.attacks import Material
+from defuse.attacks import AttackData
 from defuse.cli import app
 from defuse.unlearning.recipe import Recipe
 from defuse.utils.config import parse
@@ -155,10 +155,10 @@ def test_the_examples_of_attacks_run(
 ) -> None:
     """With the first questions of each set only: all of the lab's take minutes."""
 
-    def first_questions(forget: Sequence[Any], retain: Sequence[Any], **texts: Any) -> Material:
-        return Material(forget[:QUESTIONS_ATTACKED], retain[:QUESTIONS_ATTACKED], **texts)
+    def first_questions(forget: Sequence[Any], retain: Sequence[Any], **texts: Any) -> AttackData:
+        return AttackData(forget[:QUESTIONS_ATTACKED], retain[:QUESTIONS_ATTACKED], **texts)
 
-    monkeypatch.setattr("defuse.attacks.Material", first_questions)
+    monkeypatch.setattr("defuse.attacks.AttackData", first_questions)
     (workplace / "runs").mkdir()
     (workplace / "runs" / "first").symlink_to(workplace / "model")
     exec(compile(localise(code), page, "exec"), {})  # noqa: S102 (our own page)
