@@ -15,7 +15,7 @@ from defuse.utils.random import generator
 
 Z = float(norm.ppf(0.975))
 RESAMPLES = 4000
-BLOCK = 2**22  # numbers resampled at a time
+BLOCK = 2**22  # numbers that are resampled at once
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Interval:
 class Paired:
     """Accuracy of the first minus the second on the same questions.
 
-    `only_first`, `only_second`: questions only one of the two got right; `p_value`: exact McNemar.
+    `only_first`, `only_second`: the numbers of questions that one of the two alone has right.
+    `p_value`: McNemar's exact test.
     """
 
     difference: Interval
@@ -41,17 +42,17 @@ class Paired:
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """One proportion (Wilson 1927)."""
+    """The interval of one proportion (Wilson 1927)."""
     p = successes / n
     scale = 1 + Z**2 / n
     centre = (p + Z**2 / (2 * n)) / scale
     half = Z / scale * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    # Rounding must not push an end past 0, 1 or the estimate.
+    # Rounding must not move an end past 0, 1 or the estimate.
     return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
 def compare(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Two accuracies on the same questions: Newcombe's interval and McNemar's exact test."""
+    """Compare two accuracies on the same questions: Newcombe's interval, McNemar's exact test."""
     table = torch.zeros(2, 2, dtype=torch.long)
     for one, other in zip(first, second, strict=True):
         table[int(not one), int(not other)] += 1
@@ -67,8 +68,9 @@ def compare(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 def newcombe_paired(both: int, only_first: int, only_second: int, neither: int) -> Interval:
     """The difference of two paired proportions: method 10 of Newcombe (1998).
 
-    Statistics in Medicine 17, 2635-2650: Wilson's intervals squared and added, with the two
-    proportions' correlation φ, its numerator drawn towards 0 by n/2 when positive.
+    Statistics in Medicine 17, 2635-2650: the squares of Wilson's half-widths are added, with the
+    correlation φ of the two proportions. A positive numerator of φ is reduced by n/2, but not below
+    0.
     """
     n = both + only_first + only_second + neither
     one, two = wilson(both + only_first, n), wilson(both + only_second, n)
@@ -96,7 +98,7 @@ def _phi(both: int, only_first: int, only_second: int, neither: int) -> float:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value that discordant questions fall either way alike; 1 without any."""
+    """The two-sided exact p-value of equal chances; 1 if no question is discordant."""
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
@@ -130,7 +132,7 @@ def bootstrap_mean(values: Values, seed: int) -> Interval:
     """The mean over questions with its percentile bootstrap interval.
 
     `values` is (questions,), or (runs, questions) of the same questions in runs that differ in
-    their seed: then runs and questions are resampled crosswise (Owen 2007, "The pigeonhole
+    their seed. In the second case both runs and questions are resampled (Owen 2007, "The pigeonhole
     bootstrap"), and the interval covers both.
     """
     table = _float64(values)

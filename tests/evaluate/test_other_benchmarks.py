@@ -1,6 +1,7 @@
 """Benchmarks of other than four choices are asked as lm-evaluation-harness asks them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.conftest import build_llama, build_tokenizer
 from tests.helpers.benchmark_files import write_card
 
 TASKS = Path(lm_eval.tasks.__file__).parent
+HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 Row = dict[str, Any]
 
 
@@ -135,3 +137,21 @@ def test_a_list_of_labels_marks_one_right_answer(tmp_path: Path, labels: list[in
     path.write_text(json.dumps({"question": "?", "choices": ["a", "b", "c"], "answer": labels}))
     with pytest.raises(UsageError, match="give one 1, and 0 for the others"):
         load_questions(str(path), columns=Columns())
+
+
+def test_the_guide_s_benchmark_runs(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/adding-a-benchmark.md").read_text("utf-8")
+    (row,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
+    code = "".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S))
+    monkeypatch.chdir(tmp_path)
+    for name in ("breeds", "care"):
+        path = tmp_path / f"data/{name}-test.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(row * 2)
+    guide: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(code.replace(HUB_MODEL, str(tiny_model_folder)), "guide", "exec"), guide)  # noqa: S102 (our own page)
+    assert [len(q.choices) for q in guide["care"].questions] == [3, 3]
+    assert guide["breeds"].questions[0].answer == 0
+    assert len(guide["found"].answers[ORIGINAL]) == 2

@@ -1,4 +1,4 @@
-"""`defuse lm-eval-tasks`: where the task files for lm-evaluation-harness lie."""
+"""`defuse lm-eval-tasks`: the folder of the task files for lm-evaluation-harness."""
 
 from importlib.resources import files
 
@@ -6,5 +6,5 @@ import typer
 
 
 def lm_eval_tasks() -> None:
-    """Print the folder for `lm_eval --include_path "$(defuse lm-eval-tasks)"`."""
+    """Print the tasks' folder, for `lm_eval --include_path "$(defuse lm-eval-tasks)"`."""
     typer.echo(files("defuse") / "evaluate" / "lm_eval_tasks")

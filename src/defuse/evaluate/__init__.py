@@ -1,4 +1,4 @@
-"""Ask models questions, clean and with a stray token, and say how sure the figures are."""
+"""Multiple-choice evaluation, with and without a token in the questions, and its statistics."""
 
 from defuse.evaluate.answers import Evaluation, MCAnswer, Settings
 from defuse.evaluate.evaluate import evaluate_questions

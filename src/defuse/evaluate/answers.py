@@ -1,4 +1,4 @@
-"""What an evaluation found, question by question."""
+"""The answers of a model, question by question, and the settings of an evaluation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from defuse.utils.errors import check_choices
 class Settings:
     """How questions are asked.
 
-    `letters` ranks " A" to " D" behind the lettered choices, `cloze` the choices' own texts.
-    `few_shot` are the answered examples in front, in order. `seed` draws perturbations and
-    bootstraps. `token_budget`: tokens of one batch with padding; None suits the device.
+    `letters` ranks " A", " B", … after the lettered choices; `cloze` ranks the choices' own texts.
+    `few_shot` holds the answered examples in front, in order. `seed` is that of perturbations and
+    bootstraps. `token_budget`: tokens of a batch, padding included; None chooses by device.
     """
 
     score: Score = "letters"
@@ -29,7 +29,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Part:
-    """Questions asked alike: a subject of a suite, with its description line and its examples."""
+    """Questions with the same settings: a subject of a suite, with its description and examples."""
 
     questions: tuple[Question, ...]
     settings: Settings
@@ -37,10 +37,10 @@ class Part:
 
 @dataclass(frozen=True)
 class MCAnswer:
-    """How a model answered one question in one form.
+    """A model's answer to one variant of a question.
 
-    `logprobs`: summed log-probability (nats) of each answer. `truncated`: the prompt
-    was too long for the model and cut on the left.
+    `logprobs`: the summed log-probability (nats) of each choice. `truncated`: the prompt was too
+    long for the model and was cut on the left.
     """
 
     question: Question
@@ -49,12 +49,12 @@ class MCAnswer:
 
     @property
     def choice(self) -> int:
-        """The first answer of highest log-probability (lm-eval's acc)."""
+        """The choice with the highest log-probability, the first of equals (lm-eval's acc)."""
         return max(range(len(self.logprobs)), key=self.logprobs.__getitem__)
 
     @property
     def choice_norm(self) -> int:
-        """The same per character of the choice's text (lm-eval's acc_norm); for cloze scoring."""
+        """The same, per character of the choice's text (lm-eval's acc_norm); for cloze scoring."""
         lengths = [max(1, len(text)) for text in self.question.choices]
         return max(range(len(lengths)), key=lambda i: self.logprobs[i] / lengths[i])
 
@@ -68,7 +68,7 @@ class MCAnswer:
 
     @property
     def answer_logprob(self) -> float:
-        """Log-probability of the right answer among the choices (nats)."""
+        """The log-probability of the right answer among the choices (nats)."""
         top = max(self.logprobs)
         total = sum(math.exp(value - top) for value in self.logprobs)
         return self.logprobs[self.question.answer] - top - math.log(total)
@@ -80,8 +80,8 @@ class Evaluation:
 
     `answers` holds the variant "original" and, with a perturbation, "forget_token" and
     "control_token", each in the questions' order. `prompt_hash` (sha256) is equal for equal
-    prompts, whatever the model. Of several parts, `settings` name no subject and hold the examples
-    of all.
+    prompts, whatever the model. With several parts, `settings` have no subject and the examples of
+    all parts.
     """
 
     model: str
@@ -92,9 +92,9 @@ class Evaluation:
     seconds: float
 
     def correct(self, variant: Variant = ORIGINAL) -> list[bool]:
-        """Whether each question was answered right."""
+        """Whether each answer is right."""
         return [answer.is_correct for answer in self.answers[variant]]
 
     def answer_logprobs(self, variant: Variant = ORIGINAL) -> list[float]:
-        """Each right answer's log-probability among the choices (nats)."""
+        """The log-probability of each right answer among the choices (nats)."""
         return [answer.answer_logprob for answer in self.answers[variant]]

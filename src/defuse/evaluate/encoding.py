@@ -1,4 +1,4 @@
-"""Texts to token ids, as lm-evaluation-harness 0.4.13 encodes a context and its continuation.
+"""Token ids of a context and its continuation, as in lm-evaluation-harness 0.4.13.
 
 Source: `TemplateLM._encode_pair` and `loglikelihood` in lm_eval/api/model.py, `HFLM.tok_encode` in
 lm_eval/models/huggingface.py.
@@ -15,41 +15,41 @@ from defuse.utils.errors import UsageError
 def encode_pairs(
     pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> list[TokenPair]:
-    """(context, continuation) texts as token ids.
+    """Encode pairs of texts, (context, continuation).
 
-    Context and continuation are encoded together and cut where the context alone ends; spaces that
-    end a context count to the continuation. An empty context is the tokenizer's BOS (or EOS).
-    Raises UsageError where a continuation has no token, or a context none to stand on.
+    Both are encoded together and divided where the context alone ends. Spaces at the end of a
+    context belong to the continuation. An empty context becomes the tokenizer's BOS (or EOS).
+    Raises UsageError for a continuation or a context without a token.
     """
     moved = [_move_spaces(*pair) for pair in pairs]
     contexts = _encode({context for context, _ in moved if context}, tokenizer)
     wholes = _encode({context + text for context, text in moved if context}, tokenizer)
     alone = _encode({text for context, text in moved if not context}, tokenizer, special=False)
-    requests = []
+    encoded = []
     for context, text in moved:
         if context:
             ids = contexts[context]
-            request = TokenPair(ids, wholes[context + text][len(ids) :])
+            pair = TokenPair(ids, wholes[context + text][len(ids) :])
         else:
-            request = _without_context(alone[text], tokenizer)
-        if not request.continuation or not request.context:
+            pair = _without_context(alone[text], tokenizer)
+        if not pair.continuation or not pair.context:
             raise UsageError(
-                f"questions: {text!r} has no token of its own behind {context[-40:]!r} with this "
+                f"questions: {text!r} has no token of its own after {context[-40:]!r} with this "
                 "tokenizer; change the choice or the prompt"
             )
-        requests.append(request)
-    return requests
+        encoded.append(pair)
+    return encoded
 
 
 def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """What stands for an empty context: BOS, else EOS."""
+    """The token for an empty context: BOS, else EOS."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     token = eos if bos is None else bos
     return token if isinstance(token, int) else None
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """One text with special tokens as the tokenizer sets them, but BOS never twice."""
+    """Encode one text with the tokenizer's own special tokens, but never with two BOS."""
     return _encode([text], tokenizer)[text]
 
 
@@ -71,7 +71,7 @@ def _encode(
     start = prefix_token(tokenizer)
     mark = None if start is None else str(tokenizer.decode(start))
     encoded: dict[str, tuple[int, ...]] = {}
-    # A text that brings its own BOS gets no second one.
+    # A text that begins with BOS gets no second one.
     for brings_own in (False, True):
         some = [t for t in texts if (mark is not None and t.startswith(mark)) == brings_own]
         if some:

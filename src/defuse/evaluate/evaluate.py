@@ -106,7 +106,7 @@ def _ask(
         token_budget=settings.token_budget,
         progress=progress,
     )
-    cut = [[request.is_cut(length) for request in group] for group in groups]
+    cut = [[pair.is_cut(length) for pair in group] for group in groups]
     return _Asked(asked, cut, prompt_hash)
 
 

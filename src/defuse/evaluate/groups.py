@@ -1,4 +1,4 @@
-"""Accuracy by subject, and over groups of subjects as lm-evaluation-harness weighs them."""
+"""Accuracies of subjects and of groups of subjects, weighted as lm-evaluation-harness does."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from defuse.evaluate.answers import Evaluation, MCAnswer
 from defuse.questions import ORIGINAL, Variant
 from defuse.statistics import Interval, wilson
 
-Groups = Mapping[str, Sequence[str]]  # a group's name to its subjects
+Groups = Mapping[str, Sequence[str]]  # the subjects of each group
 
 
 @dataclass(frozen=True)
 class GroupFigure:
-    """Accuracy over the `n` questions of a group, each counting once (`weight_by_size`).
+    """The accuracy of a group of `n` questions, each of which counts once (`weight_by_size`).
 
-    `accuracy` with Wilson's interval over all `n`, which leaves subjects aside and is a little too
-    wide for that. `stderr` is lm-eval's, pooled within subjects; None where each has one question.
+    `accuracy` has Wilson's interval over all `n` questions. It ignores subjects, and is therefore a
+    little too wide. `stderr` is lm-eval's, pooled within subjects; None if each has one question.
     """
 
     n: int
@@ -25,7 +25,7 @@ class GroupFigure:
 
 
 def group_figures(evaluation: Evaluation, groups: Groups) -> dict[str, dict[Variant, GroupFigure]]:
-    """Each group's figures, for every form of the questions."""
+    """Each group's figures, for every variant of the questions."""
     return {
         name: {
             variant: _figure(_by_subject(answers, subjects))

@@ -54,9 +54,9 @@ def score(
     scores: BatchScores | None = None,
     name: str = "groups",
 ) -> list[list[float]]:
-    """Summed log-probability (nats) of each request's continuation, grouped as `groups` are.
+    """Summed log-probability (nats) of each pair's continuation, grouped as `groups` are.
 
-    A group makes one row, so requests with a common beginning belong in one group. The prefix that
+    A group makes one row, so pairs with a common beginning belong in one group. The prefix that
     all groups share is computed once. `progress` advances by the groups of each batch; the caller
     starts its stage. `scores` holds the list under `name`: batches that it knows are not computed
     again, and its processes share the others. Raises UsageError for a continuation of more than
@@ -94,7 +94,7 @@ def score_share(
     """
     _refuse_long(groups, max_length)
     # Groups that are cut on the left have another beginning, and would leave the others no prefix.
-    cut = [any(request.is_cut(max_length) for request in group) for group in groups]
+    cut = [any(pair.is_cut(max_length) for pair in group) for group in groups]
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     with evaluation_mode(decoder.model):
         for kind in (False, True):
@@ -134,13 +134,11 @@ def _score_alike(
 
 def _shared_prefix(groups: Sequence[Sequence[TokenPair]], max_length: int) -> tuple[int, ...]:
     """The longest common prefix of all inputs that ends before the first predicted token."""
-    requests = list(chain.from_iterable(groups))
-    inputs = [request.inputs(max_length) for request in requests]
+    pairs = list(chain.from_iterable(groups))
+    inputs = [pair.inputs(max_length) for pair in pairs]
     # All inputs share what the first and the last one in lexicographic order share.
     shared = common_length(min(inputs), max(inputs))
-    predicting = min(
-        len(ids) - len(r.continuation) for ids, r in zip(inputs, requests, strict=True)
-    )
+    predicting = min(len(ids) - len(r.continuation) for ids, r in zip(inputs, pairs, strict=True))
     return inputs[0][: min(shared, predicting)]
 
 
@@ -172,7 +170,7 @@ def _score_batch(
 
 
 def read_off(decoder: Decoder, hidden: Tensor, batch: TreeBatch) -> Tensor:
-    """Each request's summed log-probability (nats), (requests,) in float64 on the CPU.
+    """Each pair's summed log-probability (nats), (pairs,) in float64 on the CPU.
 
     `hidden` (batch, time, d), the output of any block, goes through the final norm and the head.
     """

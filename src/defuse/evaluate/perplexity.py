@@ -54,8 +54,8 @@ def perplexity(
     and for log-probabilities that are not finite.
     """
     window = min(LONGEST_WINDOW, max_length(loaded.model, loaded.tokenizer))
-    requests = _windows(loaded, text, window)
-    groups = [[request] for request in requests]
+    pairs = _windows(loaded, text, window)
+    groups = [[pair] for pair in pairs]
     name = hashlib.sha256(text.encode()).hexdigest()
     progress.start(f"{loaded.name}, text", len(groups))
     values = score(
@@ -67,7 +67,7 @@ def perplexity(
         name=name,
     )
     log_likelihood = math.fsum(value for (value,) in values)
-    tokens, size = sum(len(r.continuation) for r in requests), len(text.encode())
+    tokens, size = sum(len(r.continuation) for r in pairs), len(text.encode())
     return Perplexity(
         tokens=tokens,
         bytes=size,
@@ -85,8 +85,8 @@ def _windows(loaded: LoadedModel, text: str, window: int) -> list[TokenPair]:
         context = (start,)
     if not ids:
         raise UsageError("text: makes less than two tokens; give more of it")
-    requests = [TokenPair(context, ids[:window])]
+    pairs = [TokenPair(context, ids[:window])]
     for done in range(window, len(ids), window):
         end = min(done + window, len(ids))
-        requests.append(TokenPair(ids[end - window - 1 : done], ids[done:end]))
-    return requests
+        pairs.append(TokenPair(ids[end - window - 1 : done], ids[done:end]))
+    return pairs

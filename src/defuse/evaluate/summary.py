@@ -1,4 +1,4 @@
-"""An evaluation in figures, each with n and its interval."""
+"""The figures of an evaluation, each with its interval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ PAIRS: tuple[tuple[Variant, Variant], ...] = (
 
 @dataclass(frozen=True)
 class VariantSummary:
-    """One form of the questions.
+    """The figures of one variant of the questions.
 
-    `accuracy` with Wilson's interval; `accuracy_norm` ranks choices per character (cloze only);
-    `logprob`: mean log-probability of the right answer among the choices (nats), bootstrapped.
-    `truncated`: prompts cut on the left. `own_token`: questions that mention their token anyway.
+    `accuracy` has Wilson's interval. `accuracy_norm` ranks choices per character (cloze only).
+    `logprob`: the mean log-probability of the right answer among the choices (nats), bootstrapped.
+    `truncated`: the number of prompts that were cut on the left. `own_token`: the number of
+    questions that mention their token anyway.
     """
 
     n: int
@@ -43,9 +44,9 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Vulnerability:
-    """(unlearned − base) of (control − forget), question by question; 0 if nothing got worse.
+    """(unlearned − reference) of (control − forget): `defuse.statistics.vulnerability`.
 
-    `accuracy` in shares of questions, `logprob` of the right answer among the choices in nats.
+    `accuracy` in shares of questions; `logprob` of the right answer among the choices, in nats.
     """
 
     accuracy: Interval
@@ -53,7 +54,7 @@ class Vulnerability:
 
 
 def summarise(evaluation: Evaluation) -> dict[Variant, VariantSummary]:
-    """Each form of the questions by itself."""
+    """The figures of each variant."""
     return {variant: _summarise(evaluation, variant) for variant in evaluation.answers}
 
 
@@ -69,7 +70,7 @@ def contrasts(evaluation: Evaluation) -> dict[tuple[Variant, Variant], Contrast]
 def contrast(
     one: Evaluation, other: Evaluation, first: Variant = ORIGINAL, second: Variant = ORIGINAL
 ) -> Contrast:
-    """`one`'s answers to `first` against `other`'s to `second`; both of the same questions."""
+    """Compare `one`'s answers to variant `first` with `other`'s to `second`, in pairs."""
     differences = _differences(one.answer_logprobs(first), other.answer_logprobs(second))
     return Contrast(
         accuracy=compare(one.correct(first), other.correct(second)),
@@ -77,14 +78,14 @@ def contrast(
     )
 
 
-def vulnerability(unlearned: Evaluation, base: Evaluation) -> Vulnerability:
-    """What unlearning added to the harm a forget-token does beyond its control.
+def vulnerability(unlearned: Evaluation, reference: Evaluation) -> Vulnerability:
+    """How much unlearning adds to the harm of a forget-token beyond that of its control token.
 
-    Raises UsageError unless both were asked the same prompts, with control tokens.
+    Raises UsageError unless both evaluations have the same prompts, with control tokens.
     """
-    if unlearned.prompt_hash != base.prompt_hash or CONTROL_TOKEN not in unlearned.answers:
+    if unlearned.prompt_hash != reference.prompt_hash or CONTROL_TOKEN not in unlearned.answers:
         raise UsageError(
-            f"base: {base.model} and {unlearned.model} must be asked the same questions, "
+            f"reference: {reference.model} and {unlearned.model} must answer the same questions, "
             "perturbed with control tokens; give --perturb, and --control or --control-corpus"
         )
     seed = unlearned.settings.seed
@@ -93,8 +94,8 @@ def vulnerability(unlearned: Evaluation, base: Evaluation) -> Vulnerability:
         return statistics.vulnerability(
             measure(unlearned, CONTROL_TOKEN),
             measure(unlearned, FORGET_TOKEN),
-            measure(base, CONTROL_TOKEN),
-            measure(base, FORGET_TOKEN),
+            measure(reference, CONTROL_TOKEN),
+            measure(reference, FORGET_TOKEN),
             seed,
         )
 

@@ -1,7 +1,7 @@
-"""Token sequences that begin alike, laid out as a tree in one row.
+"""Trees of token sequences with common beginnings, each laid out in one row.
 
-A question's continuations share its context, and its perturbed variants share what comes
-before the perturbed place. Each shared token is computed once: a node sees its ancestors only.
+A question's continuations share its context, and its variants share the tokens before the
+perturbation. Each shared token is computed once. A node sees its ancestors only.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Score `continuation` behind `context` (both token ids, neither empty)."""
+    """A context and the continuation to score after it: token ids, neither empty."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -22,7 +22,7 @@ class TokenPair:
         return len(self.context) + len(self.continuation) > max_length + 1
 
     def inputs(self, max_length: int) -> tuple[int, ...]:
-        """What the model reads: all but the last token, cut on the left to `max_length`."""
+        """The tokens that the model reads: all but the last, cut on the left to `max_length`."""
         return (self.context + self.continuation)[-(max_length + 1) :][:-1]
 
 
@@ -30,9 +30,9 @@ class TokenPair:
 class TokenTree:
     """Nodes in depth-first order.
 
-    `depths[i]` counts the ancestors of node i, `last[i]` is its last descendant (or itself), so
-    that j is an ancestor of i just when j <= i <= last[j]. `predicting[r]` are the nodes that
-    predict the tokens `targets[r]` of request r.
+    `depths[i]` is the number of ancestors of node i, and `last[i]` its last descendant (or i
+    itself): j is i or an ancestor of i if and only if j <= i <= last[j]. `predicting[r]` are the
+    nodes that predict the tokens `targets[r]` of pair r.
     """
 
     tokens: list[int]
@@ -42,13 +42,13 @@ class TokenTree:
     targets: list[tuple[int, ...]]
 
 
-def grow(requests: Sequence[TokenPair], skip: int, max_length: int) -> TokenTree:
-    """The tree of the requests' inputs without their first `skip` tokens."""
-    inputs = [request.inputs(max_length)[skip:] for request in requests]
-    tree = TokenTree([], [], [], [[] for _ in requests], [r.continuation for r in requests])
+def grow(pairs: Sequence[TokenPair], skip: int, max_length: int) -> TokenTree:
+    """The tree of the pairs' inputs, without their first `skip` tokens."""
+    inputs = [pair.inputs(max_length)[skip:] for pair in pairs]
+    tree = TokenTree([], [], [], [[] for _ in pairs], [pair.continuation for pair in pairs])
     path: list[int] = []
     before: tuple[int, ...] = ()
-    # In lexicographic order each sequence branches off the one before it.
+    # In lexicographic order, each sequence branches off the one before it.
     for index in sorted(range(len(inputs)), key=inputs.__getitem__):
         sequence = inputs[index]
         shared = common_length(before, sequence)
@@ -59,13 +59,13 @@ def grow(requests: Sequence[TokenPair], skip: int, max_length: int) -> TokenTree
         path = path[:shared] + list(range(size, len(tree.tokens)))
         for node in path:
             tree.last[node] = len(tree.tokens) - 1
-        tree.predicting[index] = path[-len(requests[index].continuation) :]
+        tree.predicting[index] = path[-len(pairs[index].continuation) :]
         before = sequence
     return tree
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """The length of the common beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     differing = (index for index, (a, b) in pairs if a != b)
     return next(differing, min(len(first), len(second)))
@@ -73,10 +73,10 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees padded on the right to (batch, time), and what to read off.
+    """Trees padded on the right to (batch, time), and the log-probabilities to read off.
 
-    Pair k asks for the log-probability of `targets[k]` at node `nodes[k]` of the flattened batch;
-    it belongs to request `owners[k]`, counted through the trees.
+    Entry k is the log-probability of the token `targets[k]` at node `nodes[k]` of the flattened
+    batch. It belongs to pair `owners[k]`, counted over all trees.
     """
 
     input_ids: Tensor
@@ -88,17 +88,18 @@ class TreeBatch:
 
 
 def collate(trees: Sequence[TokenTree], device: torch.device) -> TreeBatch:
+    """The batch of these trees, one in each row."""
     time = max(len(tree.tokens) for tree in trees)
-    pairs = [
+    entries = [
         (row * time + node, target, owner)
         for owner, (row, nodes, targets) in enumerate(
-            (row, *request)
+            (row, *pair)
             for row, tree in enumerate(trees)
-            for request in zip(tree.predicting, tree.targets, strict=True)
+            for pair in zip(tree.predicting, tree.targets, strict=True)
         )
         for node, target in zip(nodes, targets, strict=True)
     ]
-    nodes, targets, owners = torch.tensor(pairs, device=device).unbind(dim=1)
+    nodes, targets, owners = torch.tensor(entries, device=device).unbind(dim=1)
     padding = [list(range(len(tree.tokens), time)) for tree in trees]
 
     def rows(values: list[list[int]]) -> Tensor:
@@ -107,7 +108,7 @@ def collate(trees: Sequence[TokenTree], device: torch.device) -> TreeBatch:
     return TreeBatch(
         input_ids=rows([t.tokens + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
         depths=rows([t.depths + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
-        # A padding token is its own last descendant: only it sees itself.
+        # A padding token is its own last descendant: nothing else sees it.
         last=rows([t.last + p for t, p in zip(trees, padding, strict=True)]),
         nodes=nodes,
         targets=targets,
@@ -116,7 +117,7 @@ def collate(trees: Sequence[TokenTree], device: torch.device) -> TreeBatch:
 
 
 def visibility(last: Tensor, prefix_length: int) -> Tensor:
-    """Which keys each node sees, (batch, time, prefix + time): the prefix, ancestors, itself."""
+    """The keys that each node sees: prefix, ancestors and itself; (batch, time, prefix + time)."""
     batch, time = last.shape
     place = torch.arange(time, device=last.device)
     visible = (place[:, None] >= place) & (place[:, None] <= last[:, None, :])

@@ -1,7 +1,8 @@
-"""Tokens to perturb with: read from a file, and controls drawn to match them.
+"""Tokens for perturbations: read from a file, and control tokens drawn to match them.
 
-A base model, too, answers a little worse after a strange word, so a forget-token is compared with
-a control that is as long for the tokenizer and as frequent in a corpus of innocent text.
+Any unusual word lowers a model's accuracy a little, before unlearning, too. A forget-token is
+therefore compared with a control token that has as many token ids and a similar frequency in a
+corpus of neutral text.
 """
 
 import re
@@ -20,23 +21,23 @@ WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
 def load_tokens(source: str) -> tuple[str, ...]:
-    """The non-empty lines of a text file, each a word or phrase; in order, without repeats."""
+    """Read words or phrases from a text file, one a line; in order, without duplicates."""
     lines = read_utf8(Path(source)).splitlines()
     tokens = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not tokens:
-        raise UsageError(f"{source}: holds no token; give one a line")
+        raise UsageError(f"{source}: holds no token; give one token a line")
     return tokens
 
 
 def draw_controls(
     tokens: Sequence[str], corpus: Iterable[str], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[str, ...]:
-    """For each token a control from `corpus`: as many words, as many token ids, as frequent.
+    """Draw a control token for each token from `corpus`: as many words and ids, and as frequent.
 
-    Frequencies are compared in bands, ⌊log₂ count⌋ in `corpus` (a token that does not occur counts
-    as once); where its own band has no candidate, the nearest has. No control holds a word of
-    `tokens`, and none comes twice while others are left. Raises UsageError for a token that nothing
-    in `corpus` is as long as.
+    Frequencies are compared in bands, ⌊log₂ count⌋ in `corpus`; a token that does not occur counts
+    as if it occurred once. If its band has no candidate, the nearest band is used. No control token
+    contains a word of `tokens`, and none is used twice while others are left. Raises UsageError for
+    a token without a candidate of its length.
     """
     lengths = {len(_words(token)) for token in tokens}
     counts = _phrase_counts(corpus, lengths)
@@ -51,8 +52,8 @@ def draw_controls(
         alike = [p for p in innocent if id_counts[p] == id_count and p.count(" ") + 1 == words]
         if not alike:
             raise UsageError(
-                f"control-corpus: holds nothing of {words} word(s) and {id_count} token id(s) to "
-                f"set beside {token!r}; give a larger corpus, or control tokens"
+                f"control-corpus: holds nothing of {words} word(s) and {id_count} token id(s), as "
+                f"{token!r} has; give a larger corpus, or control tokens"
             )
         own = _band(max(1, counts[" ".join(_words(token))]))
         controls.append(_nearest(token, alike, counts, own, controls, seed))
@@ -83,7 +84,7 @@ def _words(text: str) -> list[str]:
 
 
 def _id_counts(phrases: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids each phrase takes within a text, that is, behind a space."""
+    """The number of ids of each phrase within a text, that is, after a space."""
     if not phrases:
         return []
     texts = [f" {phrase}" for phrase in phrases]

@@ -1,7 +1,7 @@
-"""Perturbations: pure functions from a question to a new one that remembers what it replaced.
+"""Perturbations: pure functions that put a token into a question.
 
-Each draw comes from (seed, purpose, question id): leaving questions out, or running the control
-after the forget-token, changes nothing for those that stay.
+Each draw depends on (seed, purpose, question id) alone: a question's perturbation does not change
+when other questions are left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ SENTENCE = "I read about {token} today."
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Forget-tokens, their control tokens (or none) and where they go.
+    """Forget-tokens, their control tokens (or none) and their position.
 
-    Token i has control i; the shorter list starts again. `sentence` is used for `before` and holds
-    `{token}`. Raises UsageError when there are no tokens or the sentence has no place for one.
+    Token i has control i; the shorter list is repeated. `sentence` is used for `before` and
+    contains `{token}`. Raises UsageError if there are no tokens, or no `{token}` in the sentence.
     """
 
     tokens: tuple[str, ...]
@@ -41,14 +41,13 @@ class Perturbation:
         if not self.tokens:
             raise UsageError("perturb: there are no tokens; give at least one")
         if "{token}" not in self.sentence:
-            raise UsageError(f"sentence: {self.sentence!r} has no {{token}}; say where it goes")
+            raise UsageError(f"sentence: {self.sentence!r} has no {{token}}; add it for the token")
 
     def variants(self, question: Question, seed: int) -> dict[Variant, Question]:
         """The question with a forget-token and with its control token.
 
-        The pair is drawn from (seed, question id); pairs of which the question itself mentions a
-        token are passed over, if any other is left: a control token that is the answer would
-        help, not disturb.
+        The pair is drawn from (seed, question id). A pair with a token that the question mentions
+        is skipped if any other is left: a control token that is the answer would help the model.
         """
         pairs = self._pairs()
         start = _draw(len(pairs), seed, "token", question.id)
@@ -69,11 +68,11 @@ class Perturbation:
 def perturb(
     question: Question, token: str, position: Position, seed: int, sentence: str = SENTENCE
 ) -> Question:
-    """`question` with `token` in the place of a wrong choice, within the stem, or before it all.
+    """Put `token` in place of a wrong choice, into the stem, or into a sentence in front.
 
-    `choice` is the perturbation of Thaker et al. (2410.02879). Which choice, or which word of the
-    stem the token stands before, depends on (seed, question id) alone, so that a control token
-    goes where the forget-token went.
+    `choice` is the perturbation of Thaker et al. (2410.02879). The place (which choice, or before
+    which word of the stem) depends on (seed, question id) alone: a control token has the place of
+    its forget-token.
     """
     return PLACES[position](question, token, seed, sentence)
 

@@ -1,4 +1,4 @@
-"""Prompts as lm-evaluation-harness 0.4.13 writes them for `mmlu` and `wmdp`, byte for byte.
+"""Prompts, equal to those of lm-evaluation-harness 0.4.13 for `mmlu` and `wmdp` byte for byte.
 
 Source: lm_eval/tasks/mmlu/default/_default_template_yaml and lm_eval/tasks/wmdp; the few-shot
 layout is that of `ConfigurableTask.fewshot_context`.
@@ -19,7 +19,7 @@ def letters(count: int) -> tuple[str, ...]:
 
 
 def description(subject: str | None) -> str:
-    """The first line; empty without a subject. MMLU's names may keep their underscores."""
+    """The description line; empty without a subject. MMLU's names may have their underscores."""
     if subject is None:
         return ""
     about = subject.replace("_", " ")
@@ -27,7 +27,7 @@ def description(subject: str | None) -> str:
 
 
 def ask(question: Question, score: Score) -> str:
-    """The question up to where its answer is expected."""
+    """The question's text, up to the place of the answer."""
     if score == "letters":
         lettered = zip(letters(len(question.choices)), question.choices, strict=True)
         lines = [f"{letter}. {text}" for letter, text in lettered]
@@ -46,7 +46,7 @@ def continuations(question: Question, score: Score) -> tuple[str, ...]:
 
 
 def few_shot_part(subject: str | None, examples: Sequence[Question], score: Score) -> str:
-    """Description and answered examples, in order: what all prompts of a subject share."""
+    """The common beginning of a subject's prompts: the description line and answered examples."""
     answered = [
         f"{ask(example, score)}{continuations(example, score)[example.answer]}\n\n"
         for example in examples

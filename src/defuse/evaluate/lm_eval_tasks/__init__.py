@@ -1,1 +1,1 @@
-"""Task files for lm-evaluation-harness; `defuse lm-eval-tasks` prints where they lie."""
+"""Task files for lm-evaluation-harness; `defuse lm-eval-tasks` prints their folder."""

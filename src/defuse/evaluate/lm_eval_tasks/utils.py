@@ -1,4 +1,4 @@
-"""Rows for lm-evaluation-harness: the questions of `defuse evaluate --suite`, perturbed alike.
+"""Rows for lm-evaluation-harness: the questions of `defuse evaluate --suite`, perturbed likewise.
 
 The task files name these functions as their `custom_dataset`.
 """
@@ -25,9 +25,9 @@ Splits = dict[str, Dataset]
 
 
 class Given(BaseModel):
-    """What lm_eval may be told with `--metadata`; what is meant for others is passed over.
+    """The values that these tasks take from lm_eval's `--metadata`; other values are ignored.
 
-    `data`: a folder, or another hub dataset. Control i goes with forget-token i.
+    `data`: a folder, or another hub dataset. Control token i belongs to forget-token i.
     """
 
     data: str | None = None
@@ -47,7 +47,7 @@ def mmlu_control_token(subject: str, **metadata: object) -> Splits:
 
 
 def wmdp_retain(subject: str, **metadata: object) -> Splits:
-    """Innocent questions next to a topic of WMDP, as they are."""
+    """Retain questions related to a topic of WMDP, as they are."""
     return _splits("wmdp-retain", subject, ORIGINAL, metadata)
 
 
@@ -66,7 +66,7 @@ def _splits(suite: str, subject: str, variant: Variant, metadata: Mapping[str, o
     tokens = Perturbation(given.forget_tokens, "choice", given.control_tokens)
     (part,) = load_parts(chosen, given.data)
     variants = [variants_of(question, tokens, given.seed)[variant] for question in part.questions]
-    # A folder without examples will do for no shots.
+    # A folder without examples is enough for no shots.
     examples = load_subject(chosen, chosen.subjects[0], given.data, str(chosen.examples))
     return {"test": _dataset(variants), "dev": _dataset(examples)}
 
