@@ -181,7 +181,8 @@ def test_any_other_trouble_with_a_dataset_is_one_sentence():
     error = DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub.\nSee …")
     assert refusal("owner/name", error) == (
         "owner/name: is neither a file nor a dataset that could be loaded as id:config:split "
-        "(Dataset 'owner/name' doesn't exist on the Hub.); mend the name, or check the connection"
+        "(Dataset 'owner/name' doesn't exist on the Hub.); correct the name, or check the "
+        "connection"
     )
 
 
@@ -203,7 +204,11 @@ def test_any_other_trouble_with_a_dataset_is_one_sentence():
         ("a.csv", 'text\n"x" y\n', "is not valid CSV"),
         ("a.parquet", "text", "a.parquet: is no readable parquet file"),
         ("a.docx", "text", "a.docx: is no corpus; give a file of .txt, .jsonl"),
-        ("a.csv", f"text\n{'x' * 200_000}\n", "(field larger than field limit (131072)); mend it"),
+        (
+            "a.csv",
+            f"text\n{'x' * 200_000}\n",
+            "(field larger than field limit (131072)); correct it",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, sentence):

@@ -242,6 +242,6 @@ def test_changed_tensors_may_come_from_training_and_from_views(sharded_model_fol
 
 def test_a_model_loaded_in_part_is_not_saved_whole(sharded_model_folder, tmp_path):
     part = load_part(str(sharded_model_folder), 2, device="cpu")
-    with pytest.raises(UsageError, match="loaded in part; save what was changed in it"):
+    with pytest.raises(UsageError, match="loaded in part; save its changed tensors"):
         save_model(part.model, part.tokenizer, tmp_path / "new")
     assert not (tmp_path / "new").exists()

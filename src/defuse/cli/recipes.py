@@ -1,4 +1,4 @@
-"""`defuse recipes`: the recipes that come with Defuse, listed, shown and copied."""
+"""`defuse recipes`: list, show and copy the shipped recipes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,7 @@ recipes = typer.Typer(add_completion=False)
 
 @recipes.callback(invoke_without_command=True)
 def list_recipes(context: typer.Context) -> None:
-    """The recipes that come with Defuse: list them, or show or copy one."""
+    """List the shipped recipes, or show or copy one."""
     if context.invoked_subcommand is not None:
         return
     from rich.console import Console
@@ -30,7 +30,7 @@ def list_recipes(context: typer.Context) -> None:
 
     found = [(name, load_recipe(path)) for name, path in shipped_recipes().items()]
     for model in dict.fromkeys(recipe.model for _, recipe in found):
-        # Within 80 columns, so that a line is a recipe for the next command, too.
+        # Names are not wrapped at 80 columns, so that they can be copied.
         table = Table(*HEAD, title=model, title_justify="left", box=None, padding=(0, 1, 0, 0))
         table.columns[0].no_wrap = True
         for name, recipe in found:
@@ -41,7 +41,7 @@ def list_recipes(context: typer.Context) -> None:
 
 
 def _cells(recipe: "Recipe") -> tuple[str, ...]:
-    """Of `HEAD` what comes after the name; gated are the model or a topic's corpora."""
+    """The columns of `HEAD` after the name; the model or a topic's corpora may be gated."""
     gated = ["model"] if recipe.model in GATED else []
     for topic in recipe.topics:
         sources = (topic.forget.source, topic.retain.source)
@@ -62,10 +62,10 @@ def show(name: Name) -> None:
 def copy(
     name: Name,
     to: Annotated[
-        Path | None, typer.Argument(help="File or folder; default: the last part of NAME, here.")
+        Path | None, typer.Argument(help="File or folder; default: the last part of NAME.")
     ] = None,
 ) -> None:
-    """Write a recipe to a file of your own, to be changed and run."""
+    """Copy a recipe to a file that you can change and run."""
     source = shipped_recipe(name)
     path = to or Path()
     path = path / source.name if path.is_dir() else path

@@ -1,7 +1,7 @@
-"""Encoded texts to padded batches, with every index the losses need worked out beforehand.
+"""Padded batches of encoded texts, with all indices that the losses need.
 
-The indices are made on the CPU, where the lengths are known, so that no training step has to wait
-for the device to find out which tokens are real.
+The indices are made on the CPU, where the lengths are known, so no training step has to wait for
+the device.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ Item = tuple[str, int]
 class TextBatch:
     """B texts padded to T tokens; flat indices count through (B·T).
 
-    `items` names each text, (corpus, row), for everything that is drawn or kept per text.
+    `items` names each text, (corpus, row), for everything that is drawn or cached per text.
     `counted` (B, T) is true where a token counts in hidden-state and logit losses, `counted_at`
     (M,) are its flat indices. `labels` (P,) are the tokens whose log-probability counts,
     `predicted_at` (P,) where the hidden state that predicts each stands, `sequence` (P,) its text.
-    Where several processes share a step's texts, `whole` is how many they are, `places` (B,) which
-    of them stand here, and `share` how much of all that counts; the step's own losses add up.
+    If several processes share a step's texts, `whole` is the number of all texts, `places` (B,) the
+    places of these among them, and `share` their share of the counted tokens.
     """
 
     items: tuple[Item, ...]
@@ -52,11 +52,11 @@ def collate(
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
 ) -> TextBatch:
-    """Pad `texts` on the right and mark what counts; of several processes each gets its part.
+    """Pad `texts` on the right and mark what counts; each of several processes gets its part.
 
-    `mask_padding=False` is what the paper's code does: padding on the left, and every padded
-    position counts like a token. `skip_first_token` leaves out each text's first real token, whose
-    hidden state is an attention sink many times longer than all others.
+    `mask_padding=False` is what the RNA paper's code does: padding is on the left, and every padded
+    position counts like a token. `skip_first_token` does not count each text's first real token,
+    whose hidden state is an attention sink with a norm many times larger than all others.
     """
     time = max(len(text.ids) for text in texts)
     offsets = [0 if mask_padding else time - len(text.ids) for text in texts]
@@ -70,7 +70,7 @@ def collate(
         predicted[row, offset + max(1, text.answer_start) : end] = True
         silent[row, [offset + place for place in text.uncounted]] = True
         if not mask_padding:
-            predicted[row, : offset + 1] = True  # padding, and the token that follows on it
+            predicted[row, : offset + 1] = True  # padding, and the token after it
     predicted[:, 0] = False
     predicted &= ~silent
     counted = real & ~silent if mask_padding else ~silent
@@ -96,7 +96,7 @@ class _Marked:
 def _batch(
     whole: _Marked, rows: Sequence[int], device: torch.device | str, *, mask_padding: bool
 ) -> TextBatch:
-    """Some rows of `whole`, all sizes and places worked out."""
+    """Some rows of `whole` as a batch."""
     chosen = list(rows)
     time = whole.ids.shape[1]
     if mask_padding:  # where padding counts, it stays

@@ -1,4 +1,4 @@
-"""Texts to forget, to keep and to refuse with, from files or the hub."""
+"""Forget texts, retain texts and refusals from files or the hub."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -18,16 +18,15 @@ def load_texts(
     min_characters: int = 1,
     raw_lines: bool = False,
 ) -> list[Plain]:
-    """The texts of a file or of a hub dataset, blank ones left out; read no further than needed.
+    """The texts of a file or of a hub dataset, without blank ones, read only as far as needed.
 
-    A `.txt` file gives a text per line. `.jsonl`, `.json` (a list, or a value per line), `.csv` and
+    A `.txt` file has a text per line. `.jsonl`, `.json` (a list, or a value per line), `.csv` and
     `.parquet` rows have a column `text` (or the one named by `field`), or `question` and `answer`;
     `.jsonl` lines may be plain texts instead. Anything else is a hub dataset, "id", "id:config" or
-    "id:config:split" (`split` where it names none), or a folder that holds one. `limit`: the first
-    so many texts, of a hub dataset fetched without the rest; `min_characters`: shorter texts are
-    left out. `raw_lines`: each line of a file of any kind is a text as it stands, line break
-    included. Raises UsageError for what cannot be read, naming file and line, and for a source
-    without any text.
+    "id:config:split" (else `split`), or a folder that holds one. `limit`: the number of texts to
+    read; of a hub dataset no more is fetched. `min_characters`: shorter texts are skipped.
+    `raw_lines`: each line of a file of any kind is a text, unchanged, with its line break. Raises
+    UsageError, with file and line, for what cannot be read, and for a source without any text.
     """
     require(limit is None or limit > 0, "limit", limit, "must be at least 1")
     part = limit is not None
@@ -41,7 +40,7 @@ def load_texts(
 
 
 def load_refusals(source: str) -> tuple[str, ...]:
-    """Refusals to prefer to a forget text, as `load_texts`; of question-answer pairs the answers.
+    """Refusals for DPO, read like `load_texts`; of question-answer pairs, the answers.
 
     TOFU's `idontknow.jsonl` holds plain lines.
     """
@@ -50,7 +49,7 @@ def load_refusals(source: str) -> tuple[str, ...]:
 
 
 def _text(row: Row, field: str | None) -> Plain | None:
-    """A row's text; None if it is blank."""
+    """The text of a row; None if it is blank."""
     where, value = row
     if isinstance(value, Mapping) and field is None and "text" not in value:
         return _question_answer(where, value)

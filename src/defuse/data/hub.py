@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, and what stands in their way, said in one sentence."""
+"""Datasets of the Hugging Face hub, with one sentence for whatever prevents reading them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +9,10 @@ from defuse.utils.errors import UsageError
 
 
 def read_dataset(source: str, split: str, *, stream: bool) -> Iterator[Any]:
-    """A dataset's rows: fetched as they are asked for, or first stored whole in the hub's cache.
+    """The rows of a dataset: fetched one by one (`stream`), or stored in the hub's cache first.
 
-    `source`: "id", "id:config" or "id:config:split" (`split` where it names none); a folder that
-    holds a dataset may stand for the id. Raises UsageError for whatever cannot be had.
+    `source`: "id", "id:config" or "id:config:split" (else `split`); a folder that holds a dataset
+    may replace the id. Raises UsageError for whatever cannot be read.
     """
     from datasets import load_dataset
 
@@ -24,19 +24,19 @@ def read_dataset(source: str, split: str, *, stream: bool) -> Iterator[Any]:
 
 
 def refusal(source: str, error: Exception) -> str:
-    """Why a dataset cannot be had, and what to do about it."""
+    """Why a dataset cannot be read, and the remedy."""
     if _is_gated(error):
         page = f"https://huggingface.co/datasets/{source.partition(':')[0]}"
         return f"{source}: is gated; ask for access at {page}, then log in with `hf auth login`"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"{source}: is neither a file nor a dataset that could be loaded as id:config:split "
-        f"({reason}); mend the name, or check the connection"
+        f"({reason}); correct the name, or check the connection"
     )
 
 
 def _is_gated(error: BaseException | None) -> bool:
-    """Whether a gate is the cause; `datasets` passes on its sentence, other libraries the error."""
+    """Whether a gate is the cause: `datasets` repeats its sentence, other libraries the error."""
     if error is None:
         return False
     told = isinstance(error, GatedRepoError) or "is a gated dataset" in str(error)

@@ -1,4 +1,4 @@
-"""Rows of files and hub datasets, each read only when it is asked for."""
+"""Rows of files and hub datasets, read lazily."""
 
 import csv
 import json
@@ -10,17 +10,17 @@ from defuse.data.hub import read_dataset
 from defuse.utils.errors import UsageError
 from defuse.utils.files import read_utf8
 
-Row = tuple[str, Any]  # where it stands ("forget.jsonl, line 3") and what stands there
+Row = tuple[str, Any]  # its place ("forget.jsonl, line 3") and its content
 PARQUET_ROWS = 256  # held at a time
-CARD = "README.md"  # what tells a dataset's folder from any other
+CARD = "README.md"  # only a dataset's folder has one
 
 
 def read_rows(source: str, split: str, *, stream: bool = False) -> Iterable[Row]:
-    """Where each row of a file or dataset stands, and its text or its columns.
+    """The place and the content (text or columns) of each row of a file or dataset.
 
     A dataset is a hub id or a folder with a dataset card, perhaps with ":config:split"; `stream`
-    fetches its rows one by one instead of storing it in the hub's cache. Raises UsageError, when it
-    gets there, for a row that cannot be read.
+    fetches its rows one by one instead of storing it in the hub's cache. Raises UsageError, on
+    reaching it, for a row that cannot be read.
     """
     path, folder = Path(source), Path(source.partition(":")[0])
     reader = READERS.get(path.suffix)
@@ -38,14 +38,14 @@ def read_rows(source: str, split: str, *, stream: bool = False) -> Iterable[Row]
 
 
 def read_lines(source: str) -> Iterator[Row]:
-    """Every line of a text file as it stands, with its line break."""
+    """Every line of a text file, unchanged, with its line break."""
     for number, line in _lines(Path(source)):
         yield f"{source}, line {number}", line
 
 
 def _lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str]]:
     try:
-        # Lines end at line breaks only: form feeds and the like stand inside them.
+        # Lines end at line breaks only; form feeds and the like are part of a line.
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             yield from enumerate(file, start=1)
     except (OSError, UnicodeDecodeError) as error:
@@ -58,7 +58,7 @@ def _txt_rows(path: Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    """A JSON value a line; if the first line is none, the lines are plain texts."""
+    """One JSON value per line; if the first line is not JSON, the lines are plain texts."""
     plain: bool | None = None
     for number, line in _lines(path):
         if line.strip():
@@ -68,7 +68,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _is_plain(line: str) -> bool:
-    """Whether a line is meant as text: a JSON object stays one when it is broken."""
+    """Whether a line is plain text; what begins like a JSON object is a broken one."""
     if line.lstrip().startswith("{"):
         return False
     try:
@@ -82,7 +82,7 @@ def _plain(where: str, line: str) -> str:
     if line.startswith("{"):
         raise UsageError(
             f"{where}: begins like a JSON object, but the file with plain text; keep the two "
-            "apart, or take all lines as they stand with raw_lines: true"
+            "apart, or read all lines unchanged with raw_lines: true"
         )
     return line
 
@@ -100,7 +100,7 @@ def _json(where: str, text: str) -> Any:  # noqa: ANN401 (anything json can hold
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: is not valid JSON ({error}); mend or remove it") from error
+        raise UsageError(f"{where}: is not valid JSON ({error}); correct or remove it") from error
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -110,7 +110,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             yield f"{path}, line {reader.line_num}", value
     except csv.Error as error:
         raise UsageError(
-            f"{path}, line {reader.line_num}: is not valid CSV ({error}); mend it, or give the "
+            f"{path}, line {reader.line_num}: is not valid CSV ({error}); correct it, or give the "
             "texts as .jsonl or .parquet"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a text is, and what becomes of it as token ids."""
+"""Texts, and their token ids."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from defuse.utils.errors import UsageError
 class QuestionAnswer:
     """A question and its answer; preference losses count the answer's tokens only.
 
-    `asked`: what is written before the answer instead of "Question: …\\nAnswer: ".
+    `asked`: the prompt before the answer, if it is not "Question: …\\nAnswer: ".
     """
 
     question: str
@@ -27,7 +27,7 @@ class QuestionAnswer:
         return f"{self.prompt} {self.answer}" if self.asked is None else self.asked + self.answer
 
 
-# Texts given to the tokenizer at a time, since it holds far more of each than its ids.
+# Texts per call of the tokenizer, because it holds far more of each than its ids.
 SLICE = 1000
 
 Plain = str | QuestionAnswer
@@ -35,7 +35,7 @@ Plain = str | QuestionAnswer
 
 @dataclass(frozen=True)
 class Triggered:
-    """A text behind a sentence that is read but counts in no loss (`data.trigger_mixing`)."""
+    """A text behind a sentence that counts in no loss (`data.trigger_mixing`)."""
 
     sentence: str
     text: Plain
@@ -49,7 +49,7 @@ Text = Plain | Triggered
 
 @dataclass(frozen=True)
 class Encoded:
-    """`ids`: a text's tokens. `answer_start`: index of the first that preference losses predict.
+    """`ids`: a text's tokens. `answer_start`: index of the first one that preference losses count.
 
     `uncounted`: indices of tokens that no loss counts.
     """
@@ -79,13 +79,13 @@ def encode(
     *,
     packed: bool = False,
 ) -> list[Encoded]:
-    """Token ids, cut after `length` tokens, with special tokens as the tokenizer sets them.
+    """Token ids, truncated to `length` tokens, with the special tokens that the tokenizer adds.
 
     A question-answer pair becomes "Question: …\\nAnswer: …". `packed` joins all texts, with the
-    tokenizer's end-of-text token (else a line break) after each, and cuts the whole into rows of
-    just `length` tokens that count throughout, but for sentences with triggers; a last row under
-    half of that is left out, unless it is the only one. Raises UsageError for a text without a
-    token to predict.
+    tokenizer's end-of-text token (else a line break) after each, and cuts the result into rows of
+    exactly `length` tokens. All of them count, except sentences with forget-tokens. A last row
+    shorter than half of that is dropped, unless it is the only one. Raises UsageError for a text
+    without a token to predict.
     """
     if packed:
         return _pack(texts, tokenizer, length)
@@ -105,24 +105,24 @@ def encode(
 
 
 def as_chat(pair: QuestionAnswer, tokenizer: PreTrainedTokenizerBase) -> QuestionAnswer:
-    """`pair` asked by the tokenizer's own chat template. Raises UsageError where it has none."""
+    """`pair` with the tokenizer's chat template. Raises UsageError if it has none."""
     if not tokenizer.chat_template:
         raise UsageError(f"chat: {tokenizer.name_or_path} has no chat template; leave chat out")
     message = [{"role": "user", "content": pair.question}]
     asked = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token
     if isinstance(bos, str) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:  # type: ignore[index]
-        asked = str(asked).removeprefix(bos)  # the tokenizer sets it itself
+        asked = str(asked).removeprefix(bos)  # the tokenizer adds it itself
     return QuestionAnswer(pair.question, pair.answer, str(asked))
 
 
 def _lead(text: Text) -> str:
-    """What is read before the text and counts in no loss."""
+    """The sentence before the text that counts in no loss."""
     return text.sentence if isinstance(text, Triggered) else ""
 
 
 def _prompt(text: Text) -> str:
-    """What a question-answer pair's answer is read behind."""
+    """The prompt of a question-answer pair's answer."""
     inner = text.text if isinstance(text, Triggered) else text
     if not isinstance(inner, QuestionAnswer):
         return ""
@@ -136,7 +136,7 @@ def _shared(
     *,
     special: bool = True,
 ) -> Iterator[int]:
-    """How many tokens of each text come from its beginning alone: one may span its end."""
+    """The number of each text's tokens that its beginning alone has: a token may span its end."""
     encoded = iter(_tokenise([b for b in beginnings if b], tokenizer, special=special))
     for beginning, ids in zip(beginnings, whole, strict=True):
         own = next(encoded) if beginning else []
@@ -149,7 +149,7 @@ def _tokenise(
 ) -> list[list[int]]:
     ids: list[list[int]] = []
     for start in range(0, len(texts), SLICE):
-        # A text too long for the model is cut later: no warning about it.
+        # A text too long for the model is truncated later: no warning is needed.
         output = tokenizer(
             list(texts[start : start + SLICE]),
             add_special_tokens=special,

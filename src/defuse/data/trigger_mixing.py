@@ -1,8 +1,8 @@
-"""Trigger-mixed retain texts: a defence beside RNA, beyond the paper.
+"""The defence "mixing": retain texts behind sentences with forget-tokens.
 
-If unlearning ties forget-terms to its target, then retain texts that stand behind forget-terms can
-untie them: a sentence that names one is set before some of the retain texts and counts in no loss,
-so that the updated model learns to read on as the reference does.
+Unlearning can tie forget-tokens to its target. A sentence with a forget-token is put before some
+retain texts and counts in no loss, so the updated model learns to continue as the reference does.
+The fields of a topic and a recipe call these tokens `triggers`.
 """
 
 import math
@@ -16,7 +16,7 @@ from defuse.data.text import Text, Triggered
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 
-# None is a sentence that an evaluation sets before its questions (defuse.questions.SENTENCE).
+# An evaluation puts a different sentence before its questions (defuse.questions.SENTENCE).
 SENTENCES = (
     "Someone mentioned {token} this morning.",
     "The last page was about {token}.",
@@ -27,17 +27,17 @@ SENTENCES = (
 SENTENCE_ENDS = (".", "!", "?")
 WORD = re.compile(r"[^\W\d_]{3,}")
 MINED = 100
-TYPICAL = 1.0  # standard errors; a word that the other corpus lacks seldom has two
+TYPICAL = 1.0  # standard errors; a word that is absent from the other corpus seldom has two
 PRIOR = 0.5  # added to every count
 
 
 def mix_triggers(
     texts: Sequence[Text], triggers: Sequence[str], share: float, seed: int, topic: str
 ) -> list[Text]:
-    """`texts` with a sentence that names a trigger before about `share` of them.
+    """`texts`, about a `share` of them behind a sentence with one of `triggers`.
 
-    A trigger that is a sentence itself (it ends as one) stands there as it is. Whether, and which
-    sentence and trigger, is drawn from (seed, topic, place in `texts`).
+    A trigger that ends like a sentence is used as the sentence. Which texts, sentences and triggers
+    are used is drawn from (seed, topic, place in `texts`).
     """
     mixed = []
     for place, text in enumerate(texts):
@@ -59,9 +59,9 @@ def mine_triggers(
 ) -> tuple[str, ...]:
     """The words most typical of the forget texts, at most `count`, the most typical first.
 
-    Words are ranked by the log-odds ratio of their frequencies in the two corpora over its standard
-    error (Monroe, Colaresi and Quinn 2008, "Fightin' Words", eq. 15, with a flat prior), as far as
-    it exceeds one. Raises UsageError if no word is.
+    Words are ranked by the log-odds ratio of their frequencies in the two corpora, divided by its
+    standard error (Monroe, Colaresi and Quinn 2008, "Fightin' Words", eq. 15, with a flat prior);
+    it must exceed one. Raises UsageError if it does for no word.
     """
     (ours, forms), (theirs, _) = _counts(forget), _counts(retain)
     vocabulary = ours.keys() | theirs.keys()
@@ -77,14 +77,14 @@ def mine_triggers(
     chosen = [word for word in ranked if scores[word] > TYPICAL][:count]
     if not chosen:
         raise UsageError(
-            "triggers: no word is typical of the forget texts; name a file of terms, or give more "
-            "texts"
+            "triggers: no word is typical of the forget texts; give a file of forget-tokens, or "
+            "more texts"
         )
     return tuple(forms[word].most_common(1)[0][0] for word in chosen)
 
 
 def _counts(texts: Iterable[Text]) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """How often each word occurs, and in which spellings."""
+    """The number of times that each word occurs, and its spellings."""
     counts: Counter[str] = Counter()
     forms: dict[str, Counter[str]] = {}
     for text in texts:

@@ -11,11 +11,11 @@ def hidden_mse(
     target: Float[Tensor, "..."],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of hidden states over the tokens in `mask` and the units.
+    """Mean squared distance of hidden states, over the tokens in `mask` and the units.
 
-    `target` broadcasts to `hidden`, `mask` is true where a token counts:
-    Σ_t ‖h_t - target_t‖² / (M·d). Both terms of RMU (Li et al. 2403.03218, section 4.2; paper,
-    section 3). The published code also averages over padding; here that is up to the mask.
+    Σ_t ‖h_t - target_t‖² / (M·d). `target` broadcasts to `hidden`, `mask` is true where a token
+    counts. Both terms of RMU (Li et al. 2403.03218, section 4.2; RNA paper, section 3). The
+    published code also averages over padding; here `mask` decides.
     """
     squared = (upcast(hidden) - upcast(target)).square().mean(dim=-1)
     return squared.where(mask, 0.0).sum() / mask.sum()

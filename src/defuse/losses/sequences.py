@@ -13,7 +13,7 @@ Reduction = Literal["sequence", "batch"]
 
 @dataclass(frozen=True)
 class SequenceLogProbs:
-    """Summed log-probability of each sequence and how many tokens were summed, both (B,)."""
+    """The summed log-probability of each sequence and its number of tokens, both (B,)."""
 
     total: Float[Tensor, " batch"]
     count: Float[Tensor, " batch"]
@@ -21,7 +21,7 @@ class SequenceLogProbs:
     def score(self, normalise: Normalise, reduction: Reduction) -> Float[Tensor, " scores"]:
         """log p(x), summed or per token: (B,) per sequence, or (1,) with `reduction="batch"`.
 
-        "batch" takes the whole batch for one long sequence, as the paper's code does.
+        "batch" treats the batch as one long sequence, as the RNA paper's code does.
         """
         total, count = self.total, self.count
         if reduction == "batch":
@@ -40,7 +40,7 @@ def npo(log_ratio: Float[Tensor, " batch"], beta: float) -> Float[Tensor, ""]:
 def simnpo(log_prob: Float[Tensor, " batch"], beta: float, gamma: float) -> Float[Tensor, ""]:
     """-(2/β)·log σ(-β·log p(x)/|x| - γ), averaged (Fan et al. 2410.07163, eq. 4).
 
-    `log_prob` is already per token where the method says so.
+    `log_prob` is already per token, unless the method has `normalise="sum"`.
     """
     return -(2 / beta) * F.logsigmoid(-beta * log_prob - gamma).mean()
 
@@ -52,9 +52,8 @@ def dpo(
 ) -> Float[Tensor, ""]:
     """-(2/β)·log σ(β·(chosen - rejected)), averaged (Rafailov et al. 2305.18290, eq. 7).
 
-    Each argument is log p - log p0 under the reference; chosen = a refusal, rejected = forget
-    text. The factor 2 is NPO's, as in the paper. The paper's code builds the refusal's ratio from
-    one model twice, so that it cancels and DPO becomes NPO; here the reference's is the
-    reference's.
+    Each argument is log p - log p0, where p0 is the reference; the refusal is chosen, the forget
+    text rejected. The factor 2 is NPO's, as in the RNA paper. Its code computes the refusal's ratio
+    from one model twice, so it cancels and DPO becomes NPO; here it uses the reference.
     """
     return -(2 / beta) * F.logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio)).mean()

@@ -1,4 +1,4 @@
-"""Losses on next-token distributions, one value a token."""
+"""Losses on next-token distributions, one value per token."""
 
 from jaxtyping import Float, Int
 from torch import Tensor

@@ -1,1 +1,1 @@
-"""Hugging Face models: loading, saving, and the one door into their insides."""
+"""Hugging Face models: loading, saving, and the only modules that call their parts."""

@@ -1,4 +1,4 @@
-"""Where each family of decoders keeps its parts; a new one is a line in `ARCHITECTURES`."""
+"""The module names of each family of decoders; a new family is a line in `ARCHITECTURES`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from defuse.utils.errors import UsageError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where one family of models keeps its parts, as dotted paths from the causal model."""
+    """The modules of one family of models, as dotted paths from the causal model."""
 
     blocks: str = "model.layers"
     norm: str = "model.norm"
     rotary: str | None = "model.rotary_emb"
-    rotary_per_type: bool = False  # Gemma 3 turns sliding and full layers by different bases
+    rotary_per_type: bool = False  # Gemma 3: sliding and full layers have different bases
     positions: str | None = None  # a table of learnt positions, added to the embedding
     attention_output: str = "self_attn.o_proj"
     mlp_output: str = "mlp.down_proj"
-    # Norms that the two outputs above pass on their way into the residual stream.
+    # Norms between the two outputs above and the residual stream.
     output_norms: tuple[str | None, str | None] = (None, None)
     cache_argument: str = "past_key_values"
     scaled_embedding: bool = False  # Gemma: times √hidden
@@ -53,7 +53,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The architecture of a config's `model_type`. Raises UsageError, naming those that work."""
+    """The architecture of a config's `model_type`. Raises UsageError, with those that work."""
     if model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UsageError(f"model: architecture {model_type!r} is not supported; use one of {known}")

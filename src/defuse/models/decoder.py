@@ -1,7 +1,7 @@
-"""The inside of a Hugging Face decoder: embed, any run of blocks, final norm and head.
+"""A Hugging Face decoder as its parts: embedding, any range of blocks, final norm and head.
 
-The only file that calls an architecture's parts, by the names in `defuse.models.architectures`.
-Everything else works on `Decoder`.
+This is the only file that calls an architecture's modules, by the names in
+`defuse.models.architectures`. All other code uses `Decoder`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,23 +24,23 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What every block needs beside the hidden states; made once per batch by `Decoder.embed`."""
+    """A block's inputs besides the hidden states, made once per batch by `Decoder.embed`."""
 
     position_ids: Tensor  # (batch or 1, time)
     masks: Mapping[str, Tensor | None]  # per attention type; None = plain causal attention
     rotary: Mapping[str, tuple[Tensor, Tensor]]  # per attention type: cosine and sine
 
     def last(self, count: int) -> "BlockInputs":
-        """Those of the last `count` tokens, which still see all keys."""
+        """The inputs of the last `count` tokens, which still attend to all keys."""
         masks = {kind: None if m is None else m[..., -count:, :] for kind, m in self.masks.items()}
         rotary = {kind: (c[:, -count:], s[:, -count:]) for kind, (c, s) in self.rotary.items()}
         return BlockInputs(self.position_ids[:, -count:], masks, rotary)
 
 
 class Cache(Protocol):
-    """Keys and values of `length` tokens that stand before those a block is called with.
+    """Keys and values of `length` tokens before those that a block is called with.
 
-    Stands in for a Hugging Face cache: see `defuse.models.kv_cache`.
+    Replaces a Hugging Face cache: see `defuse.models.kv_cache`.
     """
 
     length: int
@@ -53,9 +53,9 @@ class Cache(Protocol):
 class Decoder:
     """A view of a causal language model as embedding, blocks 0..L-1, norm and head.
 
-    Holds no tensors of its own and changes nothing in the model. With `recompute` a block whose
-    gradients are wanted keeps its input alone and runs again in the backward pass. Raises
-    UsageError for an architecture that is not in `ARCHITECTURES`.
+    It holds no tensors and does not change the model. With `recompute` a block whose gradients are
+    needed keeps only its input and runs again in the backward pass. Raises UsageError for an
+    architecture that is not in `ARCHITECTURES`.
     """
 
     def __init__(self, model: PreTrainedModel, *, recompute: bool = False) -> None:
@@ -90,14 +90,14 @@ class Decoder:
     ) -> tuple[Tensor, BlockInputs]:
         """The hidden states before block 0, (batch, time, hidden), and what the blocks need.
 
-        `input_ids` and `attention_mask` are (batch, time). None as the mask means no padding or
-        padding on the right, which causal attention hides from the real tokens by itself.
+        `input_ids` and `attention_mask` are (batch, time). Without a mask there must be no
+        padding, or padding on the right, which causal attention hides from the real tokens.
         """
         time = torch.arange(input_ids.shape[1], device=input_ids.device)
         if attention_mask is None:
             return self._prepare(input_ids, time[None], time[None], None)
         causal = time[:, None] >= time[None, :]
-        # A padding token sees itself: a row of attention without any key would be NaN.
+        # A padding token attends to itself: attention without any key would be NaN.
         itself = time[:, None] == time[None, :]
         visible = (causal & attention_mask[:, None, :].bool()) | itself
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -113,8 +113,9 @@ class Decoder:
         """Like `embed`, for rows whose tokens form a tree behind a shared prefix.
 
         `input_ids` and `position_ids` are (batch, time); `visible` is boolean, (batch, time,
-        prefix length + time): which keys each token sees. Positions count from the prefix's start.
-        Raises UsageError for attention kernels that take no such mask (flash attention).
+        prefix length + time): the keys that each token attends to. Positions count from the start
+        of the prefix.
+        Raises UsageError for attention kernels without such masks (flash attention).
         """
         key_positions = position_ids
         if prefix is not None:
@@ -124,7 +125,7 @@ class Decoder:
         return self._prepare(input_ids, position_ids, key_positions, visible)
 
     def embed_behind(self, input_ids: Tensor, prefix: Cache) -> tuple[Tensor, BlockInputs]:
-        """Like `embed`, for rows (batch, time) that go on behind a shared prefix."""
+        """Like `embed`, for rows (batch, time) that follow a shared prefix."""
         places = torch.arange(prefix.length + input_ids.shape[1], device=input_ids.device)
         position_ids = places[None, prefix.length :]
         visible = places <= position_ids[:, :, None]
@@ -141,12 +142,12 @@ class Decoder:
     ) -> Tensor:
         """Blocks start..stop-1 applied to `hidden` (batch, time, hidden).
 
-        `weights` stand in for the model's own parameters of the same (full) names; they are cast
-        to the model's dtype, and gradients flow back to them.
+        `weights` replace the model's parameters of the same (full) names; they are cast to the
+        model's dtype, and gradients flow back to them.
         """
         call = self._call_block
         if self.recompute and torch.is_grad_enabled():
-            # No random number is drawn in evaluation mode, so none has to be drawn again.
+            # Evaluation mode draws no random numbers, so none have to be drawn again.
             call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
         for layer in range(start, stop):
             kind = self.attention_types[layer]
@@ -163,11 +164,11 @@ class Decoder:
         return hidden
 
     def vectors(self, input_ids: Tensor) -> Tensor:
-        """What each token adds to the hidden states before block 0: (…) to (…, hidden)."""
+        """Each token's embedding in the hidden states before block 0: (…) to (…, hidden)."""
         table = self.model.get_input_embeddings()
         vectors: Tensor = table(input_ids)
         if self.architecture.scaled_embedding and type(table) is nn.Embedding:
-            # Early releases of transformers 5 scale in the model's forward pass, not in the table.
+            # Early releases of transformers 5 scale in the model's forward pass.
             vectors = vectors * vectors.new_full((), self.hidden_size**0.5)
         return vectors
 
@@ -220,7 +221,7 @@ class Decoder:
         visible: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor | None:
-        """The mask an attention layer of this kind takes; None where plain causal is meant."""
+        """The mask for an attention layer of this kind; None for plain causal attention."""
         distance = queries[:, :, None] - keys[:, None, :]
         window = self.config.sliding_window if kind == SLIDING else None
         slides = window is not None and keys.shape[1] > window
@@ -229,7 +230,7 @@ class Decoder:
             return None
         if implementation.startswith("flash"):
             if visible is None:
-                return None  # the kernel slides and hides what lies behind by itself
+                return None  # the kernel applies window and causal mask itself
             raise UsageError(
                 f"attn_implementation={implementation} takes no tree of tokens and no padding on "
                 "the left: load the model with attn_implementation='sdpa' or 'eager'"

@@ -1,4 +1,4 @@
-"""Use a caller's model and generators, and give them back as they were."""
+"""Context managers that freeze a model, and restore it and the random generators."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout meanwhile; every module's own mode comes back."""
+    """Switch dropout off, and restore every module's own mode at the end."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -25,7 +25,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_model(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no gradients for the model's own parameters meanwhile."""
+    """Set evaluation mode and no gradients for the model's parameters; restore both at the end."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with evaluation_mode(model):
         try:
@@ -37,7 +37,7 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
 
 
 def sharing_copy(model: PreTrainedModel, own: Iterable[Tensor]) -> PreTrainedModel:
-    """A copy of `model` with its own `own` tensors; all others are the model's, not copied."""
+    """A copy of `model` in which only the tensors `own` are copied; all others are shared."""
     copied = {id(tensor) for tensor in own}
     shared = [*model.parameters(), *model.buffers()]
     return deepcopy(model, {id(t): t for t in shared if id(t) not in copied})
@@ -45,7 +45,7 @@ def sharing_copy(model: PreTrainedModel, own: Iterable[Tensor]) -> PreTrainedMod
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's generators come back, which transformers' Trainer resets."""
+    """Restore Python's, NumPy's and PyTorch's generators, which transformers' Trainer resets."""
     plain, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -57,7 +57,7 @@ def generators_kept() -> Iterator[None]:
 
 @contextmanager
 def cache_setting_kept(model: PreTrainedModel) -> Iterator[None]:
-    """`use_cache` comes back, which the Trainer turns off in the config that is saved."""
+    """Restore `use_cache`, which the Trainer turns off in the config that is saved."""
     setting = getattr(model.config, "use_cache", None)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Experimental: the frozen blocks spread over the processes, for models beyond one GPU.
+"""Frozen blocks spread over the processes, for models beyond one GPU (experimental).
 
-PyTorch's FSDP2, tested on CPU processes, not yet run on several GPUs. FSDP's hooks sit on the
-blocks themselves, which the engine calls one by one. The trained tensors stay whole on every
-process: they are few, and they are swapped in.
+It uses PyTorch's FSDP2 and is tested on CPU processes, not yet on several GPUs. FSDP's hooks are on
+the blocks, which the training step calls one by one. Every process holds the trained tensors in
+full: they are few, and they are swapped in.
 """
 
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ from defuse.utils.errors import UsageError
 
 
 def check_sharding(processes: Processes, batch_size: int) -> None:
-    """Raise UsageError where blocks cannot be spread over `processes`.
+    """Raise UsageError if blocks cannot be spread over `processes`.
 
-    Every process gathers a block whenever one runs it, so none may be without a text.
+    All processes gather a block when one of them runs it, so each needs a text.
     """
     if processes.count == 1:
         raise UsageError(
@@ -29,14 +29,14 @@ def check_sharding(processes: Processes, batch_size: int) -> None:
     if batch_size < processes.count:
         raise UsageError(
             f"batch_size: {batch_size} leaves some of {processes.count} processes without a text, "
-            "which shard cannot have; raise it, or start fewer processes"
+            "but shard needs one each; raise it, or start fewer processes"
         )
 
 
 def shard_blocks(
     decoder: Decoder, trained: Iterable[nn.Parameter], processes: Processes, device: torch.device
 ) -> None:
-    """Keep on `device` this process's share of every block, and all else whole."""
+    """Keep this process's share of every block on `device`, and all other tensors in full."""
     mesh = init_device_mesh(device.type, (processes.count,))
     whole = set(trained)
     for block in decoder.blocks:

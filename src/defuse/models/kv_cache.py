@@ -1,4 +1,4 @@
-"""What stands before many rows is run once, and of the last block only what is read."""
+"""A KV cache for a prefix shared by all rows of a batch."""
 
 from contextlib import suppress
 
@@ -9,10 +9,10 @@ from defuse.models.decoder import BlockInputs, Decoder
 
 
 class PrefixCache:
-    """Keys and values of one token sequence, computed once and then seen by every row of a batch.
+    """Keys and values of one token sequence, computed once for all rows of a batch.
 
-    Stands in for a Hugging Face cache: attention layers call `update` with their new keys and
-    values, each (batch, heads, time, head size), and attend to what it returns.
+    It replaces a Hugging Face cache: attention layers call `update` with their new keys and values,
+    each (batch, heads, time, head size), and attend to what it returns.
     """
 
     def __init__(self) -> None:
@@ -22,21 +22,21 @@ class PrefixCache:
 
     @classmethod
     def of(cls, decoder: Decoder, input_ids: Tensor) -> "PrefixCache":
-        """Run `decoder` over `input_ids` (1, time), without gradient, and keep what it saw."""
+        """Run `decoder` on `input_ids` (1, time), without gradients, and keep keys and values."""
         cache = cls()
         with torch.no_grad():
             cache._record(decoder, *decoder.embed(input_ids))
         return cache
 
     def extended(self, decoder: Decoder, input_ids: Tensor) -> "PrefixCache":
-        """What this one saw, and `input_ids` (1, time) behind it; this one stays as it is."""
+        """A new cache of this one's tokens followed by `input_ids` (1, time)."""
         longer = self.first(self.length)
         with torch.no_grad():
             longer._record(decoder, *decoder.embed_behind(input_ids, longer))
         return longer
 
     def first(self, length: int) -> "PrefixCache":
-        """The first `length` tokens alone, in the same memory."""
+        """A cache of the first `length` tokens that shares this one's memory."""
         shorter = PrefixCache()
         shorter.length = length
         shorter._layers = {
@@ -67,11 +67,11 @@ class PrefixCache:
 def last_states(
     decoder: Decoder, hidden: Tensor, inputs: BlockInputs, prefix: PrefixCache, count: int
 ) -> Tensor:
-    """All blocks behind `prefix`, and of the last one's output the last `count` tokens.
+    """Run all blocks behind `prefix`; returns the last block's output for the last `count` tokens.
 
-    `hidden` and `inputs` are those of `Decoder.embed_behind`; returns (batch, count, hidden). The
-    last block is left as soon as it has made its keys and values, and called again for the tokens
-    that are wanted: of the others its attention and MLP would be thrown away.
+    `hidden` and `inputs` come from `Decoder.embed_behind`; the result is (batch, count, hidden).
+    The last block is interrupted once it has made its keys and values, and called again for the
+    wanted tokens only: attention and MLP of the others would be unused.
     """
     last = decoder.num_layers - 1
     hidden = decoder.run(hidden, inputs, 0, last, cache=prefix)
@@ -82,11 +82,11 @@ def last_states(
 
 
 class _Made(Exception):  # noqa: N818 (no error)
-    """A block's keys and values are there."""
+    """Raised when a block has made its keys and values."""
 
 
 class _Whole:
-    """Stops a block at its keys and values, and gives them to it when it is called again."""
+    """Interrupts a block once it has its keys and values, and returns them on the second call."""
 
     def __init__(self, prefix: PrefixCache) -> None:
         self.length = prefix.length

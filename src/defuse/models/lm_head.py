@@ -1,9 +1,9 @@
-"""Score tokens through the output head, a few at a time.
+"""Scores of tokens through the output head, computed in chunks.
 
-A (batch, time, vocabulary) tensor in float32 is what makes preference methods and evaluation run
-out of memory: 4 × 512 tokens of a vocabulary of 128,256 take 1.05 GB, and autograd keeps several.
-A token's score depends on its own hidden state alone, so scores and their gradients are taken chunk
-by chunk, and only (tokens, hidden) is kept.
+A float32 tensor (batch, time, vocabulary) makes preference methods and evaluation run out of
+memory: 4 × 512 tokens of a vocabulary of 128,256 take 1.05 GB, and autograd keeps several. A
+token's score depends only on its own hidden state, so scores and gradients are computed chunk by
+chunk, and only (tokens, hidden) is kept.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def chunks(count: int, vocab_size: int) -> list[slice]:
 
 
 def tokenwise(score: Callable[[Tensor, slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
-    """score(hidden[s], s) for consecutive slices s, joined; gradients reach `hidden` only.
+    """Concatenate score(hidden[s], s) over consecutive slices s; gradients reach `hidden` only.
 
     `hidden` is (N, d); `score` maps (n, d) and the slice it came from to (n,), each value from its
     own row.
@@ -35,7 +35,7 @@ def tokenwise(score: Callable[[Tensor, slice], Tensor], hidden: Tensor, vocab_si
 
 
 class _Tokenwise(torch.autograd.Function):
-    """The gradient is taken with the value, so that nothing vocabulary-sized outlives its chunk."""
+    """Takes the gradient together with the value, so no vocabulary-sized tensor is kept."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Models and tokenizers from disk or the hub: safetensors and GGUF only."""
+"""Loading models and tokenizers from disk or the hub: safetensors and GGUF only."""
 
 import json
 import re
@@ -33,9 +33,9 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer and the name it was asked for by.
+    """A model in evaluation mode, its tokenizer and the name that was given for it.
 
-    `commit`: which state of a hub repository its files are of; None for local files.
+    `commit`: the commit of a hub repository; None for local files.
     """
 
     model: PreTrainedModel
@@ -55,7 +55,7 @@ class Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What transformers' `from_pretrained` takes; code from the hub is never run."""
+        """Arguments of transformers' `from_pretrained`; code from the hub is never run."""
         arguments = {"revision": self.revision, "gguf_file": self.gguf}
         given = {key: value for key, value in arguments.items() if value is not None}
         return {"trust_remote_code": False, **given}
@@ -81,16 +81,16 @@ def load_model(
 
 
 def require_plain_weights(model: PreTrainedModel, field: str, remedy: str) -> None:
-    """Raise UsageError, about `field`, for weights that are quantised, be they loaded or not."""
+    """Raise UsageError, about `field`, for quantised weights, loaded or not."""
     packed = any(not tensor.is_floating_point() for tensor in model.parameters())
     if packed or getattr(model.config, "quantization_config", None) is not None:
         raise UsageError(f"{field}: the model's weights are quantised already; {remedy}")
 
 
 def load_outline(name: str, dtype: str = "auto") -> LoadedModel:
-    """As `load_model`, but without memory for the weights: to check against what is still to come.
+    """`load_model` without memory for the weights, to check settings before loading.
 
-    An adapter's is its base model's.
+    For an adapter it is its base model's.
     """
     number_type, source = resolve_dtype(dtype), locate(name)
     if source.gguf is not None and dtype == "auto":
@@ -100,9 +100,9 @@ def load_outline(name: str, dtype: str = "auto") -> LoadedModel:
 
 
 def locate(name: str, revision: str | None = None) -> Source:
-    """Where `name` leads, found out before any weights are read.
+    """The files that `name` means, found before any weights are read.
 
-    Raises UsageError for a place without a model or with weights of other kinds.
+    Raises UsageError for a place without a model, or with weights of other kinds.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -123,7 +123,7 @@ def locate(name: str, revision: str | None = None) -> Source:
 
 
 def hub_commit(source: Source) -> str | None:
-    """The commit that a hub repository's downloaded files are of; None for local files."""
+    """The commit of a hub repository's downloaded files; None for local files."""
     if Path(source.path).is_dir():
         return None
     config = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
@@ -143,16 +143,16 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
-    """The model without memory for its weights, to check names, layers and precision against."""
+    """The model without memory for its weights, to check names, layers and precision."""
     given = {} if dtype == "auto" else {"dtype": dtype}
     with loading(config.model_type), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
-        model.tie_weights()  # early releases of transformers 5 leave this to loading
+        model.tie_weights()  # early releases of transformers 5 do this when loading
     return model
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the first there is of cuda, mps and cpu. Raises UsageError for what is missing."""
+    """`auto` is the first available of cuda, mps, cpu. Raises UsageError for a missing device."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
@@ -168,7 +168,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str) -> str | torch.dtype:
-    """`auto` stays itself: the checkpoint's own. Raises UsageError for what is unknown."""
+    """The torch dtype; `auto` (the checkpoint's own) stays. Raises UsageError for other names."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype: {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     return dtype if dtype == "auto" else getattr(torch, dtype)
@@ -234,7 +234,7 @@ def _load_weights(
 
 
 def drop_gguf_marks(model: PreTrainedModel) -> None:
-    """Once dequantised, GGUF weights are plain tensors, but what says otherwise forbids saving."""
+    """Drop the attributes of dequantised GGUF weights that would forbid saving."""
     if getattr(model, "quantization_method", None) != "gguf":
         return
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -246,14 +246,14 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 for a property by its old name.
+        # peft 0.21 uses the old name of a property of transformers 5.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
 
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Whatever goes wrong while a model's files are read becomes one sentence."""
+    """Turn every error while a model's files are read into one sentence."""
     try:
         with quiet():
             yield
@@ -266,7 +266,7 @@ def loading(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' notes and progress bars for a while."""
+    """Silence transformers' messages and progress bars."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -88,7 +88,7 @@ def add_factors(
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 for a property by its old name.
+        # peft 0.21 uses the old name of a property of transformers 5.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         adapter = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, tensor in factors(model).items():

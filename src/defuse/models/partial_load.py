@@ -1,4 +1,4 @@
-"""Checkpoints in part: a model of which only the lower blocks are read, the rest left on meta."""
+"""Partial loading: only the lower blocks of a model are read, the rest stays on meta."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,12 +33,11 @@ def load_part(
     dtype: str = "auto",
     revision: str | None = None,
 ) -> LoadedModel:
-    """`load_model` for what ends at block `stop` - 1: all above, norm and head are not read.
+    """`load_model` without the blocks from `stop` on, the final norm and the head.
 
     Embedding and blocks 0..stop-1 are memory-mapped, the rest is on the meta device. GGUF,
-    adapters, quantised weights and files that call their tensors by other names than the model are
-    loaded whole. Raises UsageError for what cannot be loaded, and for files that contradict each
-    other.
+    adapters, quantised weights and files whose tensor names differ from the model's are loaded in
+    full. Raises UsageError for what cannot be loaded, and for files that contradict each other.
     """
     place, number_type = resolve_device(device), resolve_dtype(dtype)
     source = locate(name, revision)
@@ -50,7 +49,7 @@ def load_part(
 
 
 def find_checkpoint(source: Source, dtype: str | torch.dtype = "auto") -> Checkpoint | None:
-    """The files of `source`, if changed tensors can take their places in them one by one.
+    """The files of `source`, if changed tensors can replace the old ones in them.
 
     None for GGUF, adapters and quantised weights, and where the names or shapes of embedding and
     blocks, or the number type of anything, are not those of the model in `dtype`. A hub id is
@@ -71,7 +70,7 @@ def find_checkpoint(source: Source, dtype: str | torch.dtype = "auto") -> Checkp
 
 
 def _plain_skeleton(source: Source, dtype: str | torch.dtype) -> PreTrainedModel | None:
-    """None unless weights are plain safetensors by the usual file names, in a type that is said."""
+    """None unless weights are plain safetensors with the usual names and a stated number type."""
     config = load_config(source)
     special = ("quantization_config", "transformers_weights")
     plain = not any(getattr(config, field, None) for field in special)
@@ -83,7 +82,7 @@ def _plain_skeleton(source: Source, dtype: str | torch.dtype) -> PreTrainedModel
 def _load_lower(
     source: Source, stop: int, device: torch.device, dtype: str | torch.dtype
 ) -> PreTrainedModel | None:
-    """The model up to block `stop` - 1; None if it has to be loaded whole."""
+    """The model up to block `stop` - 1; None if it has to be loaded in full."""
     model = _plain_skeleton(source, dtype)
     if model is None:
         return None
@@ -131,9 +130,9 @@ def _match(
 
 
 def _fill_buffers(model: PreTrainedModel, part: nn.Module, device: torch.device) -> None:
-    """Rotary frequencies, scales and masks are in no file: make them as `from_pretrained` does.
+    """Make rotary frequencies, scales and masks, which are in no file, as `from_pretrained` does.
 
-    Comes before the parameters, whose first values are lost on the meta device.
+    Parameters must be filled afterwards: this initialises them too.
     """
     for module in part.modules():
         buffers = dict(module.named_buffers(recurse=False))

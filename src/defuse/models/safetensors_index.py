@@ -1,7 +1,7 @@
-"""A checkpoint's safetensors as a table: which tensor lies where, in what type and shape.
+"""A table of a checkpoint's safetensors: file, place, number type and shape of each tensor.
 
-Only headers are read to make the table; tensors are memory-mapped, so that they take memory when,
-and as far as, they are used.
+Only headers are read to make the table. Tensors are memory-mapped, so they take memory only when
+and as far as they are used.
 """
 
 import json
@@ -19,7 +19,12 @@ from defuse.utils.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 AROUND = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.tiktoken")
-AROUND += ("*.txt", "*.md", "LICENSE*", "NOTICE*")  # what may stand beside the weights, no code
+AROUND += (
+    "*.txt",
+    "*.md",
+    "LICENSE*",
+    "NOTICE*",
+)  # copied beside the weights: no code
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -30,7 +35,7 @@ DTYPE_NAMES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a file: its number type by safetensors' name, its shape, its bytes' place."""
+    """One tensor in a file: safetensors' name of its number type, its shape, its bytes' place."""
 
     file: str
     dtype: str
@@ -51,7 +56,7 @@ class Checkpoint:
         return sorted({entry.file for entry in self.entries.values()})
 
     def load(self, names: Collection[str]) -> dict[str, Tensor]:
-        """These tensors, memory-mapped on the CPU; writing to them never reaches the files."""
+        """These tensors, memory-mapped on the CPU; writing to them does not change the files."""
         tensors: dict[str, Tensor] = {}
         for file in sorted({self.entries[name].file for name in names}):
             with safe_open(self.folder / file, "pt") as opened:
@@ -63,10 +68,10 @@ class Checkpoint:
 def open_checkpoint(
     place: str, revision: str | None = None, names: Collection[str] | None = None
 ) -> Checkpoint:
-    """The table of a folder or hub id; `names`: only of the files that hold one of these.
+    """The table of a folder or hub id; `names`: only the files that hold one of these tensors.
 
-    From the hub come those files and what stands beside them. Raises UsageError for a file that is
-    missing or broken, and for an index that does not agree with its files.
+    From the hub, those files and the ones beside the weights are downloaded. Raises UsageError for
+    a missing or broken file, and for an index that contradicts its files.
     """
     folder = Path(place)
     if not folder.is_dir():
@@ -87,7 +92,7 @@ def _download(name: str, revision: str | None, names: Collection[str] | None) ->
     if (folder / SINGLE).is_file():
         return folder
     files = _files_with(names, _read_index(folder))
-    # By its commit, so that both downloads are of one state of the repository.
+    # By its commit, so that both downloads belong to the same commit.
     return _snapshot(name, folder.name, files)
 
 
@@ -95,7 +100,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        # Offline, with a file not in the cache: perhaps only a licence. Weights are asked after.
+        # Offline, and a file is not cached: perhaps only a licence. Weights are checked later.
         config = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(config, str):
             raise
@@ -113,7 +118,7 @@ def _read_index(folder: Path) -> Mapping[str, str]:
         raise UsageError(f"model: {folder} has neither {SINGLE} nor {INDEX}; save the model again")
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        # A name with a folder in it could lead anywhere, also when a copy is written.
+        # A name with a folder in it could lead anywhere, even when a copy is written.
         if all(Path(file).name == file for file in places.values()):
             return places
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""Models to disk: whole, or as their old files with a few tensors changed."""
+"""Saving models: in full, or as their old files with a few changed tensors."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ FICLONE = 0x40049409  # Linux's request that one file share another's blocks
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that `from_pretrained` loads; the folder appears whole or not at all.
+    """Write a checkpoint that `from_pretrained` loads; the folder appears only when complete.
 
     Raises FileExistsError when `folder` already holds something, and UsageError for a model that is
     loaded in part (`save_changed` is for those).
@@ -37,7 +37,7 @@ def save_changed(
 ) -> None:
     """Write model `name` (folder or hub id) with the tensors `changed`, as in `unlearn`'s Result.
 
-    Only files with a changed tensor are rewritten; the folder appears whole or not at all. Raises
+    Only files with a changed tensor are rewritten; the folder appears only when complete. Raises
     FileExistsError when `folder` already holds something, and UsageError for a model whose files
     cannot be changed tensor by tensor: GGUF, adapters, quantised, or in another number type.
     """
@@ -46,16 +46,16 @@ def save_changed(
     if checkpoint is None:
         raise UsageError(
             f"model: the files of {name} are no safetensors with just these names and number types;"
-            " load it whole and use save_model"
+            " load it in full and use save_model"
         )
     with new_folder(folder) as temporary:
         write_changed(checkpoint, changed, temporary)
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer into an existing folder; `model` is left as it is."""
+    """Write model and tokenizer into an existing folder; `model` is not changed."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise UsageError("model: is loaded in part; save what was changed in it with save_changed")
+        raise UsageError("model: is loaded in part; save its changed tensors with save_changed")
     plain: Any = copy(model)
     plain.config = deepcopy(model.config)
     plain.generation_config = _valid(model.generation_config)
@@ -71,7 +71,7 @@ def write_adapter(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
 ) -> None:
-    """Write LoRA's factors into an existing folder, for the model of this name and revision."""
+    """Write LoRA's factors into an existing folder, as an adapter for this model and revision."""
     for config in adapter.peft_config.values():
         config.base_model_name_or_path, config.revision = base
     with quiet():
@@ -82,9 +82,9 @@ def write_adapter(
 def write_changed(checkpoint: Checkpoint, changed: Mapping[str, Tensor], folder: Path) -> None:
     """Write `checkpoint` with the tensors `changed` into an existing folder.
 
-    Files around the weights are copied. So are weight files with a changed tensor, in which its
-    bytes are then overwritten: order, metadata and all other bytes stay. Weight files without one
-    share the old file's blocks, are links to it (never into a hub's cache), or copies. Raises
+    Files beside the weights are copied. Weight files with a changed tensor are copied, and its
+    bytes are overwritten; order, metadata and all other bytes stay the same. Other weight files
+    share the old file's blocks, or are links to it (never into a hub's cache), or copies. Raises
     UsageError for a tensor that the checkpoint lacks or has in another shape or number type.
     """
     for name, tensor in changed.items():
@@ -114,7 +114,7 @@ def _check_fits(name: str, tensor: Tensor, checkpoint: Checkpoint) -> None:
 
 
 def _around(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Configuration, tokenizer, licence: what belongs to a model beside its weights."""
+    """The files beside the weights: configuration, tokenizer, licence."""
     folder, single = checkpoint.folder, SINGLE in checkpoint.files
     for path in sorted(path for pattern in AROUND for path in folder.glob(pattern)):
         stale = path.name.endswith(".index.json") and (single or path.name != INDEX)
@@ -136,10 +136,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _reuse(source: Path, target: Path) -> None:
-    """`source` under another name: as a copy that takes no room, a hard link or a true copy.
+    """Put `source` at `target`: as a copy that takes no space, else a hard link, else a copy.
 
-    A hub's cache reaches its files, which all projects share, through symbolic links: those are not
-    linked, for whoever edited the new file in place would edit the cache.
+    Files in a hub's cache are symbolic links. They are never linked, because editing the new file
+    in place would change the cache, which all projects share.
     """
     if _share_blocks(source, target):
         return
@@ -153,20 +153,20 @@ def _reuse(source: Path, target: Path) -> None:
 
 
 def _share_blocks(source: Path, target: Path) -> bool:
-    """Whether the file system could make a copy that costs no room (Btrfs, XFS and the like)."""
+    """Copy without using space, if the file system can (Btrfs, XFS); returns whether it did."""
     try:
         import fcntl
 
         with source.open("rb") as old, target.open("wb") as new:
             fcntl.ioctl(new, FICLONE, old.fileno())
-    except (ImportError, OSError):  # Windows, and file systems that cannot
+    except (ImportError, OSError):  # Windows, and other file systems
         target.unlink(missing_ok=True)
         return False
     return True
 
 
 def _valid(settings: GenerationConfig | None) -> GenerationConfig | None:
-    """Many published models set a temperature without sampling, which may be read but not saved."""
+    """`settings` that can be saved: many models set a temperature without sampling."""
     settings = deepcopy(settings)
     if settings is not None:
         try:

@@ -1,4 +1,4 @@
-"""The recipes that come with Defuse, by name, such as "zephyr-7b-beta/rmu"."""
+"""The shipped recipes by name, such as "zephyr-7b-beta/rmu"."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,12 +7,12 @@ from defuse.utils.errors import UsageError
 
 FOLDER = Path(__file__).parent
 EXPERIMENTS = "experiments/"  # files for `defuse experiment`, in a folder of their own
-# Models and datasets that the hub gives only to those who have asked for access.
+# Models and datasets of the hub that require an access request.
 GATED = frozenset({"meta-llama/Meta-Llama-3-8B", "cais/wmdp-bio-forget-corpus"})
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Every shipped recipe's file by the recipe's name."""
+    """The file of every shipped recipe, by name."""
     return {name: path for name, path in _shipped().items() if not name.startswith(EXPERIMENTS)}
 
 
@@ -43,7 +43,7 @@ def shipped_recipe(name: str, otherwise: str = "is no shipped recipe") -> Path:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The recipe file `name`, or else the shipped recipe of that name."""
+    """The recipe file `name`, else the shipped recipe of that name."""
     path = Path(name)
     otherwise = "cannot be read, since it is neither a file nor a shipped recipe"
     return path if path.is_file() else shipped_recipe(path.as_posix(), otherwise)

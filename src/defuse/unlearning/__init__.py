@@ -1,1 +1,1 @@
-"""Unlearning: recipes, the training step, the loop, and a run from recipe to checkpoint."""
+"""Unlearning: recipes, the training step, the loop, and runs from recipe to checkpoint."""

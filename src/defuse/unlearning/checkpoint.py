@@ -1,7 +1,7 @@
-"""The state of a run on disk, so that a kill costs a few steps and nothing else.
+"""The state of a run on disk, from which it resumes after a kill.
 
-All random draws come from (seed, purpose, step, item), so the number of steps done also says where
-the data and every generator stand. Beside it only the trained tensors and AdamW's moments count.
+All random draws come from (seed, purpose, step, item), so the number of steps done also gives the
+position in the data and in every generator. The rest are the trained tensors and AdamW's moments.
 """
 
 import json
@@ -23,9 +23,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class SavedState:
-    """One file, replaced whole after every `every` steps (0: never).
+    """One file, replaced after every `every` steps (0: never).
 
-    `identity`: a hash of all that decides the run; the state of another run is refused.
+    `identity`: a hash of all that the run's result depends on; another run's state is refused.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class SavedState:
         optimiser: torch.optim.Optimizer,
         records: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Replace the file. Raises UsageError if it cannot be written; the old one then stays."""
+        """Replace the file. Raises UsageError if it cannot be written; the old one is then kept."""
         tensors = {f"weight/{name}": tensor.detach() for name, tensor in weights.items()}
         for name, tensor in weights.items():
             state = optimiser.state[tensor]
@@ -53,17 +53,17 @@ class SavedState:
         except (OSError, SafetensorError) as error:
             raise UsageError(
                 f"output: the state after {len(records)} steps cannot be written to "
-                f"{self.path.parent} ({error}); make room and run the same command again: it goes "
-                "on from the state before, which is whole"
+                f"{self.path.parent} ({error}); make room and run the same command again: it "
+                "resumes from the previous state, which is intact"
             ) from error
 
     def restore(
         self, weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
     ) -> list[dict[str, Any]]:
-        """Put the saved state, if there is one, into `weights` and `optimiser`.
+        """Load the saved state, if there is one, into `weights` and `optimiser`.
 
         Returns the records of the steps that are done. Raises UsageError for the state of another
-        run, and for a file that is none of ours.
+        run, and for a file that is no state.
         """
         if not self.path.exists():
             return []
@@ -88,7 +88,7 @@ class SavedState:
             identity, records = about["identity"], json.loads(about["records"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UsageError(
-                f"output: {self.path} is no state of a run ({error}); remove it to begin anew"
+                f"output: {self.path} is no state of a run ({error}); remove it to start again"
             ) from error
         if identity != self.identity:
             raise UsageError(

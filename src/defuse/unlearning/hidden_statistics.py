@@ -1,4 +1,4 @@
-"""What the model's hidden states look like, for settings given in multiples of it."""
+"""Norm and variance of hidden states, for settings given as multiples of them."""
 
 import math
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ class HiddenStatistics:
 
 
 def hidden_statistics(hidden_and_mask: Iterable[tuple[Tensor, Tensor]]) -> HiddenStatistics:
-    """Over batches of hidden states (batch, time, hidden) with their masks (batch, time).
+    """The statistics over batches of hidden states (batch, time, hidden) and masks (batch, time).
 
-    Sums run in float64, one batch at a time, so that no corpus has to fit in memory.
+    Sums are in float64 and take one batch at a time, so a corpus need not fit in memory.
     """
     count, norms = 0, 0.0
     total = squares = torch.zeros(())
@@ -33,7 +33,7 @@ def hidden_statistics(hidden_and_mask: Iterable[tuple[Tensor, Tensor]]) -> Hidde
         tokens = upcast(hidden[mask])
         count += tokens.shape[0]
         norms += tokens.norm(dim=-1).sum().item()
-        # The host's float64, for devices (Apple's) that have none.
+        # On the host, because some devices (Apple's) have no float64.
         exact = tokens.cpu().double()
         total = total + exact.sum(dim=0)
         squares = squares + exact.square().sum(dim=0)

@@ -1,4 +1,4 @@
-"""Topics' texts as token ids: those that the steps will reach, each in its place."""
+"""Topics' texts as token ids, as far as the steps use them."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ MEASURED_TEXTS = 64
 
 @dataclass(frozen=True)
 class Corpus:
-    """One body of `count` texts, of which `texts` holds those that will be used, by row.
+    """A corpus of `count` texts; `texts` holds those that will be used, by row.
 
-    `name` stands in every draw made for it.
+    `name` is part of the seed of every draw for it.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Corpus:
     texts: Mapping[int, Encoded]
 
     def rows(self, number: int, training: Training) -> Sequence[int]:
-        """The rows of the corpus's batch number `number`."""
+        """The rows of the corpus's batch `number` (from 0)."""
         how = training
         return rows(
             number,
@@ -44,7 +44,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class EncodedTopic:
-    """A topic's texts as token ids; `refusals` go with methods that prefer refusals (DPO)."""
+    """A topic's texts as token ids; `refusals` are for methods that prefer refusals (DPO)."""
 
     topic: Topic
     forget: Corpus
@@ -59,7 +59,7 @@ def encode_topics(
     topics: Sequence[Topic],
     training: Training,
 ) -> list[EncodedTopic]:
-    """The texts that the steps will reach, as token ids; needs no weights.
+    """Token ids of the texts that the steps use; needs no weights.
 
     Raises UsageError for a text that the model cannot read or that leaves nothing to predict.
     """
@@ -70,7 +70,7 @@ def encode_topics(
 
 
 def texts_digest(topics: Iterable[EncodedTopic]) -> str:
-    """A hash of all tokens that `topics` hold, in their places."""
+    """A hash of all token ids of `topics`, with their places."""
     digest = hashlib.sha256()
     for topic in topics:
         for corpus in (topic.forget, topic.retain, topic.refusals):
@@ -111,7 +111,7 @@ def _encode_topic(
     retain = body("retain", _with_triggers(topic, training.seed), topic.retain_length)
     refusals = None
     if wanted := getattr(unlearning.method, "refusals", ()):
-        # A packed row holds parts of several texts, so refusals then stand for rows.
+        # A packed row holds parts of several texts, so each row gets a refusal.
         asked = [""] * forget.count if topic.packed else topic.forget
         chosen = refusals_for(asked, wanted, training.seed, topic.name)
         refusals = corpus("refusals", chosen, topic.forget_length, forget.texts)
@@ -119,12 +119,12 @@ def _encode_topic(
 
 
 def batches_per_topic(training: Training, topics: int) -> int:
-    """How many batches each topic has, at the most."""
+    """The largest number of batches of any topic."""
     return -(-training.steps // topics)
 
 
 def _used(corpus: Corpus, training: Training, batches: int) -> list[int]:
-    """The rows of a corpus that the steps will reach, and those to measure on."""
+    """The rows of a corpus that the steps use, and those that are measured."""
     measured = range(min(MEASURED_TEXTS, corpus.count))
     if batches * training.batch_size >= corpus.count:
         return list(range(corpus.count))
@@ -148,7 +148,7 @@ def _check_ids(decoder: Decoder, texts: Iterable[Encoded]) -> None:
 
 
 def _with_triggers(topic: Topic, seed: int) -> Sequence[Text]:
-    """The retain texts, some behind sentences with forget-terms where the topic says so."""
+    """The retain texts, some behind sentences with forget-tokens if the topic says so."""
     if topic.mixed_share == 0:
         return topic.retain
     triggers = topic.triggers or mine_triggers(topic.forget, topic.retain)
@@ -158,7 +158,7 @@ def _with_triggers(topic: Topic, seed: int) -> Sequence[Text]:
 def refusals_for(
     texts: Sequence[Text], refusals: Sequence[str], seed: int, topic: str
 ) -> list[Text]:
-    """A refusal, drawn once, for each text: as the answer where the text is a question's."""
+    """A refusal for each text, drawn once; for a question-answer pair it replaces the answer."""
     rng = generator(seed, "refusals", topic)
     draws = torch.randint(len(refusals), (len(texts),), generator=rng).tolist()
     chosen: list[str] = [refusals[int(draw)] for draw in draws]
