@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from defuse.data.corpora import load_texts
     from defuse.data.text import QuestionAnswer
     from defuse.evaluate import Evaluation, Settings, compare, evaluate_questions, summarise
+    from defuse.experiments.core.experiment_file import Experiment, load_experiment
+    from defuse.experiments.core.job import run_experiment
     from defuse.methods import DPO, NPO, RMU, RSV, AdaptiveRMU, HiddenMSE, LogitKL, LogitMSE, SimNPO
     from defuse.models.decoder import Decoder
     from defuse.models.load import LoadedModel, load_model
@@ -34,6 +36,8 @@ _HOMES = {
         "evaluate_questions",
         "summarise",
     ),
+    "defuse.experiments.core.experiment_file": ("Experiment", "load_experiment"),
+    "defuse.experiments.core.job": ("run_experiment",),
     "defuse.methods": (
         "DPO",
         "NPO",
@@ -65,6 +69,7 @@ __all__ = [
     "AdaptiveRMU",
     "Decoder",
     "Evaluation",
+    "Experiment",
     "GaussianNoise",
     "HiddenMSE",
     "LoadedModel",
@@ -84,12 +89,14 @@ __all__ = [
     "UsageError",
     "compare",
     "evaluate_questions",
+    "load_experiment",
     "load_model",
     "load_part",
     "load_questions",
     "load_recipe",
     "load_texts",
     "perturb",
+    "run_experiment",
     "save_changed",
     "save_model",
     "summarise",

@@ -22,9 +22,10 @@ from defuse.attacks.relearn.training import (
 )
 from defuse.data.collate import TextBatch, collate
 from defuse.data.text import Encoded, encode
-from defuse.experiments.synthetic.grid import Run
+from defuse.methods import RMU
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
+from defuse.unlearning.config import Topic, Training, Unlearning
 from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
@@ -44,10 +45,20 @@ ON_THE_LAB = Relearning(
 @cache
 def hiding() -> PreTrainedModel:
     """The lab's base model after a few steps of RMU: it knows, but does not tell."""
-    base, data, run = lab_pair().base, lab_data(), Run("rmu", "hidden_mse", 0)
-    topic = run.topic(data.forget_texts, data.retain_texts, ())
-    training = replace(run.training(), steps=20, learning_rate=3e-3)
-    return unlearn(base.model, base.tokenizer, [topic], run.unlearning(), training).model
+    base, data = lab_pair().base, lab_data()
+    topic = Topic(
+        "lab",
+        data.forget_texts,
+        data.retain_texts,
+        forget_length=64,
+        retain_length=64,
+        coefficient="12x",
+        weight=4.0,
+        packed=True,
+    )
+    unlearning = Unlearning(RMU(), layer=3, train_parameters="all", loss_scale="hidden_variance")
+    training = Training(20, learning_rate=3e-3, seed=0, shuffle=True)
+    return unlearn(base.model, base.tokenizer, [topic], unlearning, training).model
 
 
 def conditions(result: Result) -> dict[str, Condition]:

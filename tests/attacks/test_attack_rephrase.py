@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from defuse.experiments.synthetic.exam import build_exam
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -18,7 +19,6 @@ from defuse.attacks.rephrase.templates import TEMPLATES, all_orders, mistype, re
 from defuse.attacks.rephrase.ways import plan, unknown_share
 from defuse.attacks.split_half import halves
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
-from defuse.experiments.synthetic.exam import build_exam
 from defuse.experiments.synthetic.models import SHIPPED, load_pair
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel

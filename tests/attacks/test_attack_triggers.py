@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from defuse.experiments.synthetic.exam import build_exam, split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from defuse.attacks.triggers.first_order import first_order, placed, placeholder
 from defuse.attacks.triggers.ranks import auc_interval, enrichment, rank_test
 from defuse.attacks.triggers.words import encode_words, find_candidates, vocabulary_words
 from defuse.evaluate import Settings
-from defuse.experiments.synthetic.exam import build_exam, split
 from defuse.experiments.synthetic.models import SHIPPED, load_pair
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from defuse.attacks import AttackData
-from defuse.experiments.synthetic.exam import build_exam, shuffled, split
+from defuse.experiments.core.answers import Cell
 from defuse.experiments.synthetic.models import SHIPPED, Pair, load_pair
+from defuse.experiments.synthetic.questions import make_questions, split
 from defuse.experiments.synthetic.world import build_world
 from defuse.questions import Question
 
@@ -31,17 +32,14 @@ def lab_pair() -> Pair:
 def lab_data(forget: int = 30, retain: int = 20) -> AttackData:
     """The lab's first questions of each set, and all its texts."""
     world = build_world()
-    exam, parts = build_exam(world, FORGOTTEN, "reported"), split(world, FORGOTTEN)
-    texts = [
-        shuffled([sentence for fact in facts for sentence in fact.statements], name)
-        for name, facts in (("forget", parts.forget), ("retain", parts.retain))
-    ]
-    forms = exam.forms
+    (probe,) = make_questions(world, FORGOTTEN, "reported").final
+    prompts = [prompt for group in probe.groups for prompt in group]
+    texts = split(world, FORGOTTEN).texts()
     return AttackData(
-        forms["forget"][:forget],
-        forms["clean"][:retain],
-        forget_texts=texts[0],
-        retain_texts=texts[1],
+        [question for cell, question in prompts if cell == Cell("forget")][:forget],
+        [question for cell, question in prompts if cell == Cell("retain")][:retain],
+        forget_texts=texts["forget"],
+        retain_texts=texts["retain"],
     )
 
 

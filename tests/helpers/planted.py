@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from defuse.experiments.synthetic.exam import build_exam
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import AttackData, Result, open_findings
-from defuse.experiments.synthetic.exam import build_exam
 from defuse.experiments.synthetic.models import SHIPPED, SHIPPED_FORGET, load_pair
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder

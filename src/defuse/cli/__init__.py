@@ -6,6 +6,7 @@ import typer
 
 from defuse.cli.attack import attack
 from defuse.cli.evaluate import evaluate
+from defuse.cli.experiment import experiment
 from defuse.cli.finetune import finetune
 from defuse.cli.lab import lab
 from defuse.cli.lm_eval_tasks import lm_eval_tasks
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(unlearn)
 app.command()(evaluate)
 app.command()(attack)
+app.command()(experiment)
 app.command()(sweep)
 app.command()(finetune)
 app.command()(reproduce)

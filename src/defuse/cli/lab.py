@@ -1,7 +1,7 @@
 """`defuse lab`: the controlled experiment on an invented world."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,6 +45,13 @@ def run(
         Path, typer.Option(help="Folder for models, answers, table and figure.")
     ] = Path("runs/lab"),
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.")] = None,
+    runner: Annotated[
+        Literal["serial", "processes", "ray"],
+        typer.Option(help="In this process, in several processes of one thread, or on Ray."),
+    ] = "processes",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed runs again.")
+    ] = False,
 ) -> None:
     """Unlearn one domain of an invented world, and measure it against the gold standard.
 
@@ -52,23 +59,44 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    from defuse.experiments.synthetic.job import Order, carry_out
+    from rich.console import Console
 
-    order = Order(
+    from defuse.experiments.core.attacks import run_attacks
+    from defuse.experiments.core.job import Request
+    from defuse.experiments.core.ray_cluster import Resources
+    from defuse.experiments.core.runner import Runner
+    from defuse.experiments.synthetic.lab import attack_plan, run_lab, train_models
+    from defuse.experiments.synthetic.scenario import Options
+    from defuse.utils.progress import shown
+
+    options = Options(
         full=full,
         tune=tune,
-        attacks=attacks,
-        plan=plan,
-        report=report,
         only=tuple(only or ()),
         seed=seed,
         size=size,
         domains=tuple(domain or ()),
         forget=forget,
         output=output,
-        jobs=jobs,
     )
-    carry_out(order)
+    resources = Resources(workers=jobs)
+    request = Request(plan, tune, report, retry_failed, Runner(runner, jobs, resources))
+    with shown() as progress:
+        if attacks:
+            if not train_models(options, Console(), plan=plan):
+                return
+            run_attacks(
+                attack_plan(options),
+                Console(),
+                jobs=jobs,
+                only_plan=plan,
+                only_report=report,
+                progress=progress,
+            )
+            return
+        failed = run_lab(options, request, Console(), progress)
+    if failed:
+        raise typer.Exit(1)
 
 
 @lab.command()

@@ -1,7 +1,7 @@
 """`defuse real`: the main job on a real language model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,7 +16,19 @@ def real(
     attacks: Annotated[
         bool, typer.Option("--attacks", help="Attack models instead of asking them.")
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Models attacked at a time.")] = 2,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs or attacked models at a time.")
+    ] = None,
+    runner: Annotated[
+        Literal["serial", "processes", "ray"],
+        typer.Option(help="In this process, in several processes of one thread, or on Ray."),
+    ] = "serial",
+    report: Annotated[
+        bool, typer.Option("--report", help="Only report what has been finished so far.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed runs again.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would run, and for how long.")
     ] = False,
@@ -34,6 +46,28 @@ def real(
 
     Stops and starts as you like: what is finished is kept in OUTPUT.
     """
-    from defuse.experiments.elements.job import Order, carry_out
+    from rich.console import Console
 
-    carry_out(Order(full, tune, attacks, jobs, plan, tuple(only or ()), output, model))
+    from defuse.experiments.core.attacks import run_attacks
+    from defuse.experiments.core.job import Request, run_experiment
+    from defuse.experiments.core.runner import Runner
+    from defuse.experiments.elements.attacks import attack_plan
+    from defuse.experiments.elements.scenario import Options, make_scenario
+    from defuse.utils.progress import shown
+
+    options = Options(full, tune, tuple(only or ()), output, model)
+    request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))
+    with shown() as progress:
+        if attacks:
+            run_attacks(
+                attack_plan(options),
+                Console(),
+                jobs=jobs,
+                only_plan=plan,
+                only_report=report,
+                progress=progress,
+            )
+            return
+        failed = run_experiment(make_scenario(options), request, Console(), progress)
+    if failed:
+        raise typer.Exit(1)

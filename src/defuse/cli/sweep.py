@@ -48,6 +48,11 @@ def sweep(
         bool, Option("--retry-failed", help="Try the runs that failed again.")
     ] = False,
     plan: Annotated[bool, Option("--plan", help="Only say what would run.")] = False,
+    report: Annotated[bool, Option("--report", help="Only report what is finished.")] = False,
+    runner: Annotated[
+        Literal["serial", "processes", "ray"],
+        Option(help="In this process, in several processes of one thread, or on Ray."),
+    ] = "ray",
     form: Annotated[
         Literal["jsonl", "parquet"], Option("--format", help="Of the table of all runs.")
     ] = "jsonl",
@@ -68,11 +73,11 @@ def sweep(
     from rich.console import Console
 
     from defuse.evaluate.sources import TokenFiles
-    from defuse.experiments.sweep.cluster import Resources
-    from defuse.experiments.sweep.exam import Sources
-    from defuse.experiments.sweep.job import Order, carry_out
+    from defuse.experiments.core.ray_cluster import Resources
+    from defuse.experiments.sweep.job import Request, Sources, run_sweep
     from defuse.recipes import find_recipe
     from defuse.utils.errors import UsageError
+    from defuse.utils.progress import shown
 
     if perturb is None and (position or control or control_corpus or sentence):
         raise UsageError("perturb: missing; give a file of tokens, or no option about them")
@@ -89,7 +94,7 @@ def sweep(
         position=position or Sources.position,
         sentence=sentence,
     )
-    order = Order(
+    request = Request(
         recipe=find_recipe(recipe),
         grid=tuple(grid or ()),
         sources=sources,
@@ -98,7 +103,11 @@ def sweep(
         retry_failed=retry_failed,
         plan=plan,
         form=form,
+        report=report,
+        runner=runner,
         resources=Resources(address, workers, cpus, gpus),
     )
-    if carry_out(order, Console()):
+    with shown() as progress:
+        failed = run_sweep(request, Console(), progress)
+    if failed:
         raise typer.Exit(1)

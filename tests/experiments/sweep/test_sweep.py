@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from defuse import cli
 from defuse.evaluate import Settings, evaluate_questions
-from defuse.experiments.sweep.cluster import Resources, connected, run_all, started_workers
+from defuse.experiments.core.ray_cluster import Resources, connected, run_all, started_workers
 from defuse.experiments.sweep.table import Table
 from defuse.models.load import LoadedModel, load_model
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, load_questions
@@ -240,10 +240,12 @@ def test_a_second_process_is_refused(here: Path, capsys: pytest.CaptureFixture[s
 def test_another_base_model_is_refused(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = json.loads((here / "base.json").read_text("utf-8"))
-    (tmp_path / "base.json").write_text(json.dumps({**base, "identity": "another"}))
+    document = json.loads((here / "answers" / "reference.json").read_text("utf-8"))
+    document["identity"]["model"] = "another"
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "reference.json").write_text(json.dumps(document))
     assert sweep("--out", str(tmp_path)) == 2
-    assert "holds a sweep of another model" in capsys.readouterr().err
+    assert "belongs to other model" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -276,14 +278,14 @@ def test_what_cannot_run_is_refused_before_anything_does(
 def test_without_ray_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("defuse.experiments.sweep.cluster.find_spec", lambda _: None)
+    monkeypatch.setattr("defuse.experiments.core.ray_cluster.find_spec", lambda _: None)
     assert sweep(*GRID) == 2
     assert "pip install 'defuse-llm[ray]'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     class Mortal:
         def __init__(self, tries: Path, _: int) -> None:
@@ -298,10 +300,9 @@ def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
                 os._exit(1)
             return {"found": task}
 
-    monkeypatch.setattr("defuse.experiments.sweep.cluster.Worker", Mortal)
     tries = tmp_path / "tries"
     tasks: Any = {"x": "x", "y": "y"}  # a real task would have its process import PyTorch
-    with started_workers(Resources(workers=1), 2, tries) as workers:
+    with started_workers(Mortal, Resources(workers=1), 2, tries) as workers:
         found = dict(run_all(workers, tasks))
     assert found["x"]["error"].startswith("the worker's process died 2 times")
     assert found["y"] == {"found": "y"}

@@ -1,7 +1,6 @@
 """From answers to figures, the Pareto front and the table."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +10,45 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from defuse.evaluate import Interval, wilson
-from defuse.experiments.core.answers import Answers
+from defuse.experiments.core.answers import FORGET, RETAIN, Cell
+from defuse.experiments.core.metrics import Group, make_group
 from defuse.experiments.sweep.figure import draw
-from defuse.experiments.sweep.summary import (
-    Figure,
-    Group,
-    figures,
-    make_groups,
-    markdown,
-    pareto_front,
-)
+from defuse.experiments.sweep.summary import figures, make_groups, markdown, pareto_front, value
 from defuse.experiments.sweep.table import Table
+from tests.helpers.answered import HURT, REFERENCE, answers
 
 KEPT = "retain_accuracy"
 
 
-def sheet(rights: Sequence[int]) -> dict[str, tuple[bool, float]]:
-    return {f"q{i}": (bool(right), -0.5 if right else -2.0) for i, right in enumerate(rights)}
-
-
-def answers(**forms: Sequence[int]) -> Answers:
-    return {name.replace("_", "/"): sheet(rights) for name, rights in forms.items()}
-
-
-BASE = answers(forget=[1, 1, 1], clean=[1] * 4, stem_control=[1] * 4, stem_forget=[1, 1, 1, 0])
-
-
 def group(forget: float, kept: float) -> Group:
-    values = {"forget_accuracy": forget, KEPT: kept}
-    return Group("", 1, {name: Figure(9, Interval(v, v, v)) for name, v in values.items()})
+    shares = {FORGET: Interval(forget, forget, forget), RETAIN: Interval(kept, kept, kept)}
+    return Group("", "none", 1, dict.fromkeys(shares, 9), shares, {}, {}, {})
 
 
 def test_the_figures_of_a_run_by_hand() -> None:
-    """Control − forget: the run 1, 0, 1, 0 and the base 0, 0, 0, 1, so 1, 0, 1, −1: mean 1/4."""
-    run = answers(forget=[1, 0, 0], clean=[1, 1, 1, 0], stem_control=[1] * 4,
-                  stem_forget=[0, 1, 0, 1])  # fmt: skip
-    found = figures([run], BASE)
-    assert found["forget_accuracy"].interval == wilson(1, 3)
-    assert found["retain_accuracy"].interval == wilson(3, 4)
-    assert found["after_control_accuracy"].interval.value == 1.0
-    assert found["after_forget_accuracy"].interval.value == 0.5
-    assert found["vulnerability"].interval.value == 0.25
-    assert found["vulnerability_nats"].interval.value == pytest.approx(0.25 * 1.5)
-    assert [figure.n for figure in found.values()] == [3, 4, 4, 4, 4, 4]
-    assert "vulnerability" not in figures([BASE], BASE)
+    found = figures(make_group("x", "none", [HURT], REFERENCE))
+    assert found["forget_accuracy"] == (10, wilson(3, 10))
+    assert found["retain_accuracy"] == (10, wilson(8, 10))
+    assert found["after_control_accuracy"] == (10, wilson(7, 10))
+    assert found["after_forget_accuracy"] == (10, wilson(2, 10))
+    # (7 - 2) of 10 in the unlearned model, less (8 - 7) of 10 in the reference.
+    assert "vulnerability" in found
+    assert "vulnerability" not in figures(make_group("x", "", [REFERENCE], REFERENCE))
 
 
 def test_questions_that_were_not_perturbed_give_accuracies_only() -> None:
-    base = answers(forget=[1, 1], clean=[1, 1])
-    assert set(figures([answers(forget=[0, 1], clean=[1, 0])], base)) == {"forget_accuracy", KEPT}
+    plain = {cell: table for cell, table in REFERENCE.items() if cell.position is None}
+    assert set(figures(make_group("x", "none", [dict(plain)], plain))) == {"forget_accuracy", KEPT}
 
 
 def test_runs_of_one_setting_are_averaged() -> None:
-    other = {**BASE, "forget": sheet([0, 0, 1])}
-    base, both, single = make_groups([("a", BASE), ("b", other), ("a", other)], BASE)
-    assert (base.label, both.label, both.runs, single.runs) == ("base", "a", 2, 1)
-    assert both.value("forget_accuracy") == pytest.approx(2 / 3)
-    assert both.figures["forget_accuracy"].interval.low < 2 / 3
-    assert "| a | 2 | 0.67 [" in markdown([base, both, single])
+    other = answers(forget=0)
+    reference, both, single = make_groups([("a", REFERENCE), ("b", other), ("a", other)], REFERENCE)
+    assert (reference.label, both.label, both.runs, single.runs) == ("reference", "a", 2, 1)
+    assert value(both, "forget_accuracy") == pytest.approx(0.45)
+    assert figures(both)["forget_accuracy"][1].low < 0.45
+    assert "| a | 2 | 0.45 [" in markdown([reference, both, single])
+    assert set(REFERENCE) >= {Cell("forget"), Cell("places")}
 
 
 def test_the_front_by_hand() -> None:
@@ -79,22 +59,23 @@ def test_the_front_by_hand() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
-def test_the_front_is_what_nothing_outdoes(places: list[tuple[int, int]]) -> None:
+def test_the_front_is_what_nothing_dominates(places: list[tuple[int, int]]) -> None:
     groups = [group(forget, kept) for forget, kept in places]
     front = pareto_front(groups, KEPT)
-    found = [(each.value("forget_accuracy"), each.value(KEPT)) for each in front]
+    found = [(value(each, "forget_accuracy"), value(each, KEPT)) for each in front]
     for forget, kept in places:
         better = [p for p in places if p[0] <= forget and p[1] >= kept and p != (forget, kept)]
         assert ((forget, kept) in found) == (not better)
     assert found == sorted(found)
 
 
-def test_the_plot_shows_the_base_the_front_and_the_rest() -> None:
-    base, front, other = group(0.9, 0.95), group(0.3, 0.9), group(0.4, 0.8)
-    (axes,) = draw(base, [front, other]).axes
+def test_the_plot_shows_the_reference_the_front_and_the_rest() -> None:
+    reference, front, other = group(0.9, 0.95), group(0.3, 0.9), group(0.4, 0.8)
+    (axes,) = draw(reference, [front, other]).axes
     legend = axes.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["base", "outdone", "Pareto front"]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["reference", "dominated", "Pareto front"]
 
 
 def record(name: str, finished: str, **fields: Any) -> dict[str, Any]:

@@ -1,71 +1,153 @@
-"""Answers as sheets: where they lie, and how they are read back."""
+"""Answers to multiple-choice questions as experiments keep, read and pool them."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
-from defuse.evaluate import Evaluation
-from defuse.questions import Variant
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL
 
-# Forms of questions: those about what is forgotten, the others as they are, and, for those, a
-# position and what was put there ("before/forget", "choice/control").
-FORGET, CLEAN = "forget", "clean"
+FORGET_SET, RETAIN_SET = "forget", "retain"
 
-# Question id -> answered right, and the log-probability of the right answer among the four (nats);
-# an experiment may keep more behind these two.
-Sheet = Mapping[str, tuple[Any, ...]]
-Answers = Mapping[str, Sheet]  # by form
+# How version 0.1.0 spells variants in its files.
+OLD_VARIANTS = {
+    "forget": FORGET_TOKEN,
+    "control": CONTROL_TOKEN,
+    "mixed": "mixed_token",
+    "unseen": "unseen_token",
+}
 
 
-class Named(Protocol):
-    """A run of an experiment: `name` tells it from all others, `seed` from its like."""
+class Cell(NamedTuple):
+    """One question set in one variant: "forget", or a retain set by its name."""
+
+    question_set: str
+    variant: str = ORIGINAL
+    position: str | None = None
+
+
+class Slice(NamedTuple):
+    """The forget set, or all retain sets pooled, in one variant."""
+
+    kind: Literal["forget", "retain"]
+    variant: str = ORIGINAL
+    position: str | None = None
+
+
+FORGET, RETAIN = Slice("forget"), Slice("retain")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a question was answered correctly, and the log-probabilities behind it.
+
+    `logprob`: of the right choice among the choices (nats). `logprobs`: of each choice, summing to
+    1 in probability; empty where an earlier version did not keep them. `asked`: the prompt's text,
+    the choices and the number of the right one, where texts are kept.
+    """
+
+    correct: bool
+    logprob: float
+    logprobs: tuple[float, ...] = ()
+    asked: Mapping[str, Any] | None = None
 
     @property
-    def name(self) -> str: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
-R = TypeVar("R", bound=Named)
+    def chance(self) -> float:
+        """The accuracy of guessing; answers without `logprobs` had four choices."""
+        return 1 / (len(self.logprobs) or 4)
 
 
-def sheet_of(evaluation: Evaluation, variant: Variant) -> Sheet:
-    """One form's answers as a sheet."""
-    outcomes = evaluation.answers[variant]
-    return {o.question.id: (o.is_correct, o.answer_logprob) for o in outcomes}
+AnswerTable = Mapping[Cell, Mapping[str, Answer]]  # answers by question id
 
 
-def answers_path(folder: Path, run: Named, step: int) -> Path:
-    """The file of one checkpoint."""
-    return folder / "answers" / run.name / f"step-{step:04}.json"
+QuestionKey = tuple[str, str]  # a question set, and a question's id in it
 
 
-def base_path(folder: Path) -> Path:
-    """The file of the base model."""
-    return folder / "answers" / "base.json"
-
-
-def load_base(folder: Path) -> Answers:
-    """The base model's answers."""
-    return load_sheets(base_path(folder))
-
-
-def load_answers(runs: Sequence[R], folder: Path) -> dict[R, dict[int, Answers]]:
-    """Every checkpoint's answers by run and step; runs without any are left out."""
-    found = {}
-    for run in runs:
-        paths = sorted(answers_path(folder, run, 0).parent.glob("step-*.json"))
-        if paths:
-            found[run] = {int(path.stem.removeprefix("step-")): load_sheets(path) for path in paths}
-    return found
-
-
-def load_sheets(path: Path) -> Answers:
-    """One file's answers."""
-    answers = json.loads(path.read_text(encoding="utf-8"))["answers"]
+def pooled(table: AnswerTable, part: Slice) -> dict[QuestionKey, Answer]:
+    """The answers of a slice; retain sets follow each other in their order."""
     return {
-        form: {name: tuple(values) for name, values in sheet.items()}
-        for form, sheet in answers.items()
+        (cell.question_set, name): answer
+        for cell, answers in table.items()
+        if (cell.question_set == FORGET_SET) == (part.kind == "forget")
+        and (cell.variant, cell.position) == (part.variant, part.position)
+        for name, answer in answers.items()
     }
+
+
+def slices(table: AnswerTable) -> list[Slice]:
+    """The slices that a table has answers for, in its order."""
+    found = (
+        Slice("forget" if cell.question_set == FORGET_SET else "retain", *cell[1:])
+        for cell in table
+    )
+    return list(dict.fromkeys(found))
+
+
+def positions(table: AnswerTable) -> list[str]:
+    """The positions at which both a forget-token and its control token were tried."""
+    tried = {(part.variant, part.position) for part in slices(table)}
+    places = [p.position for p in slices(table) if p.variant == FORGET_TOKEN and p.position]
+    return [place for place in places if (CONTROL_TOKEN, place) in tried]
+
+
+def to_json(table: AnswerTable) -> list[dict[str, Any]]:
+    """A table as JSON values: a record for each cell."""
+    return [
+        {**cell._asdict(), "answers": {name: _record(answer) for name, answer in answers.items()}}
+        for cell, answers in table.items()
+    ]
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    numbers = {
+        "correct": answer.correct,
+        "logprob": answer.logprob,
+        "logprobs": list(answer.logprobs),
+    }
+    return numbers | dict(answer.asked or {})
+
+
+def from_json(cells: Sequence[Mapping[str, Any]]) -> AnswerTable:
+    """The table that `to_json` wrote."""
+    return {
+        Cell(cell["question_set"], cell["variant"], cell["position"]): {
+            name: Answer(
+                record["correct"],
+                record["logprob"],
+                tuple(record["logprobs"]),
+                {key: record[key] for key in ("prompt", "choices", "answer") if key in record},
+            )
+            for name, record in cell["answers"].items()
+        }
+        for cell in cells
+    }
+
+
+def from_old_json(
+    forms: Mapping[str, Mapping[str, Sequence[Any]]], set_of: Mapping[str, str]
+) -> AnswerTable:
+    """A table as version 0.1.0 wrote it: "forget", "clean", "before/control" …, by question id.
+
+    `set_of`: the retain set of each question, which those files do not say.
+    """
+    table: dict[Cell, dict[str, Answer]] = {}
+    for form, sheet in forms.items():
+        position, _, token = form.rpartition("/")
+        kind = (ORIGINAL, None) if not position else (OLD_VARIANTS.get(token, token), position)
+        for name, (right, logprob, *rest) in sheet.items():
+            home = FORGET_SET if form == "forget" else set_of.get(name, RETAIN_SET)
+            answer = Answer(bool(right), logprob, tuple(rest[0]) if rest else ())
+            table.setdefault(Cell(home, *kind), {})[name] = answer
+    return table
+
+
+def to_old_json(table: AnswerTable) -> dict[str, dict[str, tuple[bool, float]]]:
+    """A table in the spelling of version 0.1.0, retain sets pooled."""
+    names = {new: old for old, new in OLD_VARIANTS.items()}
+    found = {}
+    for part in slices(table):
+        original = "forget" if part.kind == "forget" else "clean"
+        form = original if part.position is None else f"{part.position}/{names[part.variant]}"
+        found[form] = {
+            name: (each.correct, each.logprob) for (_, name), each in pooled(table, part).items()
+        }
+    return found

@@ -1,128 +1,200 @@
-"""Several models under the same attacks: made, attacked in processes, and set side by side."""
+"""An experiment's models under attack: made, attacked in processes, and compared."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 
+from defuse.attacks.data import AttackData
+from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.attacks.report import make_report
 from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.experiments.core.attack_tables import Results, defence, overview
-from defuse.experiments.core.eta import Clock, tokens_per_second
-from defuse.experiments.core.runner import side_by_side
+from defuse.experiments.core.eta import tokens_per_second
+from defuse.experiments.core.run import REFERENCE, RETRAINED, ExperimentContext
+from defuse.experiments.core.runner import available_cores, begin_worker
+from defuse.experiments.core.scenario import Run, Scenario
 from defuse.report import Page, Section, render
 from defuse.report.format import captioned
+from defuse.unlearning import run as unlearning_run
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
+from defuse.utils.progress import SILENT, Progress, duration
 from defuse.utils.provenance import versions
 
-SAYING = (
-    "One's own models under attack: before unlearning, unlearned without and with a defence, and, "
-    "where there is one, the gold standard that never saw the forget set. Each cell is accuracy "
-    "before → after, on the n questions of its row. Layers and ways are chosen on other questions "
-    "than they are reported on; random directions, units and suffixes are the controls. A suffix "
-    "or a worst word of each question's own is picked with its answer, and forget texts may state "
-    "what is asked: compare these with the gold standard's and the controls'."
+READING = (
+    "The experiment's models under attack: before unlearning, unlearned without and with a "
+    "defence, and the retrained model where there is one. A cell is accuracy before → after the "
+    "attack, on the n questions of its row. Layers and rephrasings are chosen on other questions "
+    "than they are reported on; random directions, units and suffixes are the controls. A suffix, "
+    "or a worst word for each question, is chosen with the question's answer, and forget texts may "
+    "state what is asked: compare these with the retrained model and with the controls."
 )
 
 
 @dataclass(frozen=True)
+class AttackPlan:
+    """Which of an experiment's models are attacked, how, and on what.
+
+    `settings`: overrides such as "quantise.bits=[4]"; `attacks`: none is all. `work`: of making and
+    attacking one model, in tokens pushed once through it, about. `old_names`: of the reference and
+    retrained model's folders in version 0.1.0.
+    """
+
+    scenario: Scenario
+    data: AttackData
+    attacks: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    work: float = 1e6
+    old_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.scenario.folder / "attacks"
+
+    def subjects(self) -> list["Subject"]:
+        """Every model to attack."""
+        named = [(self.old_names.get(REFERENCE, REFERENCE), self.scenario.model.name, None)]
+        if self.scenario.retrained is not None:
+            name = self.old_names.get(RETRAINED, RETRAINED)
+            named.append((name, self.scenario.retrained, None))
+        models = self.folder / "models"
+        named += [(run.name, str(models / run.name), run) for run in self.scenario.runs]
+        return [Subject(name, self._request(name, model), made) for name, model, made in named]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The names of each undefended run and of the same run with a defence."""
+        runs = self.scenario.runs
+        return [
+            (plain.name, run.name)
+            for run in runs
+            for plain in runs
+            if (plain.group, plain.seed) == (run.base_group, run.seed) and plain is not run
+        ]
+
+    def _request(self, name: str, model: str) -> Request:
+        source = self.scenario.model
+        return Request(
+            model,
+            self.folder / name,
+            make_configs(list(self.attacks or ATTACKS), self.settings),
+            self.data,
+            reference=source.name,
+            retrained=self.scenario.retrained,
+            device=source.device,
+            dtype=source.dtype,
+            skip_refused=not self.attacks,
+        )
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A model to attack. `make` writes it to `request.model` (a folder) unless it is there."""
+    """A model to attack; a `run` makes it unless it is there."""
 
     name: str
     request: Request
-    make: Callable[[], None] | None = None
+    run: Run | None = None
 
     @property
     def todo(self) -> list[str]:
         """The attacks that are not finished."""
-        return [attack for attack in self.request.configs if not self._file(attack).is_file()]
-
-    def _file(self, attack: str) -> Path:
-        return self.request.out / f"{attack}.json"
+        out = self.request.out
+        return [name for name in self.request.configs if not (out / f"{name}.json").is_file()]
 
 
-@dataclass(frozen=True)
-class Campaign:
-    """Models by name, which of them are a plain and a defended one, and where the tables go.
-
-    `work`: of making and attacking one model, in tokens pushed once through it, about.
-    """
-
-    subjects: Sequence[Subject]
-    pairs: Sequence[tuple[str, str]]
-    folder: Path
-    work: float
-
-    @property
-    def todo(self) -> list[Subject]:
-        """The models that some attack is still to be run on."""
-        return [subject for subject in self.subjects if subject.todo]
-
-    def work_left(self, subject: Subject) -> float:
-        """What is still to be done on one model."""
-        return self.work * len(subject.todo) / len(subject.request.configs)
-
-
-def announce(campaign: Campaign, model: PreTrainedModel, jobs: int, console: Console) -> Clock:
-    """Say how long it will take in `jobs` processes with a thread each, for models like `model`.
+def run_attacks(
+    plan: AttackPlan,
+    console: Console,
+    *,
+    jobs: int | None = None,
+    only_plan: bool = False,
+    only_report: bool = False,
+    progress: Progress = SILENT,
+) -> None:
+    """Attack all models that are not attacked yet, then report.
 
     Raises UsageError for results that are there but of other settings or questions.
     """
-    for subject in campaign.subjects:
+    subjects = plan.subjects()
+    for subject in subjects:
         check_folder(subject.request)
-    pace = jobs * tokens_per_second(model, threads=1)
-    clock = Clock(sum(map(campaign.work_left, campaign.todo)), pace)
-    there = len(campaign.subjects)
-    console.print(f"{len(campaign.todo)} of {there} models to attack: {clock.left()} here.")
-    return clock
+    todo = [subject for subject in subjects if subject.todo]
+    workers = max(1, min(jobs or available_cores(), len(todo)))
+    console.print(_announcement(plan, subjects, todo, workers))
+    if only_plan:
+        return
+    if not only_report:
+        progress.start("models under attack", len(todo))
+        for name in _in_processes(todo, workers):
+            progress.advance(1, name)
+    report_attacks(plan, console)
 
 
-def carry_out(campaign: Campaign, clock: Clock, jobs: int) -> None:
-    """Attack what is to be attacked in `jobs` processes, with a thread each."""
-    work = {subject.name: campaign.work_left(subject) for subject in campaign.todo}
-    workers = max(1, min(jobs, len(work)))
-    for subject in side_by_side(campaign.todo, attack, workers, torch.set_num_threads, 1):
-        clock.tick(f"{subject.name} attacked", work[subject.name])
+def _announcement(
+    plan: AttackPlan, subjects: Sequence[Subject], todo: Sequence[Subject], workers: int
+) -> str:
+    said = f"{len(todo)} of {len(subjects)} models to attack"
+    if not todo:
+        return f"{said}."
+    parts = (len(each.todo) / len(each.request.configs) for each in todo)
+    pace = workers * tokens_per_second(ExperimentContext(plan.scenario).reference.model, threads=1)
+    return f"{said}: {duration(plan.work * sum(parts) / pace)} here."
+
+
+def _in_processes(subjects: Sequence[Subject], workers: int) -> Iterator[str]:
+    """Attack models in processes with one thread each; yields the names as they are done."""
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_worker)
+    try:
+        waiting = {pool.submit(attack, subject): subject.name for subject in subjects}
+        for future in as_completed(waiting):
+            future.result()
+            yield waiting[future]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def attack(subject: Subject) -> None:
-    """Make the model if need be, and attack it; what is finished is not done again."""
-    if subject.make is not None and not (Path(subject.request.model) / "config.json").is_file():
-        subject.make()
+    """Make the model unless it is there, and attack it; what is finished is not done again."""
+    model = Path(subject.request.model)
+    if subject.run is not None and not (model / "config.json").is_file():
+        make_model(subject.run, model)
     for _ in run(check(subject.request)):
         pass
 
 
-def report(campaign: Campaign, console: Console) -> None:
-    """A page for each model that was attacked, and tables, page and data of all of them.
+def make_model(run_: Run, folder: Path) -> None:
+    """Unlearn as a run says, into `folder`."""
+    unlearning_run.run(unlearning_run.check(run_.recipe_at(folder)))
 
-    Raises UsageError where none was.
-    """
-    found = {each.name: read_results(each.request.out) for each in campaign.subjects}
+
+def report_attacks(plan: AttackPlan, console: Console) -> None:
+    """A page for each attacked model; tables, page and data of all. Raises UsageError for none."""
+    subjects, folder = plan.subjects(), plan.folder
+    found = {each.name: read_results(each.request.out) for each in subjects}
     results: Results = {name: own for name, own in found.items() if own}
     if not results:
-        raise UsageError(f"report: nothing was attacked in {campaign.folder} yet; run it first")
-    attacked = [each for each in campaign.subjects if each.name in results]
-    for each in attacked:
-        page = make_report(each.name, results[each.name])
-        write_text(each.request.out / "report.html", render(page))
-    pairs = [pair for pair in campaign.pairs if all(name in results for name in pair)]
+        raise UsageError(f"report: nothing is attacked in {folder} yet; run it first")
+    for each in subjects:
+        if each.name in results:
+            page = make_report(each.name, results[each.name])
+            write_text(each.request.out / "report.html", render(page))
+    pairs = [pair for pair in plan.pairs() if all(name in results for name in pair)]
     tables = [*overview(results), defence(results, pairs)]
-    folder = campaign.folder
-    write_text(
-        folder / "report.html", render(Page("Attacks", [SAYING], [Section("All", tables=tables)]))
-    )
+    page = Page("Attacks", [READING], [Section("All", tables=tables)])
+    write_text(folder / "report.html", render(page))
     write_text(folder / "attacks.md", "\n".join(map(captioned, tables)))
-    data = {
+    models: dict[str, Any] = {
         name: {attack: each.as_json() for attack, each in own.items()}
         for name, own in results.items()
     }
-    write_json(folder / "results.json", {"models": data, "versions": versions()})
-    pages = f"{attacked[0].request.out}/report.html"
-    console.print(f"written in {folder}: report.html, attacks.md, results.json", highlight=False)
-    console.print(f"and a page for each model, such as {pages}", highlight=False)
+    write_json(
+        folder / "results.json", {"schema_version": 1, "models": models, "versions": versions()}
+    )
+    console.print(
+        f"Written in {folder}: report.html, attacks.md, results.json, and a page for each model",
+        highlight=False,
+    )

@@ -1,19 +1,22 @@
-"""How long it will take, from the work left and the pace so far."""
+"""Estimates of how long an experiment takes."""
 
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import cache
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel
 
+from defuse.data.text import Text
+from defuse.experiments.core.run import ExperimentContext, missing_steps
+from defuse.experiments.core.scenario import Run, parsed_recipe
 from defuse.methods import HiddenMSE
 from defuse.unlearning.defaults import strength_field
+from defuse.utils.progress import duration
 
 PROBE_SHAPE = (4, 64)  # texts and tokens, as in a step
-EVERY_SECONDS = 5.0
 # Forward passes' worth of a text's forward and backward passes: up to the steered layer, to the
 # top, and to the top with the reference's pass beside it.
 SHALLOW, DEEP, DEEP_TWICE = 0.25, 3.5, 4.5
@@ -44,7 +47,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def step_work(method: str, retain: str, forget_tokens: int, retain_tokens: int) -> float:
+def step_work(method: str, retain: str, forget_tokens: float, retain_tokens: float) -> float:
     """A step of unlearning in tokens pushed once through the whole model, about."""
     steers = strength_field(method) is not None
     stops = retain == HiddenMSE.name
@@ -52,35 +55,41 @@ def step_work(method: str, retain: str, forget_tokens: int, retain_tokens: int) 
     return forget + retain_tokens * (SHALLOW if stops else DEEP_TWICE)
 
 
-@dataclass
-class Clock:
-    """Work counted in tokens pushed once through the model; `pace`: a first guess per second."""
-
-    total: float
-    pace: float
-    done: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-    last_said: float = 0.0
-
-    def tick(self, what: str, work: float) -> None:
-        """Count finished work, and say so every few seconds."""
-        self.done += work
-        now = time.monotonic()
-        if now - self.last_said >= EVERY_SECONDS:
-            self.last_said = now
-            print(f"{what}; {self.left()} left", file=sys.stderr, flush=True)
-
-    def left(self) -> str:
-        """The time left in words: by the first guess, later more and more by the pace so far."""
-        elapsed = time.monotonic() - self.began
-        # The guess counts as a minute of experience.
-        pace = (self.done + 60 * self.pace) / (elapsed + 60)
-        return spoken((self.total - self.done) / pace)
+QUESTION_TOKENS = 36  # of a prompt with its continuations, about
+CHARACTERS = 4  # of a token, about
 
 
-def spoken(seconds: float) -> str:
-    """A duration as one would say it."""
-    if seconds < 90:
-        return f"about {max(0, round(seconds / 10)) * 10} s"
-    minutes = round(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
+def work_left(context: ExperimentContext, run: Run) -> float:
+    """The work that a run still needs, in tokens pushed once through the whole model, about."""
+    missing = missing_steps(context, run)
+    if not missing:
+        return 0.0
+    forget, retain = _tokens_of_a_step(run.recipe_yaml)
+    step = step_work(run.method, run.retain_loss, forget, retain)
+    questions = context.scenario.questions[run.questions]
+    asked = sum(probe.count for at in missing for probe in questions.probes(final=at == run.steps))
+    return max(missing) * step + asked * QUESTION_TOKENS
+
+
+@cache
+def _tokens_of_a_step(recipe_yaml: str) -> tuple[float, float]:
+    """Tokens of a step's forget and retain texts: texts shorter than their bound, about."""
+    recipe = parsed_recipe(recipe_yaml)
+    topics = [topic.build() for topic in recipe.topics]
+
+    def tokens(texts: Sequence[Text], length: int, *, packed: bool) -> float:
+        characters = fmean(min(len(str(text)), CHARACTERS * length) for text in texts)
+        return length if packed else characters / CHARACTERS
+
+    batch = recipe.batch_size
+    forget = fmean(tokens(t.forget, t.forget_length, packed=t.packed) for t in topics)
+    retain = fmean(tokens(t.retain, t.retain_length, packed=t.packed) for t in topics)
+    return batch * forget, batch * retain
+
+
+def time_left(context: ExperimentContext, runs: Sequence[Run], at_a_time: int) -> str:
+    """How long the runs will take on this machine, `at_a_time` of them side by side, in words."""
+    work = sum(work_left(context, run) for run in runs)
+    threads = None if at_a_time == 1 else 1
+    pace = at_a_time * tokens_per_second(context.reference.model, threads)
+    return duration(work / pace)

@@ -1,55 +1,74 @@
-"""Figures from answers: accuracy, vulnerability, and RNA against none where both forgot alike.
+"""Figures from answers: accuracy, vulnerability, distance to the retrained model, defences.
 
-Values are arranged (runs, questions); runs of one row differ in their seed and were asked the same
-questions, so intervals resample both.
+Values are arranged (runs, questions). Runs of one group differ only in their seed and answer the
+same questions, so intervals resample runs and questions.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from defuse.evaluate import Interval, bootstrap_mean, wilson
-from defuse.experiments.core.answers import CLEAN, FORGET, Answers, R
+from defuse import statistics
+from defuse.experiments.core.answers import (
+    CONTROL_TOKEN,
+    FORGET,
+    FORGET_TOKEN,
+    RETAIN,
+    Answer,
+    AnswerTable,
+    QuestionKey,
+    Slice,
+    pooled,
+    positions,
+    slices,
+)
+from defuse.experiments.core.scenario import Run
+from defuse.statistics import Interval, bootstrap_mean, wilson
 
 BOOTSTRAP_SEED = 0
-# Two checkpoints forgot and kept alike if neither accuracy differs by more.
+# Two checkpoints are at matched forgetting if neither accuracy differs by more.
 TOLERANCE = 0.05
-# A run has begun to forget when this share of what it knew above chance (0.25) is gone.
-FORGOTTEN, CHANCE = 0.5, 0.25
+# A run has forgotten when this share of what the reference model knew above chance is gone.
+FORGOTTEN = 0.5
 
-RIGHT, LOGPROB = 0, 1
+Quantity = Literal["correct", "logprob"]
+
+
+Checkpoints = Mapping[int, AnswerTable]  # by step
+Finished = Mapping[Run, Checkpoints]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: runs that differ in their seed, after their last step.
+class Group:
+    """Runs that differ only in their seed, after their last step.
 
-    Accuracies are shares of questions; `logprob` is of the right answer among the four after a
-    forget-term (nats). The vulnerabilities are 0 where unlearning made nothing worse, and None for
-    the base model.
+    `n`, `accuracy` and `logprob` (of the right choice among the choices, nats) by slice.
+    `vulnerability` by position, in accuracy and in nats; empty for the reference model.
+    `kl_to_retrained`: KL(retrained ‖ model) of the choices' distribution (nats a question) on the
+    forget and retain sets; empty without a retrained model.
     """
 
     label: str
+    defence: str
     runs: int
-    n: tuple[int, int]  # questions of the forget domain, of the others
-    forget: Interval
-    clean: Interval
-    after_term: Interval
-    after_control: Interval
-    logprob: Interval
-    vulnerability: Interval | None = None
-    vulnerability_logprob: Interval | None = None
-    vulnerability_choice: Interval | None = None
+    n: Mapping[Slice, int]
+    accuracy: Mapping[Slice, Interval]
+    logprob: Mapping[Slice, Interval]
+    vulnerability: Mapping[str, tuple[Interval, Interval]]
+    kl_to_retrained: Mapping[Slice, Interval]
 
 
 @dataclass(frozen=True)
 class Matched:
-    """RNA minus none over pairs of checkpoints (same seed) that forgot and kept alike.
+    """A defence minus none over pairs of checkpoints (same seed) at matched forgetting.
 
-    `steps`: (seed, steps without RNA, steps with RNA) of each pair. `accuracy` and `logprob`: the
-    difference after a forget-term, over `n` questions; positive where RNA held better.
+    `steps`: (seed, step without the defence, step with it) of each pair. `accuracy` and `logprob`:
+    the differences after a forget-token over `n` questions; positive where the defence helps.
     """
 
     steps: tuple[tuple[int, int, int], ...]
@@ -58,117 +77,261 @@ class Matched:
     logprob: Interval
 
 
-def make_row(label: str, runs: Sequence[Answers], base: Answers) -> Row:
-    """Summarise runs' last answers beside the base model's on the same questions."""
-    ids = shared_ids(FORGET, runs, base)
-    kept = shared_ids(CLEAN, runs, base)
+@dataclass(frozen=True)
+class Defence:
+    """A defence minus the same method without one, over seeds.
 
-    unlearned = any(answers is not base for answers in runs)
-    effects = [vulnerability(position, runs, base, kept, what) for position, what in EFFECTS]
-    return Row(
+    `recovered`: difference of the accuracy after a forget-token at the last step, by position.
+    `matched`: the same at matched forgetting, by position; None without such a pair.
+    """
+
+    label: str
+    against: str
+    recovered: Mapping[str, Interval]
+    matched: Mapping[str, Matched | None]
+
+
+def make_groups(
+    finished: Finished, reference: AnswerTable, retrained: AnswerTable | None = None
+) -> list[Group]:
+    """The reference model, the retrained model, and every group of runs."""
+    groups = [make_group("reference", "", [reference], reference, retrained)]
+    if retrained is not None:
+        groups.append(make_group("retrained", "", [retrained], reference, retrained))
+    for label, runs in _by_group(finished).items():
+        last = [steps[max(steps)] for steps in runs.values()]
+        defence = next(iter(runs)).defence
+        groups.append(make_group(label, defence, last, reference, retrained))
+    return groups
+
+
+def make_group(
+    label: str,
+    defence: str,
+    runs: Sequence[AnswerTable],
+    reference: AnswerTable,
+    retrained: AnswerTable | None = None,
+) -> Group:
+    """Summarise runs' last answers."""
+    asked = [set(slices(run)) for run in runs]
+    parts = [part for part in slices(reference) if all(part in each for each in asked)]
+    ids = {part: shared_ids(part, runs, reference) for part in parts}
+    unlearned = any(run is not reference for run in runs)
+    return Group(
         label,
+        defence,
         len(runs),
-        (len(ids), len(kept)),
-        accuracy(FORGET, runs, ids),
-        accuracy(CLEAN, runs, kept),
-        accuracy("before/forget", runs, kept),
-        accuracy("before/control", runs, kept),
-        bootstrap_mean(values("before/forget", runs, kept, LOGPROB), BOOTSTRAP_SEED),
-        *(effects if unlearned else ()),
+        {part: len(ids[part]) for part in parts},
+        {part: accuracy(part, runs, ids[part]) for part in parts},
+        {part: _mean(values(part, runs, ids[part], "logprob")) for part in parts},
+        {
+            position: _vulnerabilities(position, runs, reference)
+            for position in positions(reference)
+            if unlearned and Slice("retain", FORGET_TOKEN, position) in parts
+        },
+        {} if retrained is None else _distances(runs, retrained, ids),
     )
 
 
-EFFECTS = (("before", RIGHT), ("before", LOGPROB), ("choice", RIGHT))
+def make_defences(
+    finished: Finished, reference: AnswerTable, matched_at: Sequence[str] | None = None
+) -> list[Defence]:
+    """Every group with a defence against the same method without one.
+
+    `matched_at`: the positions to compare at matched forgetting; None is those that every
+    checkpoint has answers for.
+    """
+    groups = _by_group(finished)
+    found = []
+    for label, ours in groups.items():
+        plain = next(iter(ours)).base_group
+        if plain != label and plain in groups:
+            found.append(_defence(label, plain, groups, reference, matched_at))
+    return found
 
 
-def accuracy(form: str, runs: Sequence[Answers], ids: Sequence[str]) -> Interval:
-    """The share answered right: Wilson's interval for one run, else one over runs and questions."""
-    table = values(form, runs, ids, RIGHT)
+def accuracy(part: Slice, runs: Sequence[AnswerTable], ids: Sequence[QuestionKey]) -> Interval:
+    """The share of right answers: Wilson's interval for one run, else over runs and questions."""
+    table = values(part, runs, ids, "correct")
     if len(runs) == 1:
         return wilson(round(table.sum().item()), len(ids))
-    return bootstrap_mean(table, BOOTSTRAP_SEED)
+    return _mean(table)
 
 
 def vulnerability(
-    position: str, runs: Sequence[Answers], base: Answers, ids: Sequence[str], what: int
+    position: str,
+    runs: Sequence[AnswerTable],
+    reference: AnswerTable,
+    ids: Sequence[QuestionKey],
+    quantity: Quantity,
 ) -> Interval:
-    """Vulnerability: (unlearned − base) of (control − forget), question by question."""
-    ours, reference = (
-        values(f"{position}/control", each, ids, what)
-        - values(f"{position}/forget", each, ids, what)
-        for each in (runs, [base] * len(runs))
+    """(unlearned − reference) of (control token − forget-token), question by question."""
+
+    control, forget = (
+        Slice("retain", variant, position) for variant in (CONTROL_TOKEN, FORGET_TOKEN)
     )
-    return bootstrap_mean(ours - reference, BOOTSTRAP_SEED)
+    tables = (
+        values(part, each, ids, quantity)
+        for each in (runs, [reference] * len(runs))
+        for part in (control, forget)
+    )
+    return statistics.vulnerability(*tables, seed=BOOTSTRAP_SEED)
 
 
 def match(
-    plain: Mapping[R, Mapping[int, Answers]],
-    noised: Mapping[R, Mapping[int, Answers]],
-    base: Answers,
-    form: str = "before/forget",
+    plain: Mapping[Run, Checkpoints],
+    defended: Mapping[Run, Checkpoints],
+    reference: AnswerTable,
+    position: str,
 ) -> Matched | None:
-    """Pair each forgetful checkpoint with RNA with one without, of the same seed.
+    """Pair each checkpoint with a defence with one without, of the same seed.
 
     Candidates differ by at most `TOLERANCE` in forget accuracy and in retain accuracy, on the
-    questions that all checkpoints were asked; of several the nearest in the log-probability of the
-    forget domain's answers is taken, since accuracy no longer tells checkpoints at chance apart.
-    `form`: the questions on which they are compared. None if no pair is found.
+    questions that all checkpoints were asked. Of several candidates the nearest in log-probability
+    on the forget set is taken, since at chance accuracies no longer differ. Checkpoints that have
+    not forgotten are left out. None if no pair is found.
     """
-    sheets = [s for runs in (plain, noised) for steps in runs.values() for s in steps.values()]
-    ids, kept = shared_ids(FORGET, sheets, base), shared_ids(CLEAN, sheets, base)
+    both = (*plain.values(), *defended.values())
+    tables = [table for steps in both for table in steps.values()]
+    part = Slice("retain", FORGET_TOKEN, position)
+    if not all(part in slices(table) for table in tables):
+        return None
+    forget, retain = (shared_ids(each, tables, reference) for each in (FORGET, RETAIN))
     pairs = []
-    for run, steps in noised.items():
+    for run, steps in defended.items():
         rivals = next((s for other, s in plain.items() if other.seed == run.seed), {})
-        for step, sheet in steps.items():
-            found = _nearest(sheet, rivals, ids, kept)
-            if found is not None and _has_forgotten(sheet, base, ids):
-                pairs.append(((run.seed, found, step), rivals[found], sheet))
+        for step, table in steps.items():
+            found = _nearest(table, rivals, forget, retain)
+            if found is not None and _has_forgotten(table, reference, forget):
+                pairs.append(((run.seed, found, step), rivals[found], table))
     if not pairs:
         return None
-    without, with_noise = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
-    accuracy, logprob = (
-        bootstrap_mean(
-            values(form, with_noise, kept, what) - values(form, without, kept, what),
-            BOOTSTRAP_SEED,
-        )
-        for what in (RIGHT, LOGPROB)
+    without, with_defence = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
+    gains = (
+        _mean(values(part, with_defence, retain, what) - values(part, without, retain, what))
+        for what in ("correct", "logprob")
     )
-    return Matched(tuple(pair[0] for pair in pairs), len(kept), accuracy, logprob)
+    return Matched(tuple(pair[0] for pair in pairs), len(retain), *gains)
+
+
+def shared_ids(
+    part: Slice, runs: Sequence[AnswerTable], reference: AnswerTable
+) -> list[QuestionKey]:
+    """Questions of a slice that every run and the reference answered, in the reference's order."""
+    answered = [pooled(run, part).keys() for run in runs]
+    return [name for name in pooled(reference, part) if all(name in each for each in answered)]
+
+
+def values(
+    part: Slice, runs: Sequence[AnswerTable], ids: Sequence[QuestionKey], quantity: Quantity
+) -> Tensor:
+    """A quantity of each answer, (runs, questions)."""
+    answers = (pooled(run, part) for run in runs)
+    table = [[float(getattr(each[name], quantity)) for name in ids] for each in answers]
+    return torch.tensor(table, dtype=torch.float64)
+
+
+def mean(table: AnswerTable, part: Slice, ids: Sequence[QuestionKey], quantity: Quantity) -> float:
+    """The mean of a quantity over some questions of a slice."""
+    answers = pooled(table, part)
+    return sum(getattr(answers[name], quantity) for name in ids) / len(ids)
+
+
+def chance(table: AnswerTable, part: Slice) -> float:
+    """The accuracy of guessing on a slice."""
+    return fmean(answer.chance for answer in pooled(table, part).values())
+
+
+def _mean(table: Tensor) -> Interval:
+    return bootstrap_mean(table, BOOTSTRAP_SEED)
+
+
+def _by_group(finished: Finished) -> dict[str, dict[Run, Checkpoints]]:
+    groups: dict[str, dict[Run, Checkpoints]] = {}
+    for run, steps in finished.items():
+        groups.setdefault(run.group, {})[run] = steps
+    return groups
+
+
+def _vulnerabilities(
+    position: str, runs: Sequence[AnswerTable], reference: AnswerTable
+) -> tuple[Interval, Interval]:
+    ids = shared_ids(Slice("retain", FORGET_TOKEN, position), runs, reference)
+    return (
+        vulnerability(position, runs, reference, ids, "correct"),
+        vulnerability(position, runs, reference, ids, "logprob"),
+    )
+
+
+def _distances(
+    runs: Sequence[AnswerTable], retrained: AnswerTable, ids: Mapping[Slice, Sequence[QuestionKey]]
+) -> dict[Slice, Interval]:
+    return {part: kl_to(retrained, part, runs, ids[part]) for part in (FORGET, RETAIN)}
+
+
+def kl_to(
+    target: AnswerTable, part: Slice, runs: Sequence[AnswerTable], ids: Sequence[QuestionKey]
+) -> Interval:
+    """Mean of Σ q·(log q − log p) over the choices of each question, q the target's."""
+    theirs = pooled(target, part)
+
+    def divergence(ours: Answer, other: Answer) -> float:
+        pairs = zip(ours.logprobs, other.logprobs, strict=True)
+        return math.fsum(math.exp(q) * (q - p) for p, q in pairs)
+
+    ours = [pooled(run, part) for run in runs]
+    return _mean(torch.tensor([[divergence(t[name], theirs[name]) for name in ids] for t in ours]))
+
+
+def _defence(
+    label: str,
+    plain: str,
+    groups: Mapping[str, Finished],
+    reference: AnswerTable,
+    matched_at: Sequence[str] | None,
+) -> Defence:
+    ours, theirs = groups[label], groups[plain]
+    seeds = sorted({run.seed for run in ours} & {run.seed for run in theirs})
+    last = [
+        [next(s[max(s)] for r, s in runs.items() if r.seed == seed) for seed in seeds]
+        for runs in (ours, theirs)
+    ]
+    tables = [*last[0], *last[1]]
+    recovered = {}
+    for position in positions(reference) if seeds else ():
+        part = Slice("retain", FORGET_TOKEN, position)
+        if all(part in slices(table) for table in tables):
+            ids = shared_ids(part, tables, reference)
+            defended, without = (values(part, runs, ids, "correct") for runs in last)
+            recovered[position] = _mean(defended - without)
+    wanted = positions(reference) if matched_at is None else matched_at
+    matched = {position: match(theirs, ours, reference, position) for position in wanted}
+    return Defence(label, plain, recovered, matched)
 
 
 def _nearest(
-    sheet: Answers, rivals: Mapping[int, Answers], ids: Sequence[str], kept: Sequence[str]
+    table: AnswerTable,
+    rivals: Checkpoints,
+    forget: Sequence[QuestionKey],
+    retain: Sequence[QuestionKey],
 ) -> int | None:
-    """The step of the rival that forgot and kept like `sheet`."""
+    """The step of the rival checkpoint at matched forgetting."""
 
-    def gap(rival: Answers, form: str, names: Sequence[str], what: int) -> float:
-        return abs(mean(rival, form, names, what) - mean(sheet, form, names, what))
+    def gap(
+        rival: AnswerTable, part: Slice, ids: Sequence[QuestionKey], quantity: Quantity
+    ) -> float:
+        return abs(mean(rival, part, ids, quantity) - mean(table, part, ids, quantity))
 
     alike = [
         step
         for step, rival in rivals.items()
-        if gap(rival, FORGET, ids, RIGHT) <= TOLERANCE
-        and gap(rival, CLEAN, kept, RIGHT) <= TOLERANCE
+        if gap(rival, FORGET, forget, "correct") <= TOLERANCE
+        and gap(rival, RETAIN, retain, "correct") <= TOLERANCE
     ]
-    return min(alike, key=lambda step: gap(rivals[step], FORGET, ids, LOGPROB), default=None)
+    return min(alike, key=lambda step: gap(rivals[step], FORGET, forget, "logprob"), default=None)
 
 
-def _has_forgotten(sheet: Answers, base: Answers, ids: Sequence[str]) -> bool:
-    known = mean(base, FORGET, ids, RIGHT) - CHANCE
-    return mean(sheet, FORGET, ids, RIGHT) - CHANCE <= (1 - FORGOTTEN) * known
-
-
-def shared_ids(form: str, runs: Sequence[Answers], base: Answers) -> list[str]:
-    """Ids that every run and the base were asked, in the base's order."""
-    return [name for name in base[form] if all(name in answers[form] for answers in runs)]
-
-
-def values(form: str, runs: Sequence[Answers], ids: Sequence[str], what: int) -> Tensor:
-    """`RIGHT` or `LOGPROB` of each answer, (runs, questions)."""
-    table = [[float(answers[form][name][what]) for name in ids] for answers in runs]
-    return torch.tensor(table, dtype=torch.float64)
-
-
-def mean(answers: Answers, form: str, ids: Sequence[str], what: int) -> float:
-    """The mean of `RIGHT` or `LOGPROB` over some of the questions of a form."""
-    return sum(answers[form][name][what] for name in ids) / len(ids)
+def _has_forgotten(table: AnswerTable, reference: AnswerTable, ids: Sequence[QuestionKey]) -> bool:
+    guess = chance(reference, FORGET)
+    known = mean(reference, FORGET, ids, "correct") - guess
+    return mean(table, FORGET, ids, "correct") - guess <= (1 - FORGOTTEN) * known

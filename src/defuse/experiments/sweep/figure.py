@@ -1,11 +1,12 @@
-"""The Pareto plot: what was forgotten against what was kept, and the settings none outdoes."""
+"""The Pareto plot: forgetting against keeping, and the settings that no other dominates."""
 
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.experiments.sweep.summary import Group, pareto_front
+from defuse.experiments.core.metrics import Group
+from defuse.experiments.sweep.summary import figures, pareto_front, value
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
 BASE, FRONT, OTHER = "#000000", "#0072B2", "#999999"
@@ -20,7 +21,7 @@ def draw(base: Group, groups: Sequence[Group]) -> Figure:
 
     Up and to the left is better; bars are 95 % intervals.
     """
-    shown = [name for name in PANELS if name in base.figures]
+    shown = [name for name in PANELS if name in figures(base)]
     figure = Figure(figsize=(5.4 * len(shown), 4.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         _draw_panel(axes, base, groups, name)
@@ -31,18 +32,18 @@ def _draw_panel(axes: Axes, base: Group, groups: Sequence[Group], name: str) -> 
     front = pareto_front(groups, name)
     others = [group for group in groups if group not in front]
     axes.plot(
-        [group.value("forget_accuracy") for group in front],
-        [group.value(name) for group in front],
+        [value(group, "forget_accuracy") for group in front],
+        [value(group, name) for group in front],
         color=FRONT,
         linewidth=1,
         linestyle="--",
     )
-    _points(axes, [base], name, "base", BASE, "D")
-    _points(axes, others, name, "outdone", OTHER, "o")
+    _points(axes, [base], name, "reference", BASE, "D")
+    _points(axes, others, name, "dominated", OTHER, "o")
     _points(axes, front, name, "Pareto front", FRONT, "s")
     labels: dict[tuple[float, float], list[str]] = {}
     for group in front:
-        place = (group.value("forget_accuracy"), group.value(name))
+        place = (value(group, "forget_accuracy"), value(group, name))
         labels.setdefault(place, []).append(group.label)
     for place, names in labels.items():
         axes.annotate(
@@ -69,7 +70,7 @@ def _points(
     if not groups:
         return
     across, up = (
-        [group.figures[figure].interval for group in groups] for figure in ("forget_accuracy", name)
+        [figures(group)[figure][1] for group in groups] for figure in ("forget_accuracy", name)
     )
     axes.errorbar(
         [each.value for each in across],

@@ -72,7 +72,7 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
     return points
 
 
-def recipe_essence(recipe: Recipe) -> dict[str, Any]:
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """What makes a recipe the same one, wherever and however often it writes."""
     return without_none(dict(identity_of(recipe)))
 
@@ -150,7 +150,7 @@ def _flow(value: object) -> str:
 def _refuse_twins(points: Sequence[Point]) -> None:
     seen: dict[str, Point] = {}
     for point in points:
-        twin = seen.setdefault(json.dumps(recipe_essence(point.recipe)), point)
+        twin = seen.setdefault(json.dumps(recipe_identity(point.recipe)), point)
         if twin is not point:
             raise UsageError(
                 f"{point.label}: is the same recipe as {twin.label}; leave one of them out"

@@ -1,58 +1,94 @@
-"""A sweep from an order to its table and plot: all is checked first, and what is finished stays."""
+"""`defuse sweep`: a grid of recipes on the experiment engine, with one table and a Pareto plot."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
-from rich.progress import Progress
 
-from defuse.experiments.sweep.cluster import (
-    Resources,
-    answer_of,
-    check_resources,
-    connected,
-    run_all,
-    started_workers,
+from defuse.evaluate.sources import Asking, TokenFiles, build_perturbation, load_part
+from defuse.experiments.core.answers import (
+    FORGET_SET,
+    RETAIN_SET,
+    AnswerTable,
+    from_old_json,
+    to_old_json,
 )
-from defuse.experiments.sweep.exam import Exam, Sources, build_exam
+from defuse.experiments.core.metrics import make_group
+from defuse.experiments.core.questions import MCQuestions, make_probes
+from defuse.experiments.core.ray_cluster import Resources
+from defuse.experiments.core.run import (
+    REFERENCE,
+    ExperimentContext,
+    last_losses,
+    load_answers,
+    other_answers,
+)
+from defuse.experiments.core.runner import Runner, RunnerName, run_all
+from defuse.experiments.core.scenario import Layout, ModelSource, Run, Scenario, TextDigests, digest
 from defuse.experiments.sweep.figure import draw
-from defuse.experiments.sweep.grid import SEED, Point, at_point, make_grid, recipe_essence
-from defuse.experiments.sweep.records import (
-    Record,
-    Run,
-    all_records,
-    base_file,
-    name_runs,
-    read_base,
-    read_record,
-    write_record,
-)
-from defuse.experiments.sweep.summary import Group, figures, make_groups, markdown, screen_table
+from defuse.experiments.sweep.grid import SEED, Point, at_point, make_grid, recipe_identity
+from defuse.experiments.sweep.summary import as_data, make_groups, markdown, screen_table
 from defuse.experiments.sweep.table import Format, Table
-from defuse.experiments.sweep.worker import Base, Task
 from defuse.models.fsdp import check_sharding
-from defuse.models.load import resolve_device
+from defuse.questions import Position, Score
 from defuse.report.plots import save
+from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.run import check
-from defuse.utils.config import dump, without_none
+from defuse.utils.config import dump
 from defuse.utils.distributed import ALONE
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
-from defuse.utils.provenance import versions
+from defuse.utils.progress import SILENT, Progress
 
 UNLEARNED = "unlearned"  # of a grid with a single setting
 
 
 @dataclass(frozen=True)
-class Order:
-    """What `defuse sweep` was asked for.
+class Sources:
+    """Where questions and tokens come from and how they are asked, as `defuse evaluate` has it."""
+
+    forget: str
+    retain: str
+    forget_subject: str | None = None
+    retain_subject: str | None = None
+    score: Score = "letters"
+    few_shot: int = 0
+    dev: str | None = None
+    limit: int | None = None
+    tokens: TokenFiles | None = None
+    position: Position = "choice"
+    sentence: str | None = None
+
+    def questions(self, model: str) -> MCQuestions:
+        """Read everything; the tokenizer of `model` matches control tokens."""
+        asking = Asking(self.few_shot, self.limit, self.score)
+        sets = {
+            FORGET_SET: load_part(self.forget, self.forget_subject, self.dev, asking),
+            RETAIN_SET: load_part(self.retain, self.retain_subject, self.dev, asking),
+        }
+        perturbations = []
+        if self.tokens is not None:
+            how = (self.tokens, self.position, self.sentence, model, asking.seed)
+            perturbations.append(build_perturbation(*how))
+        questions = {name: part.questions for name, part in sets.items()}
+        settings = {name: part.settings for name, part in sets.items()}
+        probes = make_probes(questions, settings, perturbations)
+        return MCQuestions(probes, probes)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a sweep.
 
     `grid`: texts such as "seed=0..4" (`sweep.grid`). `out`: None is the recipe's output with
-    "-sweep" behind it. `keep`: checkpoints, too. `plan`: only say what would run.
+    "-sweep" behind it. `keep`: write checkpoints, too. `plan`: only say what would run; `report`:
+    only report what is finished.
     """
 
     recipe: Path
@@ -62,67 +98,82 @@ class Order:
     keep: bool = False
     retry_failed: bool = False
     plan: bool = False
+    report: bool = False
     form: Format = "jsonl"
+    runner: RunnerName = "ray"
     resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """An order with everything read and checked."""
+class Plan:
+    """A request with everything read and checked: the scenario, and each run's point."""
 
-    order: Order
-    folder: Path
-    runs: Sequence[Run]
-    exam: Exam
+    request: Request
+    scenario: Scenario
+    points: Mapping[str, Point]
+
+    @cached_property
+    def context(self) -> ExperimentContext:
+        return ExperimentContext(self.scenario)
+
+    def record(self, run: Run) -> dict[str, Any] | None:
+        """A run's record, failed or not."""
+        path = self.scenario.folder / "runs" / f"{run.name}.json"
+        return _read(path) if path.exists() else None
+
+    def answers(self, run: Run) -> AnswerTable | None:
+        """A run's answers; those of version 0.1.0 are in its record."""
+        found = load_answers(self.context, run)
+        if found:
+            return found[run.steps]
+        record = self.record(run) or {}
+        return from_old_json(record["answers"], {}) if "answers" in record else None
 
     def left(self) -> list[Run]:
-        """The runs to do: those without a record, and failed ones if they are to be retried."""
-        return [run for run in self.runs if not self._is_done(run)]
+        """The runs without a record, and failed ones if they are to be retried."""
+        return [run for run in self.scenario.runs if not self._is_done(run)]
 
     def _is_done(self, run: Run) -> bool:
-        record = read_record(self.folder, run)
+        record = self.record(run)
         if record is None:
             return False
         if "error" in record:
-            return not self.order.retry_failed
-        return not self.order.keep or Path(run.point.recipe.output).is_dir()
+            return not self.request.retry_failed
+        return not self.request.keep or Path(run.recipe.output).is_dir()
 
 
-def carry_out(order: Order, console: Console) -> int:
+def run_sweep(request: Request, console: Console, progress: Progress = SILENT) -> int:
     """Do what is left of the sweep and report it; returns how many of its runs have failed.
 
     Raises UsageError for whatever can be refused before anything runs.
     """
-    sweep = prepare(order)
-    if order.plan:
-        _announce(sweep, sweep.left(), console)
-        for run in sweep.runs:
-            console.print(f"{run.name}  {run.point.label}", highlight=False, markup=False)
+    plan = check_sweep(request)
+    folder = plan.scenario.folder
+    todo = [] if request.report else plan.left()
+    console.print(f"{len(todo)} of {len(plan.scenario.runs)} runs to do, in {folder}")
+    if request.plan:
+        for run in plan.scenario.runs:
+            line = f"{run.name}  {plan.points[run.name].label}"
+            console.print(line, highlight=False, markup=False)
         return 0
-    with held(sweep.folder / ".lock", "out", f"the sweep in {sweep.folder}"):
-        todo = sweep.left()
-        _announce(sweep, todo, console)
+    with held(folder / ".lock", "out", f"the sweep in {folder}"):
         if todo:
-            _run(sweep, todo, console)
-        return report(sweep, console)
+            _carry_out(plan, todo, console, progress)
+        return report(plan, console)
 
 
-def _announce(sweep: Sweep, todo: Sequence[Run], console: Console) -> None:
-    console.print(f"{len(todo)} of {len(sweep.runs)} runs to do, in {sweep.folder}")
-
-
-def prepare(order: Order) -> Sweep:
+def check_sweep(request: Request) -> Plan:
     """Read recipes, texts and questions, and check one point of all that differ in their seed.
 
     Raises UsageError, naming the point, for what cannot run.
     """
-    check_resources(order.resources)
-    points = make_grid(order.recipe, order.grid)
+    Runner(request.runner, request.resources.workers, request.resources)
+    points = make_grid(request.recipe, request.grid)
     recipe = points[0].recipe
-    folder = order.out or Path(f"{recipe.output}-sweep")
+    folder = request.out or Path(f"{recipe.output}-sweep")
     check_writable(folder, "out")
-    exam = build_exam(order.sources, recipe.model)
-    read_base(folder, exam.digest)
+    questions = request.sources.questions(recipe.model)
+    _check_questions(folder, questions)
     for point in _unlike(points):
         try:
             check(point.recipe)
@@ -130,103 +181,142 @@ def prepare(order: Order) -> Sweep:
                 check_sharding(ALONE, point.recipe.batch_size)
         except UsageError as error:
             raise at_point(point.fields, error) from error
-    return Sweep(order, folder, name_runs(points, folder), exam)
+    digests = TextDigests()
+    runs = [_run(point, folder, digests) for point in sorted(points, key=_frozen_part)]
+    scenario = Scenario(
+        name="sweep",
+        folder=folder,
+        model=ModelSource(recipe.model, recipe.revision, recipe.device, recipe.dtype),
+        runs=tuple(runs),
+        questions={"reported": questions},
+        layout=Layout((), None, stem="sweep"),
+        command="defuse sweep",
+        share_activations=True,
+        keep_models=request.keep,
+    )
+    named = {_name(point, digests): point for point in points}
+    return Plan(request, scenario, named)
+
+
+def _name(point: Point, digests: TextDigests) -> str:
+    """A hash of the recipe, wherever its output is, and of the texts that it reads."""
+    return digest([recipe_identity(point.recipe), digests.of(point.recipe)])[:12]
+
+
+def _run(point: Point, folder: Path, digests: TextDigests) -> Run:
+    name, recipe = _name(point, digests), point.recipe
+    return Run(
+        name=name,
+        group=point.setting or UNLEARNED,
+        base_group=point.setting or UNLEARNED,
+        method=recipe.method.name,
+        retain_loss=recipe.retain.loss,
+        defence="none" if recipe.noise is None else "rna",
+        seed=recipe.seed,
+        recipe_yaml=_placed(recipe, folder / "models" / name),
+        checkpoints=(recipe.steps,),
+    )
+
+
+def _placed(recipe: Recipe, output: Path) -> str:
+    return yaml.safe_dump({**yaml.safe_load(recipe.to_yaml()), "output": str(output)})
 
 
 def _unlike(points: Sequence[Point]) -> list[Point]:
     unlike: dict[str, Point] = {}
     for point in points:
-        essence = {**recipe_essence(point.recipe), SEED: None}
-        unlike.setdefault(json.dumps(essence), point)
+        identity = {**recipe_identity(point.recipe), SEED: None}
+        unlike.setdefault(json.dumps(identity), point)
     return list(unlike.values())
 
 
-def _run(sweep: Sweep, todo: Sequence[Run], console: Console) -> None:
-    """Every run that is left; each is kept as soon as it is done."""
-    recipe, resources = todo[0].point.recipe, sweep.order.resources
-    if resources.gpus is None:
-        on_gpu = resolve_device(recipe.device).type == "cuda"
-        resources = replace(resources, gpus=float(on_gpu))
-    source = Base(recipe.model, recipe.revision, recipe.device, recipe.dtype, str(Path.cwd()))
-    runs = {run.name: run for run in sorted(todo, key=_frozen_part)}
-    arguments = (resources, len(runs), source, sweep.exam)
-    with connected(resources), started_workers(*arguments) as workers:
-        console.print(f"Runs at a time: {len(workers)}")
-        base = _base(sweep, workers[0])
-        tasks = {name: _task(run, base, keep=sweep.order.keep) for name, run in runs.items()}
-        table = Table(sweep.folder, sweep.order.form, all_records(sweep.folder))
-        with Progress(console=Console(stderr=True)) as progress:
-            for name, found in progress.track(
-                run_all(workers, tasks), len(tasks), description="runs"
-            ):
-                table.add(_keep(sweep, runs[name], found, base))
-
-
-def _frozen_part(run: Run) -> str:
-    """Equal for runs that share what the frozen blocks make of their texts; they come in turn."""
-    recipe = run.point.recipe
+def _frozen_part(point: Point) -> str:
+    """Equal for runs that share what the frozen blocks make of their texts; they follow in turn."""
+    recipe = point.recipe
     strengths = {"coefficient": None, "scale": None, "weight": None}
     texts = [{**dump(topic), **strengths} for topic in recipe.topics]
     return json.dumps([texts, recipe.layer, recipe.train.layers, recipe.batch_size])
 
 
-def _base(sweep: Sweep, worker: Any) -> Record:  # noqa: ANN401 (Ray's handle)
-    """The base model's record, asked by `worker` unless it is there."""
-    identity = answer_of(worker.identify.remote())
-    known = read_base(sweep.folder, sweep.exam.digest)
-    if known is None:
-        known = {
-            "identity": identity,
-            "exam": sweep.exam.digest,
-            "sources": asdict(sweep.order.sources),
-            "answers": answer_of(worker.ask_base.remote()),
-            "versions": versions(),
-        }
-        write_json(base_file(sweep.folder), known)
-    if known["identity"] != identity:
-        raise UsageError(
-            f"out: {sweep.folder} holds a sweep of another model, or of this one in another "
-            "precision; name a new folder"
-        )
-    return known
+def _check_questions(folder: Path, questions: MCQuestions) -> None:
+    """Raise UsageError if the folder holds answers to other questions."""
+    path = folder / "sweep.json"
+    if path.exists() and _read(path).get("questions") != questions.digest(final=True):
+        raise UsageError(f"out: {folder} holds answers to other questions; name a new folder")
 
 
-def _task(run: Run, base: Record, *, keep: bool) -> Task:
-    recipe = without_none(dump(run.point.recipe))
-    return Task(recipe, base["identity"], keep)
+def _carry_out(plan: Plan, todo: Sequence[Run], console: Console, progress: Progress) -> None:
+    """Every run that is left; its record is kept as soon as it ends."""
+    request, folder = plan.request, plan.scenario.folder
+    asked = plan.scenario.questions["reported"].digest(final=True)
+    reference = other_answers(plan.context, REFERENCE, progress)
+    write_json(folder / "sweep.json", {"schema_version": 1, "questions": asked})
+    runner = Runner(request.runner, request.resources.workers, request.resources)
+    console.print(f"Runs at a time: {runner.at_a_time(len(todo))}")
+    table = Table(folder, request.form, _all_records(folder))
+    for run, record in run_all(plan.context, todo, runner, progress):
+        table.add(_keep(plan, run, record, reference))
 
 
-def _keep(sweep: Sweep, run: Run, found: Record, base: Record) -> Record:
-    """Write what a worker found, with its figures."""
+def _keep(plan: Plan, run: Run, found: Mapping[str, Any], reference: AnswerTable) -> dict[str, Any]:
+    """Write a run's record, with its point in front and its figures."""
+    recipe = run.recipe
+    record: dict[str, Any] = {
+        "run": run.name,
+        "fields": plan.points[run.name].values,
+        "seed": run.seed,
+        "recipe": dump(recipe),
+    }
     if "error" not in found:
-        own = figures([found["answers"]], base["answers"])
-        found = {"figures": {name: each.as_data() for name, each in own.items()}, **found}
-    when = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return write_record(sweep.folder, run, {**found, "finished": when})
+        answers = load_answers(plan.context, run)[run.steps]
+        record["figures"] = as_data(make_group(run.group, "none", [answers], reference))
+        record["answers"] = to_old_json(answers)
+        record |= last_losses(found["steps"])
+    record |= {**found, "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    write_json(plan.scenario.folder / "runs" / f"{run.name}.json", record)
+    return record
 
 
-def report(sweep: Sweep, console: Console) -> int:
+def report(plan: Plan, console: Console) -> int:
     """Table, summary and plot of this grid's runs; returns how many have failed."""
-    table = Table(sweep.folder, sweep.order.form, all_records(sweep.folder))
+    folder = plan.scenario.folder
+    table = Table(folder, plan.request.form, _all_records(folder))
     table.write()
-    base = read_base(sweep.folder, sweep.exam.digest) or {}
-    records = [(run.point, read_record(sweep.folder, run) or {}) for run in sweep.runs]
-    finished = [(p.setting or UNLEARNED, r["answers"]) for p, r in records if "answers" in r]
-    failed = [f"{p.label or UNLEARNED}: {r['error']}" for p, r in records if "error" in r]
-    groups = make_groups(finished, base["answers"])
-    paths = [table.path, *_write_summary(sweep.folder, groups, failed)]
+    reference = other_answers(plan.context, REFERENCE)
+    records = [(run, plan.record(run) or {}) for run in _in_grid_order(plan)]
+    finished = [(run.group, a) for run, _ in records if (a := plan.answers(run)) is not None]
+    failed = [
+        f"{plan.points[run.name].label or UNLEARNED}: {record['error']}"
+        for run, record in records
+        if "error" in record
+    ]
+    groups = make_groups(finished, reference)
+    lines = "".join(f"\n- failed: {sentence}" for sentence in failed)
+    write_text(folder / "sweep.md", f"{markdown(groups)}{lines}\n")
+    first, *settings = groups
+    paths = [table.path, folder / "sweep.md"]
+    paths += save(draw(first, settings), folder / "sweep") if settings else []
     console.print(screen_table(groups))
     for sentence in failed:
         console.print(f"failed: {sentence}", highlight=False, markup=False, soft_wrap=True)
     if failed:
-        console.print(f"{len(failed)} failed; --retry-failed tries them again")
+        console.print(f"{len(failed)} failed; --retry-failed runs them again")
     console.print("Written: " + ", ".join(map(str, paths)), highlight=False, soft_wrap=True)
     return len(failed)
 
 
-def _write_summary(folder: Path, groups: Sequence[Group], failed: Sequence[str]) -> list[Path]:
-    page = folder / "sweep.md"
-    lines = "".join(f"\n- failed: {sentence}" for sentence in failed)
-    write_text(page, f"{markdown(groups)}{lines}\n")
-    base, *settings = groups
-    return [page, *(save(draw(base, settings), folder / "sweep") if settings else ())]
+def _in_grid_order(plan: Plan) -> list[Run]:
+    runs = {run.name: run for run in plan.scenario.runs}
+    return [runs[name] for name in plan.points]
+
+
+def _all_records(folder: Path) -> list[dict[str, Any]]:
+    """Every run's record, of this grid or of another."""
+    return [_read(path) for path in (folder / "runs").glob("*.json")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: is not a record of a sweep ({error}); remove it") from error

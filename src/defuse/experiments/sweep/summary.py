@@ -1,123 +1,107 @@
-"""Figures of a run, and of the runs of one setting; which settings no other outdoes."""
+"""Figures of a sweep's settings, and which settings are on the Pareto front."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from defuse.evaluate import Interval
-from defuse.experiments.core.answers import CLEAN, FORGET, Answers
-from defuse.experiments.core.metrics import LOGPROB, RIGHT, accuracy, shared_ids, vulnerability
+from defuse.experiments.core.answers import (
+    CONTROL_TOKEN,
+    FORGET,
+    FORGET_TOKEN,
+    RETAIN,
+    AnswerTable,
+    Slice,
+)
+from defuse.experiments.core.metrics import Group, make_group
 from defuse.report.format import interval, markdown_table, stacked
+from defuse.statistics import Interval
 
 HEADS = {
     "forget_accuracy": "forget questions",
     "retain_accuracy": "retain questions",
-    "after_control_accuracy": "... after a control",
+    "after_control_accuracy": "... after a control token",
     "after_forget_accuracy": "... after a forget-token",
     "vulnerability": "vulnerability",
     "vulnerability_nats": "vulnerability, nats",
 }
-ON_SCREEN = {
-    "forget_accuracy": "forget\nquestions",
-    "retain_accuracy": "retain\nquestions",
-    "after_control_accuracy": "... after\na control",
-    "after_forget_accuracy": "... after\na forget-\ntoken",
-    "vulnerability": "vulner-\nability",
-}
+WIDE = "vulnerability_nats"  # not on the screen
 
 
-@dataclass(frozen=True)
-class Figure:
-    """An estimate over `n` questions."""
-
-    n: int
-    interval: Interval
-
-    def as_data(self) -> dict[str, float]:
-        return {"n": self.n, **asdict(self.interval)}
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one setting, which differ in their seed; figures by the names in `HEADS`."""
-
-    label: str
-    runs: int
-    figures: Mapping[str, Figure]
-
-    def value(self, name: str) -> float:
-        return self.figures[name].interval.value
-
-
-def figures(runs: Sequence[Answers], base: Answers) -> dict[str, Figure]:
-    """Accuracies, and with perturbed questions the vulnerability (unless `runs` is the base).
-
-    Of one run with Wilson's interval, of several with one over runs and questions.
-    """
-    ids = {form: shared_ids(form, runs, base) for form in base}
-
-    def share(form: str) -> Figure:
-        return Figure(len(ids[form]), accuracy(form, runs, ids[form]))
-
-    found = {"forget_accuracy": share(FORGET), "retain_accuracy": share(CLEAN)}
-    position = next((form.partition("/")[0] for form in base if "/" in form), None)
-    if position is None:
-        return found
-    found["after_control_accuracy"] = share(f"{position}/control")
-    found["after_forget_accuracy"] = share(f"{position}/forget")
-    if any(answers is not base for answers in runs):
-        kept = ids[CLEAN]
-        for name, what in (("vulnerability", RIGHT), ("vulnerability_nats", LOGPROB)):
-            found[name] = Figure(len(kept), vulnerability(position, runs, base, kept, what))
+def figures(group: Group) -> dict[str, tuple[int, Interval]]:
+    """The figures of `HEADS` that a group has, each with its number of questions."""
+    found: dict[str, tuple[int, Interval]] = {}
+    position = next((part.position for part in group.accuracy if part.position), None)
+    slices = {"forget_accuracy": FORGET, "retain_accuracy": RETAIN}
+    if position is not None:
+        slices["after_control_accuracy"] = Slice("retain", CONTROL_TOKEN, position)
+        slices["after_forget_accuracy"] = Slice("retain", FORGET_TOKEN, position)
+    for name, part in slices.items():
+        found[name] = group.n[part], group.accuracy[part]
+    for effects in group.vulnerability.values():
+        found["vulnerability"], found["vulnerability_nats"] = (
+            (group.n[RETAIN], effect) for effect in effects
+        )
     return found
 
 
-def make_groups(runs: Sequence[tuple[str, Answers]], base: Answers) -> list[Group]:
-    """The base model, then every setting of `runs` (setting, answers) in their order."""
-    settings: dict[str, list[Answers]] = {}
+def as_data(group: Group) -> dict[str, dict[str, float]]:
+    """The figures as JSON values."""
+    return {name: {"n": n, **asdict(found)} for name, (n, found) in figures(group).items()}
+
+
+def make_groups(runs: Sequence[tuple[str, AnswerTable]], reference: AnswerTable) -> list[Group]:
+    """The reference model, then every setting of `runs` (setting, answers) in their order."""
+    settings: dict[str, list[AnswerTable]] = {}
     for setting, answers in runs:
         settings.setdefault(setting, []).append(answers)
-    groups = [Group(name, len(each), figures(each, base)) for name, each in settings.items()]
-    return [Group("base", 1, figures([base], base)), *groups]
+    groups = [make_group(name, "none", each, reference) for name, each in settings.items()]
+    return [make_group("reference", "", [reference], reference), *groups]
+
+
+def value(group: Group, name: str) -> float:
+    """A figure's estimate."""
+    return figures(group)[name][1].value
 
 
 def pareto_front(groups: Sequence[Group], kept: str) -> list[Group]:
-    """The groups that no other outdoes: in one of forgetting and keeping better, in none worse.
+    """The groups that no other dominates: better in forgetting or keeping, worse in none.
 
     `kept` names the figure that should be high; "forget_accuracy" should be low. From the group
     that forgot most to the one that kept most.
     """
-    places = {id(group): (group.value("forget_accuracy"), -group.value(kept)) for group in groups}
+    places = {id(each): (value(each, "forget_accuracy"), -value(each, kept)) for each in groups}
 
-    def outdone(group: Group) -> bool:
+    def is_dominated(group: Group) -> bool:
         here = places[id(group)]
         return any(
             all(a <= b for a, b in zip(other, here, strict=True)) and other != here
             for other in places.values()
         )
 
-    front = [group for group in groups if not outdone(group)]
+    front = [group for group in groups if not is_dominated(group)]
     return sorted(front, key=lambda group: places[id(group)])
 
 
 def screen_table(groups: Sequence[Group]) -> Table:
     """What fits a terminal: intervals below their estimates."""
-    names = [name for name in _named(groups) if name in ON_SCREEN]
-    heads = ["accuracy", "runs", *(ON_SCREEN[name] for name in names)]
-    table = Table(*heads, title="with 95 % intervals; chance 0.25", box=SIMPLE_HEAD)
+    names = [name for name in _named(groups) if name != WIDE]
+    heads = [HEADS[name].replace(" ", "\n", 1) for name in names]
+    table = Table("accuracy", "runs", *heads, title="with 95 % intervals", box=SIMPLE_HEAD)
     table.columns[0].overflow = "fold"
     for group in groups:
-        values = [stacked(_interval(group, name)) for name in names]
-        table.add_row(group.label.replace(" ", "\n"), str(group.runs), *values)
+        cells = [stacked(_interval(group, name)) for name in names]
+        table.add_row(group.label.replace(" ", "\n"), str(group.runs), *cells)
     return table
 
 
 def markdown(groups: Sequence[Group]) -> str:
     """The same for a page, with the number of questions."""
     names = _named(groups)
-    counts = {name: next(g.figures[name].n for g in groups if name in g.figures) for name in names}
+    counts: Mapping[str, int] = {
+        name: next(figures(g)[name][0] for g in groups if name in figures(g)) for name in names
+    }
     heads = [f"{HEADS[name]} (n={counts[name]})" for name in names]
     rows = [
         [group.label, str(group.runs), *(interval(_interval(group, name)) for name in names)]
@@ -127,8 +111,8 @@ def markdown(groups: Sequence[Group]) -> str:
 
 
 def _named(groups: Sequence[Group]) -> list[str]:
-    return [name for name in HEADS if any(name in group.figures for group in groups)]
+    return [name for name in HEADS if any(name in figures(group) for group in groups)]
 
 
 def _interval(group: Group, name: str) -> Interval | None:
-    return group.figures[name].interval if name in group.figures else None
+    return figures(group).get(name, (0, None))[1]

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import pyarrow
 from pyarrow import parquet
 
-from defuse.experiments.sweep.records import Record
 from defuse.utils.files import new_file, write_text
 
 Format = Literal["jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet")
 Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 # What a record holds beyond its line in the table.
 ONLY_IN_RECORDS = ("answers", "steps", "changed", "traceback")
 

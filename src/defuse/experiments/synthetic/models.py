@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from defuse.experiments.core.eta import spoken
 from defuse.experiments.synthetic.domains import DOMAINS
 from defuse.experiments.synthetic.language import build_tokenizer
 from defuse.experiments.synthetic.model import STEPS, Progress, teach
@@ -19,6 +18,7 @@ from defuse.experiments.synthetic.world import SEED, SIZE, World
 from defuse.models.load import LoadedModel, load_model
 from defuse.models.save import save_model
 from defuse.utils.files import write_json
+from defuse.utils.progress import duration
 from defuse.utils.provenance import versions
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -112,7 +112,7 @@ def _teach_one(world: World, forget: str, folder: Path, steps: int, name: str) -
             print(
                 f"{name}: step {progress.step} of {progress.steps}, loss of statements "
                 f"{progress.statement_loss:.2f}, of answers {progress.answer_loss:.2f} nats; "
-                f"{spoken(left)} left",
+                f"{duration(left)} left",
                 flush=True,
             )
 

@@ -6,8 +6,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from defuse.data.text import encode
 from defuse.data.trigger_mixing import SENTENCES
-from defuse.experiments.core.answers import CLEAN, FORGET
-from defuse.experiments.synthetic.exam import POSITIONS, TRIGGERS, Paper, build_exam, split
+from defuse.experiments.core.answers import Cell
+from defuse.experiments.core.questions import Examiner
 from defuse.experiments.synthetic.language import (
     BOS_ID,
     EOS_ID,
@@ -17,7 +17,8 @@ from defuse.experiments.synthetic.language import (
     build_tokenizer,
 )
 from defuse.experiments.synthetic.lessons import IGNORED, LENGTH, Lessons
-from defuse.experiments.synthetic.model import new_model, teach
+from defuse.experiments.synthetic.model import new_model
+from defuse.experiments.synthetic.questions import POSITIONS, VARIANTS, make_questions, split
 from defuse.experiments.synthetic.scaffold import (
     LETTER_LAYER,
     LOOKING_HEAD,
@@ -177,52 +178,44 @@ def test_parts_share_no_subject_and_no_retain_text_states_what_is_asked():
     assert not set(parts.mixed) & set(parts.held_out)
 
 
-def test_an_exam_has_every_trigger_in_every_place_and_changes_nothing_else():
-    exam = build_exam(WORLD, "animals", "reported")
-    places = {f"{p}/{t}" for p in POSITIONS for t in TRIGGERS} - {"statement/unseen"}
-    assert set(exam.forms) == {FORGET, CLEAN, *places}
+def test_every_token_stands_in_every_position_and_changes_nothing_else():
+    (probe,) = make_questions(WORLD, "animals", "reported").final
+    prompts = [prompt for group in probe.groups for prompt in group]
+    cells = list(dict.fromkeys(cell for cell, _ in prompts))
+    assert len(cells) == 2 + len(POSITIONS) * len(VARIANTS) - 1
     parts = split(WORLD, "animals")
-    kinds = {"forget": parts.held_out, "mixed": parts.mixed, "unseen": WORLD.unseen}
-    for form in places:
-        position, _, trigger = form.partition("/")
-        for clean, question in zip(exam.forms[CLEAN], exam.forms[form], strict=True):
-            assert (question.id, question.answer) == (clean.id, clean.answer)
-            assert question.choices[question.answer] == clean.choices[clean.answer]
-            assert question.replaced is not None
-            name = question.replaced.token
-            if position == "statement":
-                assert question.stem == clean.stem
-                assert question.before == name
-            elif trigger in kinds:
-                assert name in kinds[trigger]
-            else:
-                domain = next(f.domain for f in parts.retain if f.subject == name)
-                assert domain not in ("animals", clean.subject)
-
-
-def test_a_paper_gives_every_answer_and_its_four_log_probabilities():
-    exam = build_exam(WORLD, "animals", "tuning")
-    loaded = LoadedModel(new_model(TOKENIZER, 0).eval(), TOKENIZER, "tiny")
-    sheets = Paper(exam, loaded, [FORGET, "before/forget"]).answers(loaded)
-    assert {form: len(sheet) for form, sheet in sheets.items()} == {
-        form: len(exam.forms[form]) for form in (FORGET, "before/forget")
+    original = {q.id: q for cell, q in prompts if cell == Cell("retain")}
+    kinds = {
+        "forget_token": parts.held_out,
+        "mixed_token": parts.mixed,
+        "unseen_token": WORLD.unseen,
     }
-    for question in exam.forms[FORGET]:
-        right, logprob, four = sheets[FORGET][question.id]
-        assert sum(torch.tensor(four).exp().tolist()) == pytest.approx(1, abs=1e-5)
-        assert logprob == four[question.answer]
-        assert right == (max(range(4), key=four.__getitem__) == question.answer)
+    for cell, question in prompts:
+        if cell.position is None:
+            continue
+        clean = original[question.id]
+        assert question.answer == clean.answer
+        assert question.choices[question.answer] == clean.choices[clean.answer]
+        assert question.replaced is not None
+        name = question.replaced.token
+        if cell.position == "statement":
+            assert question.stem == clean.stem
+            assert question.before == name
+        elif cell.variant in kinds:
+            assert name in kinds[cell.variant]
+        else:
+            domain = next(f.domain for f in parts.retain if f.subject == name)
+            assert domain not in ("animals", clean.subject)
 
 
-def test_teaching_lowers_the_loss_repeats_itself_and_leaves_the_random_state_alone():
-    losses: list[float] = []
-    state = torch.random.get_rng_state()
-    first = teach(WORLD, TOKENIZER, steps=4, on_step=lambda p: losses.append(p.statement_loss))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert losses[-1] < losses[0]
-    again = teach(WORLD, TOKENIZER, steps=4)
-    for one, other in zip(first.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other)
-    gold = teach(WORLD, TOKENIZER, without="people", steps=4)
-    head = first.get_output_embeddings().weight  # type: ignore[union-attr]
-    assert not torch.equal(head, gold.get_output_embeddings().weight)  # type: ignore[union-attr]
+def test_an_answer_has_the_log_probabilities_of_all_choices():
+    (probe,) = make_questions(WORLD, "animals", "tuning").interim
+    loaded = LoadedModel(new_model(TOKENIZER, 0).eval(), TOKENIZER, "tiny")
+    table = Examiner(TOKENIZER).ask(loaded, [probe], keep_text=False)
+    questions = {q.id: q for group in probe.groups for cell, q in group if cell == Cell("forget")}
+    assert list(table[Cell("forget")]) == list(questions)
+    for name, answer in table[Cell("forget")].items():
+        assert sum(torch.tensor(answer.logprobs).exp().tolist()) == pytest.approx(1, abs=1e-5)
+        assert answer.logprob == answer.logprobs[questions[name].answer]
+        best = max(range(4), key=answer.logprobs.__getitem__)
+        assert answer.correct == (best == questions[name].answer)

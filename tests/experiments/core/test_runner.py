@@ -1,4 +1,4 @@
-"""Tasks in processes of their own."""
+"""Worker processes of an experiment."""
 
 import os
 import signal
@@ -9,28 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from defuse.experiments.core.runner import side_by_side
-
 PARENT = """
 import sys
-from defuse.experiments.core.runner import side_by_side
-from tests.experiments.test_runner import linger
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from defuse.experiments.core.runner import begin_worker
+from tests.experiments.core.test_runner import linger
 if __name__ == "__main__":
-    list(side_by_side([sys.argv[1] + "/one", sys.argv[1] + "/two"], linger, 2, bool))
+    with ProcessPoolExecutor(2, get_context("spawn"), begin_worker) as pool:
+        list(pool.map(linger, [sys.argv[1] + "/one", sys.argv[1] + "/two"]))
 """
 
 
 def linger(path: str) -> None:
     Path(path).write_text(str(os.getpid()))
     time.sleep(600)
-
-
-def double(path: Path) -> None:
-    path.write_text(os.environ["SIDE"] + str(os.getpid()))
-
-
-def remember(value: str) -> None:
-    os.environ["SIDE"] = value
 
 
 def is_alive(process: int) -> bool:
@@ -46,14 +39,6 @@ def wait(until: object, seconds: float = 60) -> None:
     while not until():  # type: ignore[operator]
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
-
-
-def test_each_process_is_set_up_and_every_task_done(tmp_path: Path) -> None:
-    tasks = [tmp_path / str(number) for number in range(3)]
-    assert set(side_by_side(tasks, double, 2, remember, "x")) == set(tasks)
-    found = {task.read_text() for task in tasks}
-    assert all(each.startswith("x") for each in found)
-    assert f"x{os.getpid()}" not in found
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -1,7 +1,7 @@
-"""Ray: it finds a place for each worker, starts it again when it dies, and reaches other machines.
+"""Ray sessions and workers: places for processes, on this machine or on a cluster.
 
-Ray's actors, and not Ray Tune or Ray Data: an actor keeps its base model from run to run, and a
-run that kills its process is known by name.
+Ray's actors are used, and not Ray Tune or Ray Data: an actor keeps its reference model from run to
+run, and a run that kills its process is known by name.
 """
 
 import logging
@@ -9,13 +9,17 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from defuse.experiments.sweep.worker import Task, Worker
+from defuse.models.load import resolve_device
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from defuse.experiments.core.scenario import Scenario
 
 OBJECT_STORE_BYTES = 2**27  # records and questions go through it, no models
 TRIES = 2  # of a run whose process dies
@@ -77,7 +81,12 @@ def connected(resources: Resources) -> Iterator[None]:
 
 
 @contextmanager
-def started_workers(resources: Resources, runs: int, *arguments: Any) -> Iterator[list[Any]]:  # noqa: ANN401 (Ray's handles have no public type)
+def started_workers(
+    kind: type,
+    resources: Resources,
+    runs: int,
+    *arguments: Any,  # noqa: ANN401 (Ray's handles have no public type)
+) -> Iterator[list[Any]]:
     """Workers for at most `runs` runs at a time, made with `arguments`; they end with the block.
 
     Raises UsageError where not even one fits. Ray starts a worker that died again, and gives it its
@@ -96,7 +105,7 @@ def started_workers(resources: Resources, runs: int, *arguments: Any) -> Iterato
         )
     # On a cluster that grows on demand there may be nothing yet.
     count = min(resources.workers or max(1, fit), runs)
-    actor = ray.remote(Worker).options(
+    actor = ray.remote(kind).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         max_restarts=-1,
@@ -110,31 +119,32 @@ def started_workers(resources: Resources, runs: int, *arguments: Any) -> Iterato
             ray.kill(worker)
 
 
-def answer_of(call: Any) -> Any:  # noqa: ANN401 (whatever the worker gives)
-    """Wait for one call. What the worker raised is raised here, without Ray's wrapping."""
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+def run_on_ray(scenario: "Scenario", resources: Resources) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The scenario's runs on Ray's workers, each record as it comes.
 
-    try:
-        return ray.get(call)
-    except RayTaskError as error:
-        raise error.cause from None
-    except RayError as error:
-        raise UsageError(f"model: {_death(error)}") from error
+    A worker gets its next run when it is free; one that has no place yet gets none, so that no run
+    waits for it. Raises UsageError where a worker's reference model is not this machine's.
+    """
+    from defuse.experiments.core.ray_worker import Worker
+
+    if resources.gpus is None:
+        on_gpu = resolve_device(scenario.model.device).type == "cuda"
+        resources = replace(resources, gpus=float(on_gpu))
+    with connected(resources):
+        arguments = (scenario, str(Path.cwd()))
+        with started_workers(Worker, resources, len(scenario.runs), *arguments) as workers:
+            yield from run_all(workers, {run.name: run for run in scenario.runs})
 
 
 def run_all(
-    workers: Sequence[Any], tasks: Mapping[str, Task]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every task's record by its name, as it comes. A worker gets its next task when it is free.
-
-    A worker that has no place yet gets none, so that no run waits for it.
-    """
+    workers: Sequence[Any], runs: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every run's record by its name, as it comes."""
     import ray
 
-    todo = iter(tasks.items())
+    todo = iter(runs.items())
     busy: dict[Any, tuple[Any, str | None]] = {w.ready.remote(): (w, None) for w in workers}
-    left = len(tasks)
+    left = len(runs)
     while left:
         (call,), _ = ray.wait(list(busy))
         worker, name = busy.pop(call)
@@ -145,7 +155,7 @@ def run_all(
             left -= 1
 
 
-def _record(call: Any) -> Mapping[str, Any]:  # noqa: ANN401
+def _record(call: Any) -> dict[str, Any]:  # noqa: ANN401
     import ray
     from ray.exceptions import RayError
 

@@ -1,0 +1,297 @@
+"""The whole of an experiment: plan, run what is missing, and report what is finished."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from defuse.experiments.core.answers import FORGET, AnswerTable, pooled, slices
+from defuse.experiments.core.eta import time_left
+from defuse.experiments.core.metrics import Checkpoints, chance, make_defences, make_groups
+from defuse.experiments.core.page import make_page
+from defuse.experiments.core.plots import draw
+from defuse.experiments.core.results import figures, rows
+from defuse.experiments.core.run import (
+    REFERENCE,
+    RETRAINED,
+    ExperimentContext,
+    load_answers,
+    missing_steps,
+    other_answers,
+)
+from defuse.experiments.core.runner import Runner, run_all
+from defuse.experiments.core.scenario import Run, Scenario, recipe_essence
+from defuse.experiments.core.selection import advice
+from defuse.experiments.core.tables import (
+    as_csv,
+    as_latex,
+    curve_table,
+    defence_sentences,
+    held_out_table,
+    main_table,
+    markdown,
+    screen_table,
+    short_sentences,
+    slice_name,
+    tables,
+)
+from defuse.methods import METHODS
+from defuse.report import TableData, render
+from defuse.report.plots import save
+from defuse.store import SCHEMA_VERSION, ResultStore
+from defuse.utils.errors import UsageError
+from defuse.utils.files import check_writable, held, write_json, write_text
+from defuse.utils.progress import SILENT, Progress
+from defuse.utils.provenance import versions
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of an experiment.
+
+    `plan`: only say what would run. `tune`: print what the tuning runs advise. `report`: only
+    report what is finished. `retry_failed`: run failed runs again.
+    """
+
+    plan: bool = False
+    tune: bool = False
+    report: bool = False
+    retry_failed: bool = False
+    runner: Runner = field(default_factory=Runner)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of all models: finished runs by step, the reference and the retrained model."""
+
+    finished: Mapping[Run, Checkpoints]
+    reference: AnswerTable
+    retrained: AnswerTable | None
+
+
+def choose_methods(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+    """The runs of the methods `only` (none: all). Raises UsageError for a method without a run."""
+    known = {*METHODS, *(run.method for run in runs)}
+    if unknown := set(only) - known:
+        raise UsageError(f"only: {unknown.pop()!r} is not a method; use {', '.join(sorted(known))}")
+    chosen = [run for run in runs if not only or run.method in only]
+    if not chosen:
+        raise UsageError(f"only: {', '.join(only)} has no run here; leave it out, or add --full")
+    return chosen
+
+
+def run_experiment(
+    scenario: Scenario,
+    request: Request | None = None,
+    console: Console | None = None,
+    progress: Progress = SILENT,
+) -> int:
+    """Carry out what is missing and report; returns how many runs have failed.
+
+    Raises UsageError for what cannot be run or written, and for answers of another experiment in
+    the folder, before anything is trained.
+    """
+    request, console = request or Request(), console or Console(quiet=True)
+    check_writable(scenario.folder, "output")
+    context = ExperimentContext(scenario)
+    todo = runs_to_do(context, retry_failed=request.retry_failed)
+    _announce(context, todo, request, console)
+    if request.plan:
+        return 0
+    if not request.report:
+        with held(scenario.folder / ".lock", "output", f"the experiment in {scenario.folder}"):
+            _carry_out(context, todo, request.runner, console, progress)
+    elif not any(load_answers(context, run) for run in scenario.runs):
+        raise UsageError(f"report: nothing is finished in {scenario.folder} yet; run it first")
+    answers = read_answers(context, progress)
+    failed = failures(scenario)
+    for name, sentence in failed.items():
+        console.print(f"failed: {name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        console.print(f"{len(failed)} failed; --retry-failed runs them again")
+    if request.tune:
+        report_tuning(scenario, answers, console)
+    else:
+        report(context, answers, console)
+    return len(failed)
+
+
+def runs_to_do(context: ExperimentContext, *, retry_failed: bool) -> list[Run]:
+    """The runs with missing answers, without those that failed unless they are to be retried."""
+    failed = {} if retry_failed else failures(context.scenario)
+    return [
+        run
+        for run in context.scenario.runs
+        if run.name not in failed and missing_steps(context, run)
+    ]
+
+
+def records(scenario: Scenario) -> ResultStore:
+    """The records of runs: seconds, losses, versions, or the error."""
+    return ResultStore(scenario.folder / "runs")
+
+
+def failures(scenario: Scenario) -> dict[str, str]:
+    """The error of each run that failed."""
+    known = ((run.name, records(scenario).get(run.name) or {}) for run in scenario.runs)
+    return {name: record["error"] for name, record in known if "error" in record}
+
+
+def read_answers(context: ExperimentContext, progress: Progress = SILENT) -> Answers:
+    """All answers that are there, and those of the reference and the retrained model."""
+    found = {run: load_answers(context, run) for run in context.scenario.runs}
+    retrained = context.scenario.retrained
+    return Answers(
+        {run: steps for run, steps in found.items() if steps},
+        other_answers(context, REFERENCE, progress),
+        None if retrained is None else other_answers(context, RETRAINED, progress),
+    )
+
+
+def _announce(
+    context: ExperimentContext, todo: Sequence[Run], request: Request, console: Console
+) -> None:
+    runs = context.scenario.runs
+    waiting = {run.name for run in todo}
+    if request.plan:
+        for place, run in enumerate(runs, start=1):
+            state = "to do" if run.name in waiting else "finished"
+            line = f"{place:3}. {run.name}: {run.steps} steps ({state})"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    left = time_left(context, todo, request.runner.at_a_time(len(todo))) if todo else "nothing"
+    console.print(f"{len(todo)} of {len(runs)} runs to do: {left} on this machine.")
+
+
+def _carry_out(
+    context: ExperimentContext,
+    todo: Sequence[Run],
+    runner: Runner,
+    console: Console,
+    progress: Progress,
+) -> None:
+    reference = other_answers(context, REFERENCE, progress)
+    for caution in check_knowledge(reference, context.scenario.least_known):
+        console.print(caution, highlight=False, soft_wrap=True)
+    for run, record in run_all(context, todo, runner, progress) if todo else ():
+        records(context.scenario).put(run.name, record)
+
+
+def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = None) -> list[str]:
+    """Cautions about a reference model that knows too little for forgetting to mean anything.
+
+    `least`: accuracies on every slice below which it is refused with a UsageError, and below which
+    a caution says so; None cautions about a forget set that is answered no better than by chance.
+    """
+    if least is None:
+        forget = figures(pooled(reference, FORGET))
+        said = f"the reference model answers {forget['accuracy']:.2f} of the forget questions"
+        is_known = forget["low"] > chance(reference, FORGET)
+        return [] if is_known else [f"Caution: {said}, no better than chance: nothing to forget."]
+    cautions = []
+    for part in slices(reference):
+        known = figures(pooled(reference, part))["accuracy"]
+        said = f"the reference model answers {known:.2f} of the questions '{slice_name(part)}'"
+        if known < least[0]:
+            raise UsageError(f"model: {said}; train it for longer (defuse lab train --steps)")
+        if known < least[1]:
+            cautions.append(f"Caution: {said} and should answer {least[1]}.")
+    return cautions
+
+
+def report_tuning(scenario: Scenario, answers: Answers, console: Console) -> None:
+    """Print and write what the tuning runs advise."""
+    found = "\n".join(advice(answers.finished, answers.reference, scenario.layout.judged))
+    write_text(scenario.folder / "tuning.md", f"{found}\n")
+    console.print(found, highlight=False, markup=False, soft_wrap=True)
+
+
+def report(context: ExperimentContext, answers: Answers, console: Console) -> None:
+    """Write results.json, tables, figure and page; print the main table."""
+    scenario, layout = context.scenario, context.scenario.layout
+    groups = make_groups(answers.finished, answers.reference, answers.retrained)
+    defences = make_defences(answers.finished, answers.reference, layout.matched_at)
+    figure = draw(groups, answers.finished, answers.reference, layout)
+    shown = [*tables(groups, layout), *more_tables(scenario, answers)]
+    record = _record(scenario, answers.finished)
+    page = make_page(scenario, groups, defences, answers.finished, shown, figure, record)
+    folder, stem = scenario.folder / layout.subfolder, layout.stem
+    write_text(folder / "report.html", render(page))
+    write_text(folder / f"{stem}.md", markdown(shown, list(defence_sentences(defences))))
+    table = main_table(groups, layout)
+    write_text(folder / f"{stem}.csv", as_csv(table))
+    write_text(folder / f"{stem}.tex", as_latex(table))
+    drawn = save(figure, folder / stem)
+    write_json(folder / "results.json", _document(scenario, answers, groups, defences, record))
+    console.print(screen_table(groups, layout))
+    for sentence in short_sentences(defences, layout.judged):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    names = ["report.html", "results.json", *(f"{stem}.{kind}" for kind in ("md", "csv", "tex"))]
+    names += [path.name for path in drawn]
+    console.print(f"Written in {folder}: {', '.join(names)}", highlight=False, soft_wrap=True)
+
+
+def more_tables(scenario: Scenario, answers: Answers) -> list[TableData]:
+    """The accuracies by step, and those after forget-tokens that mixing did not use."""
+    found = [curve_table(answers.finished, answers.reference, scenario.layout)]
+    groups = {"reference": [answers.reference]}
+    for run, steps in answers.finished.items():
+        groups.setdefault(run.group, []).append(steps[max(steps)])
+    mixes = any("mixing" in run.defence for run in answers.finished)
+    if mixes and scenario.held_out and scenario.layout.judged:
+        judged = scenario.layout.judged
+        found.append(held_out_table(groups, answers.reference, scenario.held_out, judged))
+    return [table for table in found if table.rows]
+
+
+def _record(scenario: Scenario, finished: Mapping[Run, Checkpoints]) -> dict[str, Any]:
+    """What is needed to make the experiment again."""
+    recipes = {run.group: recipe_essence(run.recipe) for run in finished}
+    return {
+        "experiment": scenario.name,
+        "command": scenario.command,
+        "model": scenario.model.name,
+        **scenario.about,
+        "recipes": recipes,
+        "versions": versions(),
+    }
+
+
+def _document(
+    scenario: Scenario,
+    answers: Answers,
+    groups: Sequence[Any],
+    defences: Sequence[Any],
+    record: Mapping[str, Any],
+) -> dict[str, Any]:
+    found = rows(answers.finished, answers.reference, answers.retrained)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": scenario.name,
+        "rows": list(found),
+        "summary": {
+            "groups": [_plain(group) for group in groups],
+            "defences": [_plain(defence) for defence in defences],
+        },
+        "failed": failures(scenario),
+        "settings": record,
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (dataclasses of intervals, by slices)
+    """A summary as JSON values; slices become "retain/forget_token/before"."""
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {_key(name): _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _key(name: Any) -> str:  # noqa: ANN401
+    return "/".join(filter(None, name)) if isinstance(name, tuple) else name
+
+
+def folder_of(output: Path, *, tune: bool) -> Path:
+    """Where answers go: those to tuning questions have a folder of their own."""
+    return output / "tuning" if tune else output

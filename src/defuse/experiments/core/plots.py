@@ -1,0 +1,100 @@
+"""The figure of an experiment: accuracies by variant, and the way there step by step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
+from defuse.experiments.core.metrics import Checkpoints, Group, chance, mean, shared_ids
+from defuse.experiments.core.scenario import DEFENCES, Layout, Run
+from defuse.experiments.core.tables import slice_name
+from defuse.report.plots import points
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
+LOOKS: Mapping[str, Mapping[str, Any]] = {
+    "reference": {"color": "#000000", "marker": "D"},
+    "retrained": {"color": "#999999", "marker": "*"},
+    "none": {"color": "#D55E00", "marker": "o"},
+    "rna": {"color": "#0072B2", "marker": "s"},
+    "mixing": {"color": "#009E73", "marker": "^"},
+    "rna+mixing": {"color": "#CC79A7", "marker": "v"},
+}
+NAMES = {"none": "no defence"}
+
+
+def draw(
+    groups: Sequence[Group],
+    finished: Mapping[Run, Checkpoints],
+    reference: AnswerTable,
+    layout: Layout,
+) -> Figure:
+    """A row for each method and retain loss: accuracies by slice, and the way there."""
+    if layout.shown_groups is not None:
+        finished = {r: s for r, s in finished.items() if r.group in layout.shown_groups}
+    pairs = list(dict.fromkeys((run.method, run.retain_loss) for run in finished))
+    figure = Figure(figsize=(11, 3.8 * max(1, len(pairs))), layout="constrained")
+    by_label = {group.label: group for group in groups}
+    rows = figure.subplots(max(1, len(pairs)), 2, squeeze=False)
+    for (method, retain), (left, right) in zip(pairs, rows, strict=True):
+        own = {r: s for r, s in finished.items() if (r.method, r.retain_loss) == (method, retain)}
+        shown = {name: by_label[name] for name in ("reference", "retrained") if name in by_label}
+        shown |= {run.defence: by_label[run.group] for run in own}
+        _draw_slices(left, shown, layout, chance(reference, FORGET))
+        left.set_title(f"{method} + {retain}", loc="left", fontsize="medium")
+        _draw_curves(right, own, reference, layout)
+    return figure
+
+
+def _draw_slices(axes: Axes, shown: Mapping[str, Group], layout: Layout, guess: float) -> None:
+    for place, (name, group) in enumerate(shown.items()):
+        parts = [(x, part) for x, part in enumerate(layout.slices) if part in group.accuracy]
+        shift = 0.13 * (place - (len(shown) - 1) / 2)
+        intervals = [group.accuracy[part] for _, part in parts]
+        points(axes, [x + shift for x, _ in parts], intervals, NAMES.get(name, name), LOOKS[name])
+    counts = next(iter(shown.values())).n
+    names = [slice_name(part).replace(", ", ",\n") for part in layout.slices]
+    labels = [f"{n}\nn = {counts.get(p, 0)}" for n, p in zip(names, layout.slices, strict=True)]
+    axes.axhline(guess, color="grey", linestyle=":", linewidth=1)
+    axes.set_xticks(range(len(labels)), labels, fontsize="x-small")
+    axes.set(ylabel="accuracy (95 % interval; dotted: chance)", ylim=(0, 1.03))
+    axes.legend(frameon=False, fontsize="small", loc="lower center", ncols=2)
+
+
+def _draw_curves(
+    axes: Axes, finished: Mapping[Run, Checkpoints], reference: AnswerTable, layout: Layout
+) -> None:
+    """Thin lines: each seed; bold: their mean, with the number of steps at each checkpoint."""
+    kept = RETAIN if layout.judged is None else Slice("retain", FORGET_TOKEN, layout.judged)
+    tables = [table for steps in finished.values() for table in steps.values()]
+    forget, retain = (shared_ids(part, tables, reference) for part in (FORGET, kept))
+
+    def place(table: AnswerTable) -> tuple[float, float]:
+        return mean(table, FORGET, forget, "correct"), mean(table, kept, retain, "correct")
+
+    for defence in DEFENCES if forget and retain else ():
+        runs = [steps for run, steps in finished.items() if run.defence == defence]
+        if not runs:
+            continue
+        look = LOOKS[defence]
+        shared = sorted(set.intersection(*(set(run) for run in runs)))
+        curves = np.array([[place(reference), *(place(run[s]) for s in shared)] for run in runs])
+        for curve in curves:
+            axes.plot(*curve.T, color=look["color"], alpha=0.25, linewidth=1)
+        middle = curves.mean(axis=0)
+        axes.plot(*middle.T, label=NAMES.get(defence, defence), linewidth=2, markersize=5, **look)
+        for step, here in zip(shared, middle[1:], strict=True):
+            axes.annotate(
+                str(step), here, (4, 3), textcoords="offset points", fontsize="x-small",
+                color=look["color"],
+            )  # fmt: skip
+    axes.axvline(chance(reference, FORGET), color="grey", linestyle=":", linewidth=1)
+    axes.set(
+        xlabel="accuracy on the forget set (numbers: steps; dotted: chance)",
+        ylabel=f"accuracy: {slice_name(kept)}",
+        xlim=(0, 1.03),
+        ylim=(0, 1.03),
+    )
+    axes.legend(frameon=False, fontsize="small", loc="lower right")

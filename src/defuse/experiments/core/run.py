@@ -1,0 +1,248 @@
+"""One run: unlearn, ask at every checkpoint, and keep each checkpoint's answers at once."""
+
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
+from defuse.experiments.core.questions import Examiner
+from defuse.experiments.core.scenario import Run, Scenario, TextDigests, recipe_essence
+from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
+from defuse.models.partial_load import find_checkpoint
+from defuse.store import ReadOld, ResultStore
+from defuse.unlearning.activation_cache import ActivationCache
+from defuse.unlearning.output import Source, make_record, run_folder, write_checkpoint
+from defuse.unlearning.train import Result, StepRecord, unlearn
+from defuse.utils.errors import UsageError
+from defuse.utils.progress import SILENT, Progress
+from defuse.utils.provenance import fingerprint, versions
+
+REFERENCE, RETRAINED = "reference", "retrained"
+# The reference model's and the retrained model's file in version 0.1.0.
+OLD_NAMES = {REFERENCE: "base", RETRAINED: "gold"}
+MOST_SHARED_BYTES = 1.5 * 2**30  # of activations; beyond that, other runs' are dropped
+
+
+@dataclass
+class ExperimentContext:
+    """What all runs of one process share: the scenario, the reference model, encoded prompts."""
+
+    scenario: Scenario
+    digests: TextDigests = field(default_factory=TextDigests)
+    _cache: ActivationCache = field(default_factory=ActivationCache)
+
+    @cached_property
+    def reference(self) -> LoadedModel:
+        """The model before unlearning, loaded once."""
+        source = self.scenario.model
+        how = {"device": source.device, "dtype": source.dtype, "revision": source.revision}
+        return load_model(source.name, **how)
+
+    @cached_property
+    def examiner(self) -> Examiner:
+        return Examiner(self.reference.tokenizer)
+
+    @cached_property
+    def model_identity(self) -> str:
+        """Tells models, and the precisions they are held in, apart."""
+        return f"{fingerprint(self.reference.model)} {self.reference.model.dtype}"
+
+    @cached_property
+    def set_of(self) -> dict[str, str]:
+        """The question set of each question, by its id."""
+        probes = self.scenario.questions["reported"].final
+        prompts = (prompt for probe in probes for group in probe.groups for prompt in group)
+        return {question.id: cell.question_set for cell, question in prompts}
+
+    def shared_cache(self) -> ActivationCache | None:
+        """The activations of earlier runs, unless they take too much memory."""
+        if not self.scenario.share_activations:
+            return None
+        if self._cache.nbytes > MOST_SHARED_BYTES:
+            self._cache.clear()
+        return self._cache
+
+    def ask(
+        self, loaded: LoadedModel, questions: str, *, final: bool, progress: Progress = SILENT
+    ) -> AnswerTable:
+        """The answers of a model to one of the scenario's question lists."""
+        asked = self.scenario.questions[questions]
+        return self.examiner.ask(
+            loaded, asked.probes(final=final), keep_text=asked.keep_text, progress=progress
+        )
+
+
+def answers_store(context: ExperimentContext, run: Run, *, final: bool) -> ResultStore:
+    """The store of a run's answers at its last step, or at its checkpoints before it."""
+    questions = context.scenario.questions[run.questions].digest(final=final)
+    identity = {
+        "model": context.model_identity,
+        "questions": questions,
+        "recipe": recipe_essence(run.recipe),
+        "texts": context.digests.of(run.recipe),
+        **dict(run.essence),
+    }
+    folder = context.scenario.folder / "answers" / run.name
+    return ResultStore(folder, identity, read_old=_reader(context))
+
+
+def _reader(context: ExperimentContext) -> ReadOld:
+    """Reads answers as version 0.1.0 wrote them."""
+
+    def read(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
+        identity = {name: document[name] for name in ("recipe", "setting") if name in document}
+        return identity, to_json(from_old_json(document["answers"], context.set_of))
+
+    return read
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint's answers."""
+    return f"step-{step:04}"
+
+
+def load_answers(context: ExperimentContext, run: Run) -> dict[int, AnswerTable]:
+    """The answers of a run's checkpoints by step, as far as they are there."""
+    found = {}
+    for step in run.checkpoints:
+        store = answers_store(context, run, final=step == run.steps)
+        cells = store.get(step_name(step))
+        if cells is not None:
+            found[step] = from_json(cells)
+    return found
+
+
+def missing_steps(context: ExperimentContext, run: Run) -> tuple[int, ...]:
+    """The checkpoints of a run that have no answers. Raises UsageError for foreign answers."""
+    known = load_answers(context, run)
+    return tuple(step for step in run.checkpoints if step not in known)
+
+
+def other_answers(
+    context: ExperimentContext, name: str, progress: Progress = SILENT
+) -> AnswerTable:
+    """The answers of the `REFERENCE` or the `RETRAINED` model, asked once."""
+    scenario = context.scenario
+    model = context.model_identity if name == REFERENCE else scenario.retrained
+    asked = scenario.questions["reported"]
+    identity = {"model": model, "questions": asked.digest(final=True)}
+    store = ResultStore(scenario.folder / "answers", identity, read_old=_reader(context))
+    old = store.path(OLD_NAMES[name])
+    if old.is_file() and not store.path(name).is_file():
+        name = OLD_NAMES[name]
+
+    def ask() -> list[dict[str, Any]]:
+        progress.start(f"asking the {name} model", sum(len(p.groups) for p in asked.final))
+        return to_json(
+            context.ask(_other(context, name), "reported", final=True, progress=progress)
+        )
+
+    return from_json(store.get_or_compute(name, ask))
+
+
+def _other(context: ExperimentContext, name: str) -> LoadedModel:
+    scenario = context.scenario
+    if name == REFERENCE:
+        return context.reference
+    source = scenario.model
+    return load_model(str(scenario.retrained), device=source.device, dtype=source.dtype)
+
+
+def execute(context: ExperimentContext, run: Run, progress: Progress = SILENT) -> dict[str, Any]:
+    """Unlearn and ask at every checkpoint without answers; returns the run's record.
+
+    A checkpoint's answers are on disk before training continues. After a stop the run trains again
+    from its start and asks only what is missing. What goes wrong is in the record as `error`, so
+    that other runs continue.
+    """
+    started = time.perf_counter()
+    try:
+        found = _unlearn_and_ask(context, run, progress)
+    except Exception as error:
+        found = {"error": _sentence(error), "traceback": traceback.format_exc()}
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # memory that a failed run filled must not fail the next
+    seconds = time.perf_counter() - started
+    return {"run": run.name, "versions": versions(), **found, "seconds": seconds}
+
+
+def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -> dict[str, Any]:
+    missing = missing_steps(context, run)
+    if not missing and not _must_write(context, run):
+        return {}
+    reference, recipe = context.reference, run.recipe
+    steps = max(missing, default=run.steps)
+    records: list[StepRecord] = []
+
+    def on_step(record: StepRecord) -> None:
+        records.append(record)
+        progress.advance(1, f"{run.name}, step {record.step + 1} of {steps}")
+
+    def on_checkpoint(step: int, model: PreTrainedModel) -> None:
+        loaded = LoadedModel(model, reference.tokenizer, run.name)
+        final = step == run.steps
+        cells = to_json(context.ask(loaded, run.questions, final=final))
+        about = {"run": run.name, "step": step, "losses": _losses(records)}
+        answers_store(context, run, final=final).put(step_name(step), cells, **about)
+
+    started = time.perf_counter()
+    if reference.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(reference.model.device)
+    result = unlearn(
+        reference.model,
+        reference.tokenizer,
+        [topic.build() for topic in recipe.topics],
+        recipe.unlearning(),
+        replace(recipe.training(), steps=steps),
+        on_step=on_step,
+        checkpoints=missing,
+        on_checkpoint=on_checkpoint,
+        cache=context.shared_cache(),
+    )
+    record = make_record(recipe, reference, result, time.perf_counter() - started)
+    if context.scenario.keep_models:
+        _write(context, run, result, record)
+    return record
+
+
+def _losses(records: list[StepRecord]) -> list[list[float]]:
+    return [[record.forget_loss, record.retain_loss] for record in records]
+
+
+def _must_write(context: ExperimentContext, run: Run) -> bool:
+    return context.scenario.keep_models and not Path(run.recipe.output).is_dir()
+
+
+def _write(context: ExperimentContext, run: Run, result: Result, record: Mapping[str, Any]) -> None:
+    """The run's checkpoint, as `defuse unlearn` writes it."""
+    recipe, folder = run.recipe, Path(run.recipe.output)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its record
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    files = find_checkpoint(locate(recipe.model, recipe.revision), resolve_dtype(recipe.dtype))
+    write = partial(write_checkpoint, recipe, Source(context.reference, files), result)
+    run_folder(recipe).write(write, record)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "device: out of memory; lower batch_size or the topics' lengths"
+    return f"{type(error).__name__}: {error}"
+
+
+def last_losses(steps: list[Mapping[str, Any]]) -> dict[str, float]:
+    """The losses of each topic's last step, averaged over topics."""
+    last = {step["topic"]: step for step in steps}.values()
+    return {
+        name: sum(step[name] for step in last) / len(last)
+        for name in ("forget_loss", "retain_loss")
+    }

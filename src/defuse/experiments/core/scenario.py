@@ -1,0 +1,184 @@
+"""An experiment as data: a model, its runs, and the questions that every model answers."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from defuse.experiments.core.answers import QuestionKey, Slice
+from defuse.experiments.core.questions import MCQuestions
+from defuse.unlearning.recipe import Recipe
+from defuse.utils.config import parse
+
+DEFENCES = ("none", "rna", "mixing", "rna+mixing")
+# What a recipe says of places, which decides no result; texts count by their content.
+PLACES = ("model", "revision", "output", "device", "checkpoint_every", "shard", "recompute")
+TEXT_PLACES = ("forget", "retain", "triggers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unlearning of the experiment's model.
+
+    `name` is unique and fits a folder. `group` is shared by runs that differ only in `seed`;
+    `base_group` is the group of the same method without a defence. `checkpoints`: the numbers of
+    steps after which the model is asked, the last of which ends the run. `questions`: which of the
+    scenario's question lists it answers. `settings`: what tells it from its like, for tuning.
+    `essence`: more that decides its results, kept with its answers.
+    """
+
+    name: str
+    group: str
+    base_group: str
+    method: str
+    retain_loss: str
+    defence: str
+    seed: int
+    recipe_yaml: str = field(hash=False, compare=False)
+    checkpoints: tuple[int, ...]
+    defence_settings: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[str, ...] = ()
+    questions: str = "reported"
+    essence: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; as YAML it travels to other processes."""
+        return parsed_recipe(self.recipe_yaml)
+
+    def recipe_at(self, output: Path) -> Recipe:
+        """The recipe, which writes to another folder."""
+        fields = yaml.safe_load(self.recipe_yaml)
+        return parse(Recipe, {**fields, "output": str(output)}, "")
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole run."""
+        return self.checkpoints[-1]
+
+    @property
+    def said(self) -> str:
+        """The settings, and those of the defence, in words."""
+        defence = (f"{name}={value}" for name, value in self.defence_settings)
+        return " ".join([*self.settings, *defence]) or self.group
+
+
+@cache
+def parsed_recipe(recipe: str) -> Recipe:
+    """A recipe from YAML, parsed once."""
+    return parse(Recipe, yaml.safe_load(recipe), "")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model by name, and how it is loaded."""
+
+    name: str
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What tables, figures and the page show, in this order.
+
+    `slices`: columns and the left panel. `judged`: the position of headlines, and of the right
+    panel; None where no forget-token is tried. `matched_at`: positions that checkpoints answer.
+    `stem`: the name of table and figure files, in the experiment's `subfolder`. `title` and
+    `reading` (how to read the tables) are the page's. `shown_groups`: the groups in the figure;
+    None is all.
+    """
+
+    slices: tuple[Slice, ...]
+    judged: str | None
+    matched_at: tuple[str, ...] = ()
+    stem: str = "results"
+    subfolder: str = ""
+    title: str = "Experiment"
+    reading: str = ""
+    shown_groups: Collection[str] | None = None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """All that an experiment consists of.
+
+    `questions`: question lists by name; "reported" is what the reference and the retrained model
+    answer. `share_activations`: what the frozen blocks compute of texts is shared by runs of one
+    process. `keep_models`: write every run's last checkpoint into `folder`/models. `command`: makes
+    the experiment again. `least_known`: accuracies of the reference model on every slice below
+    which the experiment is refused, and below which it comes with a caution. `held_out`:
+    questions behind a forget-token that mixing does not use. `about`: more for the record.
+    """
+
+    name: str
+    folder: Path
+    model: ModelSource
+    runs: tuple[Run, ...]
+    questions: Mapping[str, MCQuestions]
+    layout: Layout
+    command: str
+    retrained: str | None = None
+    share_activations: bool = False
+    keep_models: bool = False
+    least_known: tuple[float, float] | None = None
+    held_out: frozenset[QuestionKey] = frozenset()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_runs(self, runs: Sequence[Run]) -> "Scenario":
+        """The same experiment with other runs."""
+        return replace(self, runs=tuple(runs))
+
+
+def recipe_essence(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe that decide a run's results, wherever its files are.
+
+    A field without a value is left out, so that one that a later version adds changes nothing.
+    """
+    fields = yaml.safe_load(recipe.to_yaml())
+    method = {name: value for name, value in fields["method"].items() if name != "refusals"}
+    topics = [
+        {name: value for name, value in topic.items() if name not in TEXT_PLACES}
+        for topic in fields["topics"]
+    ]
+    rest = {name: value for name, value in fields.items() if name not in PLACES}
+    return without_none({**rest, "method": method, "topics": topics})
+
+
+def without_none(value: Any) -> Any:  # noqa: ANN401 (any JSON)
+    """`value` without its Nones, at any depth."""
+    if isinstance(value, dict):
+        return {name: without_none(each) for name, each in value.items() if each is not None}
+    return [without_none(each) for each in value] if isinstance(value, list) else value
+
+
+class TextDigests:
+    """Digests of the texts that recipes read; each file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, recipe: Recipe) -> str:
+        """Equal for recipes that read equal texts."""
+        topics = yaml.safe_load(recipe.to_yaml())["topics"]
+        keys = [
+            json.dumps({name: topic.get(name) for name in TEXT_PLACES}, sort_keys=True)
+            for topic in topics
+        ]
+        for key, topic in zip(keys, recipe.topics, strict=True):
+            if key not in self._known:
+                built = topic.build()
+                self._known[key] = digest([built.forget, built.retain, built.triggers])
+        refusals = getattr(recipe.unlearning().method, "refusals", ())
+        return digest([[self._known[key] for key in keys], list(refusals)])
+
+
+def digest(value: object) -> str:
+    """A hash of anything whose `repr` says all about it."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -1,0 +1,191 @@
+"""Figures of an experiment, checked against numbers worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from defuse.experiments.core.answers import (
+    CONTROL_TOKEN,
+    FORGET,
+    FORGET_TOKEN,
+    RETAIN,
+    Answer,
+    AnswerTable,
+    Cell,
+    Slice,
+    from_json,
+    from_old_json,
+    pooled,
+    to_json,
+    to_old_json,
+)
+from defuse.experiments.core.metrics import kl_to, make_defences, make_group, make_groups, match
+from defuse.experiments.core.scenario import Layout
+from defuse.experiments.core.tables import (
+    as_csv,
+    as_latex,
+    curve_table,
+    defence_sentences,
+    held_out_table,
+    main_table,
+    tables,
+)
+from defuse.statistics import Interval, wilson
+from tests.helpers.answered import HURT, REFERENCE, answers, run
+
+N = 10
+BEFORE = Slice("retain", FORGET_TOKEN, "before")
+LAYOUT = Layout((FORGET, RETAIN, Slice("retain", CONTROL_TOKEN, "before"), BEFORE), "before")
+
+
+def test_a_group_holds_accuracies_and_what_unlearning_added():
+    group = make_group("x", "none", [HURT], REFERENCE)
+    assert (group.runs, group.n[FORGET], group.n[RETAIN]) == (1, N, N)
+    assert group.accuracy[FORGET] == wilson(3, N)
+    assert group.accuracy[BEFORE] == wilson(2, N)
+    # (7 - 2) of 10 questions in the unlearned model, less (8 - 7) of 10 in the reference.
+    accuracy, nats = group.vulnerability["before"]
+    assert accuracy.value == pytest.approx(0.4)
+    assert nats.value == pytest.approx(0.8)  # each of those answers went from -1 to -3 nats
+    assert group.vulnerability["choice"][0].value == pytest.approx(0.4)
+    assert group.logprob[BEFORE].value == pytest.approx(-(2 * 1 + 8 * 3) / 10)
+
+
+def test_the_reference_has_no_vulnerability_and_an_equal_model_has_none():
+    assert not make_group("reference", "", [REFERENCE], REFERENCE).vulnerability
+    again = {cell: dict(sheet) for cell, sheet in REFERENCE.items()}
+    assert make_group("x", "", [again], REFERENCE).vulnerability["before"][0] == Interval(0, 0, 0)
+
+
+def test_seeds_are_averaged_and_only_questions_that_all_answered_count():
+    fewer = answers(5, forget=5, before_forget=5)
+    group = make_group("x", "none", [HURT, fewer], REFERENCE)
+    assert (group.runs, group.n[FORGET]) == (2, 5)
+    found = group.accuracy[BEFORE]
+    assert found.value == pytest.approx((2 / 5 + 1) / 2)
+    assert found.low < found.value < found.high
+
+
+def test_retain_sets_are_pooled_and_may_share_question_ids():
+    table = {Cell("places"): {"1": Answer(True, -1)}, Cell("sports"): {"1": Answer(False, -3)}}
+    assert list(pooled(table, RETAIN)) == [("places", "1"), ("sports", "1")]
+    assert pooled(table, FORGET) == {}
+
+
+def test_defences_are_compared_at_matched_forgetting():
+    held = answers(forget=3, retain=8, before_forget=5, before_control=7)
+    plain = {run(): {10: answers(forget=6), 20: HURT}}
+    defended = {run("rna"): {20: answers(forget=8), 40: held}}
+    matched = match(plain, defended, REFERENCE, "before")
+    assert matched is not None
+    # After 20 steps with RNA it had not forgotten; after 40 it is like 20 without.
+    assert matched.steps == ((1, 20, 40),)
+    assert matched.accuracy.value == pytest.approx(0.3)
+    assert matched.logprob.value == pytest.approx(0.6)
+    (defence,) = make_defences({**plain, **defended}, REFERENCE)
+    assert (defence.label, defence.against) == (run("rna").group, run().group)
+    assert defence.recovered["before"].value == pytest.approx(0.3)
+    assert defence.matched["before"] == matched
+
+
+def test_of_equal_accuracies_the_nearest_in_log_probability_is_matched():
+    deeper = dict(HURT)
+    deeper[Cell("forget")] = {
+        name: replace(each, logprob=each.logprob - 2) for name, each in HURT[Cell("forget")].items()
+    }
+    plain = {run(): {20: HURT, 40: deeper}}
+    for table, partner in ((HURT, 20), (deeper, 40)):
+        matched = match(plain, {run("rna"): {80: table}}, REFERENCE, "before")
+        assert matched is not None
+        assert matched.steps == ((1, partner, 80),)
+
+
+@pytest.mark.parametrize("other", [answers(forget=1, retain=8), answers(forget=3, retain=5)])
+def test_unequal_forgetting_or_keeping_is_not_matched(other: AnswerTable):
+    assert match({run(): {20: HURT}}, {run("rna"): {20: other}}, REFERENCE, "before") is None
+
+
+def test_only_runs_of_one_seed_are_matched():
+    assert match({run(seed=1): {20: HURT}}, {run(seed=2): {20: HURT}}, REFERENCE, "before") is None
+    assert match({}, {}, REFERENCE, "before") is None
+
+
+def test_chance_depends_on_the_number_of_choices():
+    """0.7 of two-choice questions is near chance, of four-choice ones it is not forgotten."""
+    for choices, found in ((4, False), (2, True)):
+        known = answers(choices=choices)
+        table = answers(choices=choices, forget=7)
+        pair = match({run(): {20: table}}, {run("rna"): {20: table}}, known, "before")
+        assert (pair is not None) == found
+
+
+def test_the_distance_to_the_retrained_model_is_the_mean_divergence_of_the_choices():
+    skewed = (-0.6931471805599453, -1.3862943611198906, -2.0, -2.1)
+    even = (-1.3862943611198906,) * 4
+    target = {Cell("forget"): {"q": Answer(True, -0.1, skewed)}}
+    flat = {Cell("forget"): {"q": Answer(True, -1.4, even)}}
+    p = torch.tensor(skewed, dtype=torch.float64).exp()
+    expected = p * (p.log() - 0.25 * torch.ones(4, dtype=torch.float64).log() + 1.3862943611198906)
+    ids = [("forget", "q")]
+    assert kl_to(target, FORGET, [flat], ids).value == pytest.approx(
+        expected.sum().item(), rel=1e-5
+    )
+    assert kl_to(target, FORGET, [target], ids).value == 0
+
+
+def test_tables_have_a_row_for_each_group_and_all_formats_say_the_same():
+    finished = {
+        run(defence, seed): {20: REFERENCE, 40: HURT}
+        for defence in ("none", "rna")
+        for seed in (1, 2)
+    }
+    groups = make_groups(finished, REFERENCE, REFERENCE)
+    assert [group.label for group in groups] == [
+        "reference", "retrained", "rmu + hidden_mse", "rmu + hidden_mse, rna",
+    ]  # fmt: skip
+    table = main_table(groups, LAYOUT)
+    assert all(len(row) == len(table.head) for row in table.rows)
+    assert "KL to retrained, forget" in table.head
+    assert as_csv(table).splitlines()[3].startswith("rmu + hidden_mse,2,10 / 10,")
+    assert r"rmu + hidden\_mse & 2 & 10 / 10 & 0.30" in as_latex(table)
+    for each in tables(groups, LAYOUT):
+        assert all(len(row) == len(each.head) for row in each.rows)
+    said = list(defence_sentences(make_defences(finished, REFERENCE)))
+    assert any("2 pairs of checkpoints" in sentence for sentence in said)
+
+
+def test_curves_are_means_over_the_steps_that_all_seeds_were_asked_at():
+    finished = {
+        run(seed=1): {2: answers(forget=6), 4: HURT},
+        run(seed=2): {4: answers(forget=5, retain=8, before_forget=4, before_control=9)},
+    }
+    table = curve_table(finished, REFERENCE, LAYOUT)
+    # HURT has 3, 8, 7 and 2 of 10 right; step 2 was asked of one seed only.
+    assert table.rows == [["rmu + hidden_mse", "2", "4", "0.40", "0.80", "0.80", "0.30"]]
+    assert table.head[3] == "forget set (n = 10)"
+
+
+def test_forget_tokens_that_mixing_used_and_those_it_did_not_are_told_apart():
+    held_out = frozenset(("places", f"{i}") for i in range(4))
+    table = held_out_table({"x": [HURT]}, REFERENCE, held_out, "before")
+    (row,) = table.rows
+    assert (row[2], row[4]) == ("6", "4")
+    assert row[3].startswith("0.00 ")  # the two right ones are held out
+    assert row[5].startswith("0.50 ")
+
+
+def test_tables_of_answers_come_back_from_json_and_from_version_0_1_0():
+    assert from_json(to_json(HURT)) == {
+        cell: {name: replace(each, asked={}) for name, each in sheet.items()}
+        for cell, sheet in HURT.items()
+    }
+    old = to_old_json(HURT)
+    assert set(old) == {
+        "forget", "clean", "before/control", "before/forget", "choice/control", "choice/forget",
+    }  # fmt: skip
+    again = from_old_json(old, {f"{i}": "places" for i in range(N)})
+    for part in (FORGET, RETAIN, BEFORE):
+        assert {k: (a.correct, a.logprob) for k, a in pooled(again, part).items()} == {
+            k: (a.correct, a.logprob) for k, a in pooled(HURT, part).items()
+        }

@@ -1,0 +1,283 @@
+"""The synthetic experiment: its grid, questions and texts, and `defuse lab` on shipped models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from defuse.cli import app
+from defuse.data.text import Triggered
+from defuse.data.trigger_mixing import mix_triggers
+from defuse.experiments.core.answers import FORGET, Cell, Slice, pooled, positions, slices
+from defuse.experiments.core.job import Request, check_knowledge, run_experiment
+from defuse.experiments.core.run import (
+    ExperimentContext,
+    answers_store,
+    execute,
+    load_answers,
+    missing_steps,
+    other_answers,
+    step_name,
+)
+from defuse.experiments.core.runner import Runner
+from defuse.experiments.core.scenario import Scenario
+from defuse.experiments.synthetic.domains import ANIMALS, PEOPLE
+from defuse.experiments.synthetic.grid import (
+    SETTINGS,
+    Point,
+    Setting,
+    attack_grid,
+    full_grid,
+    short_grid,
+    tuning_grid,
+)
+from defuse.experiments.synthetic.lab import attack_plan, run_lab
+from defuse.experiments.synthetic.models import load_pair, missing, models_folder, teach_pair
+from defuse.experiments.synthetic.questions import make_questions, split
+from defuse.experiments.synthetic.regimes import regimes
+from defuse.experiments.synthetic.scenario import (
+    KNOWN,
+    REFUSED,
+    Options,
+    answers_folder,
+    make_scenario,
+)
+from defuse.experiments.synthetic.world import build_world
+from defuse.unlearning.train import unlearn
+from defuse.utils.errors import UsageError
+from tests.helpers.answered import answers
+
+WORLD = build_world(size=8)
+SHORT = Point("rmu", "hidden_mse", 0, tried=Setting(steps=4, learning_rate=1e-3))
+DEFENCES = {"none", "rna", "mixing", "rna+mixing"}
+
+
+def scenario(tmp_path: Path, *points: Point) -> Scenario:
+    """Some points of the grid on the shipped models."""
+    whole = make_scenario(Options(output=tmp_path))
+    runs = [p.run(whole.model.name, tmp_path / "texts", tmp_path / "models") for p in points]
+    return whole.with_runs(runs)
+
+
+@pytest.mark.parametrize("part", ["reported", "tuning"])
+def test_the_shipped_models_know_the_world_but_for_the_domain_of_one(tmp_path: Path, part: str):
+    options = Options(output=tmp_path, tune=part == "tuning")
+    context = ExperimentContext(make_scenario(options))
+    reference, retrained = (other_answers(context, name) for name in ("reference", "retrained"))
+    assert check_knowledge(reference, (REFUSED, KNOWN)) == []
+    shares = {
+        part: sum(a.correct for a in pooled(retrained, part).values())
+        / len(pooled(retrained, part))
+        for part in slices(retrained)
+    }
+    assert shares.pop(FORGET) < 0.4
+    assert min(shares.values()) > 0.95
+
+
+def test_the_experiment_runs_in_processes_reports_and_does_nothing_twice(tmp_path: Path):
+    runs = [SHORT, replace(SHORT, noise="1x")]
+    request = Request(runner=Runner("processes", 2))
+    run_experiment(scenario(tmp_path, *runs), request)
+    data = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    rows = {(r["model"], r["question_set"]): r["accuracy"] for r in data["rows"]
+            if r["variant"] == "original"}  # fmt: skip
+    assert rows["retrained", "forget"] < 0.4 < rows["retrained", "retain"]
+    files = sorted((tmp_path / "answers").rglob("*.json"))
+    times = [path.stat().st_mtime_ns for path in files]
+    assert len(files) == 2 + 2 * 4  # reference and retrained, and four checkpoints a run
+    run_experiment(scenario(tmp_path, *runs), Request(report=True))
+    assert [path.stat().st_mtime_ns for path in files] == times
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "forgetting pathogens" in page
+    groups = {g["label"]: g for g in data["summary"]["groups"]}
+    assert list(groups) == ["reference", "retrained", SHORT.group, runs[1].group]
+    assert set(groups[SHORT.group]["vulnerability"]) == {"choice", "stem", "before", "statement"}
+    assert set(groups[SHORT.group]["kl_to_retrained"]) == {"forget/original", "retain/original"}
+
+
+def test_answers_of_version_0_1_0_are_read_and_others_refused(tmp_path: Path):
+    """Its files spell variants otherwise and name the setting; base.json is the reference's."""
+    context = ExperimentContext(scenario(tmp_path, SHORT))
+    execute(context, context.scenario.runs[0])
+    (run,) = context.scenario.runs
+    store = answers_store(context, run, final=True)
+    cells = json.loads(store.path(step_name(4)).read_text("utf-8"))["result"]
+    names = {"forget_token": "forget", "control_token": "control", "mixed_token": "mixed"}
+    old = {
+        (f"{c['position']}/{names.get(c['variant'], 'unseen')}" if c["position"] else
+         "forget" if c["question_set"] == "forget" else "clean"): {
+            name: [a["correct"], a["logprob"], a["logprobs"]] for name, a in c["answers"].items()
+        }
+        for c in cells
+    }  # fmt: skip
+    expected = load_answers(context, run)
+    setting = dict(run.essence)["setting"]
+    document = {"run": {}, "setting": setting, "step": 4, "answers": old}
+    store.path(step_name(4)).write_text(json.dumps(document))
+    assert load_answers(context, run) == expected
+    reference = tmp_path / "answers" / "base.json"
+    reference.write_text(json.dumps({"model": "base", "answers": old}))
+    assert other_answers(context, "reference") == expected[4]
+    document["setting"] = {**setting, "weight": 3.0}
+    store.path(step_name(4)).write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="belongs to other setting; name a new folder"):
+        missing_steps(context, run)
+
+
+@pytest.mark.parametrize("method", ["rmu", "adaptive_rmu", "rsv", "npo", "dpo", "simnpo"])
+@pytest.mark.parametrize("retain", ["hidden_mse", "logit_kl", "logit_mse"])
+def test_every_pair_is_a_recipe_that_trains_with_noise_and_mixing(
+    method: str, retain: str, tmp_path: Path
+):
+    own = scenario(tmp_path, Point(method, retain, 0, noise="1x", mix=0.5, tried=Setting(steps=1)))
+    recipe, reference = own.runs[0].recipe, ExperimentContext(own).reference
+    topics = [topic.build() for topic in recipe.topics]
+    how = (topics, recipe.unlearning(), recipe.training())
+    result = unlearn(reference.model, reference.tokenizer, *how)
+    assert all(tensor.isfinite().all() for tensor in result.changed.values())
+
+
+def test_mixed_retain_texts_name_only_what_may_be_mixed():
+    parts = split(WORLD, "animals")
+    texts = parts.texts()
+    mixed = mix_triggers(texts["retain"], texts["mixing"], 0.5, 0, "lab")
+    named = " ".join(text.sentence for text in mixed if isinstance(text, Triggered))
+    assert any(name in named for name in parts.mixed)
+    assert not any(name in named for name in parts.held_out)
+    assert not any(name in " ".join(texts["retain"]) for name in WORLD.subjects["animals"])
+
+
+def test_checkpoints_answer_fewer_prompts_than_the_last_step():
+    asked = make_questions(WORLD, "animals", "reported")
+    final, interim = (
+        {
+            cell
+            for probe in asked.probes(final=at_end)
+            for group in probe.groups
+            for cell, _ in group
+        }
+        for at_end in (True, False)
+    )
+    assert {cell.position for cell in final} == {None, "choice", "stem", "before", "statement"}
+    assert {cell.position for cell in interim} == {None, "before", "statement"}
+    assert ("retain", "unseen_token", "statement") not in final
+    assert len(final) == 2 + 4 * 4 - 1
+
+
+def test_grids_hold_every_defence_and_names_tell_runs_apart():
+    assert {p.defence for p in short_grid()} == DEFENCES
+    assert {p.method for p in short_grid()} == {"rmu", "simnpo"}
+    full = full_grid()
+    assert len({p.name for p in full}) == len(full) == 18 * 7 * 10
+    assert set(short_grid()) <= set(full)
+    # Three seeds of every pair's three defences, with those of both defences in the short grid's
+    # two; then seven more seeds of RMU's three.
+    assert {p.seed for p in full[: 18 * 3 * 3 + 2 * 3]} == {0, 1, 2}
+    rest = full[18 * 3 * 3 + 2 * 3 :]
+    assert all((p.method, p.retain) == ("rmu", "hidden_mse") for p in rest[: 7 * 3])
+    assert len({(p.method, p.retain) for p in rest[7 * 3 :]}) == 18
+    assert SHORT.name != replace(SHORT, tried=None).name
+
+
+def test_tuning_changes_settings_and_uses_no_report_s_seed():
+    grid = tuning_grid()
+    # Nine of each pair, six of NPO's and DPO's; RMU's regimes are twenty, of which two are among
+    # its nine; two pairs with four noises and four shares each.
+    assert len({p.name for p in grid}) == len(grid) == 12 * 9 + 6 * 6 + 20 - 2 + 2 * (4 + 4)
+    settings = {p.setting for p in grid if (p.method, p.retain) == ("rmu", "hidden_mse")}
+    assert {setting.layer for setting in settings} == {1, 2, 3, 4, 5}
+    assert len({p.setting for p in grid if (p.method, p.retain) == ("npo", "logit_kl")}) == 6
+    assert {p.seed for p in grid}.isdisjoint({p.seed for p in full_grid()})
+
+
+def test_a_reference_model_that_knows_too_little_is_refused():
+    assert check_knowledge(answers(), (0.9, 0.97)) == []
+    with pytest.raises(UsageError, match=r"answers 0\.80 of the questions 'retain, after a forget"):
+        check_knowledge(answers(before_forget=8), (0.9, 0.97))
+    (caution,) = check_knowledge(answers(100, before_control=95), (0.9, 0.97))
+    assert caution.endswith("answers 0.95 of the questions 'retain, after a control token' and "
+                            "should answer 0.97.")  # fmt: skip
+
+
+def test_the_regimes_show_each_setting_s_cheapest_checkpoint(tmp_path: Path):
+    tried = [replace(SHORT, seed=1000, tried=replace(SHORT.setting, layer=n)) for n in (1, 3)]
+    first, second = scenario(tmp_path, *tried).runs
+    cells = [Slice("retain", v, "statement") for v in ("control_token", "forget_token")]
+    table = answers(2) | {("retain", *part[1:]): answers(2)[Cell("forget")]
+                          for part in cells}  # type: ignore[index]  # fmt: skip
+    lines = regimes({first: {2: table, 4: table}, second: {4: table}}, table).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1", "| 3"]
+    assert " | 2 | 1.00 |" in lines[2]  # the shorter of two equal checkpoints
+    assert positions(table)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(forget="plants"), "forget: 'plants' is no domain of this world"),
+        (Options(only=("rmuu",)), "only: 'rmuu' is not a method; use"),
+        (Options(only=("npo",)), "only: npo has no run here; leave it out, or add --full"),
+        (Options(full=True, tune=True), "tune: does not go with full"),
+        (Options(size=2), "size: 2 subjects a domain; give 4 to"),
+        (Options(domains=("animal",)), "domain: 'animal' is none; use people, countries"),
+        (Options(domains=("animals",)), "domains: 1 of them; give two or more"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: Options, message: str, tmp_path: Path
+):
+    with pytest.raises(UsageError, match=message):
+        run_lab(replace(options, output=tmp_path), Request(plan=True), Console(quiet=True))
+
+
+def test_other_worlds_have_folders_and_models_of_their_own(tmp_path: Path):
+    options, usual = Options(output=Path("out")), build_world()
+    assert answers_folder(options, usual) == Path("out")
+    assert answers_folder(replace(options, tune=True), usual) == Path("out/tuning")
+    animals = replace(options, seed=5, forget="animals")
+    assert answers_folder(animals, build_world(5)) == Path("out/animals-seed5")
+    other = build_world(5, 8, (PEOPLE, ANIMALS))
+    name = "animals-seed5-size8-people-animals"
+    assert models_folder(tmp_path, other, "animals") == tmp_path / "models" / name
+    assert models_folder(tmp_path, build_world(5), "animals").name == "animals-seed5"
+
+
+def test_models_are_trained_once_and_saved_small(tmp_path: Path):
+    assert missing(tmp_path) == ["base", "gold"]
+    teach_pair(WORLD, "animals", tmp_path, steps=1)
+    assert missing(tmp_path) == []
+    found = load_pair(tmp_path)
+    assert {each.name for each in (found.base, found.gold)} == {"base", "gold"}
+    size = (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert size < 2.2 * found.base.model.num_parameters()
+
+
+def test_a_plan_says_what_would_run_and_runs_nothing(tmp_path: Path):
+    for options, count in (([], 24), (["--full"], 1260)):
+        given = ["lab", "--plan", "--output", str(tmp_path), *options]
+        found = CliRunner().invoke(app, given, catch_exceptions=False)
+        assert found.exit_code == 0, found.output
+        assert f"{count} of {count} runs to do: about" in found.output
+    assert not list(tmp_path.rglob("step-*.json"))
+
+
+def test_attacks_are_planned_for_the_pair_and_runs_without_and_with_noise(tmp_path: Path):
+    plan = attack_plan(Options(output=tmp_path))
+    assert [subject.name for subject in plan.subjects()][:2] == ["base", "gold"]
+    names = [run.name for run in plan.scenario.runs]
+    assert plan.pairs() == [(names[0], names[1]), (names[2], names[3])]
+    assert [len(questions) for questions in plan.data.sets.values()] == [54, 135]
+    assert {point.seed for point in attack_grid(full=True)} == {0, 1, 2}
+    with pytest.raises(UsageError, match="leave out --tune or --attacks"):
+        attack_plan(Options(output=tmp_path, tune=True))
+    given = ["lab", "--attacks", "--plan", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    assert "6 of 6 models to attack" in result.output
+    assert not list(tmp_path.glob("attacks/*"))
+
+
+def test_shipped_settings_are_within_the_grid():
+    assert set(SETTINGS) == {(p.method, p.retain) for p in full_grid()}
