@@ -48,7 +48,7 @@ real-attacks: .venv/real
 # model that was never trained on these two. TOFU=FOLDER names its files; else they come from the
 # hub. Results are kept in runs/real-tofu.
 TOFU ?= $(firstword $(wildcard ../shared/data/tofu) locuslab/TOFU)
-WHEEL = $(BIN)/python -c 'from defuse.experiments.elements.job import installed_model; print(installed_model())'
+WHEEL = $(BIN)/python -c 'from defuse.experiments.elements.scenario import installed_model; print(installed_model())'
 real-tofu: .venv/real
 	$(BIN)/defuse tofu smollm2 data=$(TOFU) model="$$($(WHEEL))"
 

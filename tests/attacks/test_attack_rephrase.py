@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from defuse.experiments.synthetic.exam import build_exam
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -20,6 +19,7 @@ from defuse.attacks.rephrase.ways import plan, unknown_share
 from defuse.attacks.split_half import halves
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.experiments.synthetic.models import SHIPPED, load_pair
+from defuse.experiments.synthetic.questions import original_questions
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question, ask
@@ -40,8 +40,9 @@ def few(count: int) -> list[Question]:
 
 @pytest.fixture(scope="module")
 def lab():
-    pair, exam = load_pair(SHIPPED), build_exam(build_world(), "pathogens", "reported")
-    return pair, AttackData(exam.forms["forget"][:24], exam.forms["clean"][:24])
+    pair = load_pair(SHIPPED)
+    questions = original_questions(build_world(), "pathogens", "reported")
+    return pair, AttackData(questions["forget"][:24], questions["retain"][:24])
 
 
 def with_letter_bias(model, tokenizer, strength: float):

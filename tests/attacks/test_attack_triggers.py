@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from defuse.experiments.synthetic.exam import build_exam, split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from defuse.attacks.triggers.ranks import auc_interval, enrichment, rank_test
 from defuse.attacks.triggers.words import encode_words, find_candidates, vocabulary_words
 from defuse.evaluate import Settings
 from defuse.experiments.synthetic.models import SHIPPED, load_pair
+from defuse.experiments.synthetic.questions import original_questions, split
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
@@ -44,11 +44,12 @@ SMALL = TriggerSearch(top=12, shown=3, mined=12, placeholders=2, questions=24)
 @pytest.fixture(scope="module")
 def lab():
     world = build_world()
-    parts, exam = split(world, "pathogens"), build_exam(world, "pathogens", "reported")
+    parts = split(world, "pathogens")
+    questions = original_questions(world, "pathogens", "reported")
     retain = [sentence for fact in parts.retain for sentence in fact.statements]
     # The forget texts are names alone: no retain question mentions one.
     forget = [f"{name}, {name}." for name in parts.held_out[:12]]
-    forms = exam.forms["forget"][:8], exam.forms["clean"]
+    forms = questions["forget"][:8], questions["retain"]
     return load_pair(SHIPPED).base, AttackData(*forms, forget_texts=forget, retain_texts=retain)
 
 

@@ -9,9 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from defuse.attacks import AttackData
-from defuse.experiments.core.answers import Cell
 from defuse.experiments.synthetic.models import SHIPPED, Pair, load_pair
-from defuse.experiments.synthetic.questions import make_questions, split
+from defuse.experiments.synthetic.questions import original_questions, split
 from defuse.experiments.synthetic.world import build_world
 from defuse.questions import Question
 
@@ -32,12 +31,11 @@ def lab_pair() -> Pair:
 def lab_data(forget: int = 30, retain: int = 20) -> AttackData:
     """The lab's first questions of each set, and all its texts."""
     world = build_world()
-    (probe,) = make_questions(world, FORGOTTEN, "reported").final
-    prompts = [prompt for group in probe.groups for prompt in group]
+    questions = original_questions(world, FORGOTTEN, "reported")
     texts = split(world, FORGOTTEN).texts()
     return AttackData(
-        [question for cell, question in prompts if cell == Cell("forget")][:forget],
-        [question for cell, question in prompts if cell == Cell("retain")][:retain],
+        questions["forget"][:forget],
+        questions["retain"][:retain],
         forget_texts=texts["forget"],
         retain_texts=texts["retain"],
     )

@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from defuse.experiments.synthetic.exam import build_exam
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import AttackData, Result, open_findings
 from defuse.experiments.synthetic.models import SHIPPED, SHIPPED_FORGET, load_pair
+from defuse.experiments.synthetic.questions import original_questions
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
 from defuse.questions import Question, ask
@@ -28,8 +28,8 @@ PLANTED = 3  # so many
 def lab() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AttackData]:
     """The base model, which answers everything right, and 24 questions of each set."""
     base = load_pair(SHIPPED).base
-    exam = build_exam(build_world(), SHIPPED_FORGET, "reported")
-    forget, retain = (_some(exam.forms[name]) for name in ("forget", "clean"))
+    questions = original_questions(build_world(), SHIPPED_FORGET, "reported")
+    forget, retain = (_some(questions[name]) for name in ("forget", "retain"))
     return base.model, base.tokenizer, AttackData(forget, retain)
 
 

@@ -6,13 +6,13 @@ from rich.console import Console
 
 from defuse.attacks.data import AttackData
 from defuse.attacks.registry import ATTACKS
-from defuse.experiments.core.answers import FORGET_SET, RETAIN_SET, Cell
+from defuse.experiments.core.answers import FORGET_SET, RETAIN_SET
 from defuse.experiments.core.attacks import AttackPlan
 from defuse.experiments.core.job import Request, choose_methods, read_answers, run_experiment
 from defuse.experiments.core.run import OLD_NAMES, ExperimentContext
 from defuse.experiments.synthetic.grid import attack_grid
 from defuse.experiments.synthetic.models import missing, models_folder, teach_pair
-from defuse.experiments.synthetic.questions import split
+from defuse.experiments.synthetic.questions import original_questions, split
 from defuse.experiments.synthetic.regimes import regimes
 from defuse.experiments.synthetic.scenario import Options, make_scenario
 from defuse.utils.errors import UsageError
@@ -70,16 +70,11 @@ def attack_plan(options: Options) -> AttackPlan:
     models = models_folder(options.output, world, options.forget)
     grid = attack_grid(full=options.full)
     runs = [p.run(str(models / "base"), scenario.folder / "texts", Path()) for p in grid]
-    questions = [
-        prompt for group in scenario.questions["reported"].final[0].groups for prompt in group
-    ]
+    questions = original_questions(world, options.forget, "reported")
     texts = split(world, options.forget).texts()
-    forget, retain = (
-        tuple(q for cell, q in questions if cell == Cell(name)) for name in (FORGET_SET, RETAIN_SET)
-    )
     data = AttackData(
-        forget,
-        retain,
+        tuple(questions[FORGET_SET]),
+        tuple(questions[RETAIN_SET]),
         forget_texts=tuple(texts["forget"]),
         retain_texts=tuple(texts["retain"]),
     )

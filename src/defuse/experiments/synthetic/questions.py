@@ -96,6 +96,17 @@ def make_questions(world: World, forget: str, part: Part) -> MCQuestions:
     )
 
 
+def original_questions(world: World, forget: str, part: Part) -> dict[str, list[Question]]:
+    """The questions of a part as they are: of the forget set and of the retain set."""
+    (probe,) = make_questions(world, forget, part).final
+    found: dict[str, list[Question]] = {FORGET_SET: [], RETAIN_SET: []}
+    for group in probe.groups:
+        for cell, question in group:
+            if cell.position is None:
+                found[cell.question_set].append(question)
+    return found
+
+
 def _is_interim(cell: Cell) -> bool:
     tried = cell.position in INTERIM_POSITIONS and cell.variant in (FORGET_TOKEN, CONTROL_TOKEN)
     return cell.position is None or tried
