@@ -1,4 +1,4 @@
-"""The command as it is run: killed for good it goes on, and processes share it; same digits."""
+"""The command resumes after an interruption, and processes share its work: the same digits."""
 
 import json
 import os
@@ -16,8 +16,10 @@ from defuse import cli
 from defuse.evaluate.loglikelihood import _score_batch as score_batch
 from defuse.evaluate.token_tree import TokenTree
 from defuse.models.decoder import Decoder
+from defuse.store import ResultLog
 from defuse.utils.files import held
 
+PUT = ResultLog.put
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -97,6 +99,30 @@ def undisturbed(workplace: Path) -> Mapping[str, Any]:
     return result(workplace, "whole.json")
 
 
+def test_interrupted_in_a_line_and_resumed_the_result_is_the_same(
+    workplace: Path, undisturbed: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[str] = []
+
+    def put(log: ResultLog, name: str, result: Any) -> Any:
+        if len(finished) == 7:
+            raise KeyboardInterrupt
+        finished.append(name)
+        return PUT(log, name, result)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("defuse.store.ResultLog.put", put)
+        assert run(workplace, "--out", "stopped.json") == 130
+    assert not (workplace / "stopped.json").exists()
+    (kept,) = (workplace / "stopped.json.partial").glob("model-*/0.jsonl")
+    with kept.open("a") as file:
+        file.write('{"name": "ab')
+    assert run(workplace, "--out", "stopped.json") == 0
+    assert result(workplace, "stopped.json") == undisturbed
+    assert not (workplace / "stopped.json.partial").exists()
+
+
+@pytest.mark.slow  # four processes load PyTorch
 def test_killed_and_resumed_by_two_processes_the_result_is_the_same(
     workplace: Path, undisturbed: Mapping[str, Any]
 ) -> None:
@@ -112,7 +138,7 @@ def test_killed_and_resumed_by_two_processes_the_result_is_the_same(
     assert not (workplace / "out.json.partial").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three processes load PyTorch
 def test_two_processes_killed_are_resumed_by_one(
     workplace: Path, undisturbed: Mapping[str, Any]
 ) -> None:
@@ -124,7 +150,7 @@ def test_two_processes_killed_are_resumed_by_one(
     assert result(workplace, "two.json") == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # ten processes load PyTorch
 def test_killed_ten_times_over(workplace: Path, undisturbed: Mapping[str, Any]) -> None:
     command = [*EVALUATE, "--out", "ten.json"]
     for number in range(10):
@@ -133,7 +159,7 @@ def test_killed_ten_times_over(workplace: Path, undisturbed: Mapping[str, Any]) 
     assert result(workplace, "ten.json") == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three processes load PyTorch
 def test_an_error_in_one_process_ends_all(workplace: Path) -> None:
     script = """
 import torch

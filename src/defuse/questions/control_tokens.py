@@ -42,14 +42,14 @@ def draw_controls(
     lengths = {len(_words(token)) for token in tokens}
     counts = _phrase_counts(corpus, lengths)
     taboo = {word.casefold() for token in tokens for word in _words(token)}
-    innocent = sorted(
+    candidates = sorted(
         phrase for phrase in counts if not taboo & {word.casefold() for word in phrase.split(" ")}
     )
-    id_counts = dict(zip(innocent, _id_counts(innocent, tokenizer), strict=True))
+    id_counts = dict(zip(candidates, _id_counts(candidates, tokenizer), strict=True))
     controls: list[str] = []
     for token, id_count in zip(tokens, _id_counts(tokens, tokenizer), strict=True):
         words = len(_words(token))
-        alike = [p for p in innocent if id_counts[p] == id_count and p.count(" ") + 1 == words]
+        alike = [p for p in candidates if id_counts[p] == id_count and p.count(" ") + 1 == words]
         if not alike:
             raise UsageError(
                 f"control-corpus: holds nothing of {words} word(s) and {id_count} token id(s), as "
