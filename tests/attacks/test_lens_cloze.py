@@ -298,7 +298,7 @@ def test_a_killed_attack_goes_on(tmp_path: Path) -> None:
     base, tokenizer, _ = lab()
     some = AttackData(stated().forget[:4], stated().retain[:4], CLOZE)
     config = Lens(folds=2, shuffles=1)
-    check_resumes(partial(run, base, tokenizer, some, config), tmp_path, base)
+    check_resumes(partial(run, base, tokenizer, some, config), tmp_path, base, stops=1)
 
 
 def test_one_question_is_too_few_for_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:

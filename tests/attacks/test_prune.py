@@ -224,6 +224,7 @@ def test_a_killed_attack_goes_on(tmp_path: Path, unit: Literal["neuron", "weight
         partial(prune.run, model, tokenizer, few(), config),
         tmp_path,
         model,
+        stops=1,
     )
 
 
