@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run's output folder `path`, asked for by the field or option `option`.
+    """One run's output folder `path`, named by the field or option `option`.
 
     `identity` is what makes it the same run, wherever and however often it writes. `read_identity`
     takes it from the record of a finished run. `checkpoints` are patterns of the names of the files

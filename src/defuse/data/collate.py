@@ -23,7 +23,7 @@ class TextBatch:
     `items` names each text, (corpus, row), for everything that is drawn or cached per text.
     `counted` (B, T) is true where a token counts in hidden-state and logit losses, `counted_at`
     (M,) are its flat indices. `labels` (P,) are the tokens whose log-probability counts,
-    `predicted_at` (P,) where the hidden state that predicts each stands, `sequence` (P,) its text.
+    `predicted_at` (P,) the places of the hidden states that predict them, `sequence` (P,) its text.
     If several processes share a step's texts, `whole` is the number of all texts, `places` (B,) the
     places of these among them, and `share` their share of the counted tokens.
     """

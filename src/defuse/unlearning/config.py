@@ -122,7 +122,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Training:
-    """The loop: `steps` of AdamW without weight decay, topics in turn, `batch_size` texts each.
+    """The loop: `steps` of AdamW without weight decay, topics alternate, `batch_size` texts each.
 
     Texts are used in file order and again from the start after the last one; `shuffle` draws a new
     order for every epoch. `keep_gib`: the memory (GiB) for hidden states of the frozen blocks on
