@@ -18,11 +18,12 @@ setup: .venv/ready
 	$(PIP) -e '.[dev]'
 	touch $@
 
+# Two processes; a file's tests stay together, so that what they share is made once.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: setup
 	$(BIN)/ruff format --check .

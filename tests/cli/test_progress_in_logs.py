@@ -37,6 +37,10 @@ VERBS = {
         "cpu",
     ),
     "evaluate": ("model", *ASKED, "--out", "out.json"),
+    "attack": (
+        *("model", "--forget", "q.jsonl", "--retain", "q.jsonl", "--score", "cloze"),
+        *("--kind", "quantise", "--out", "out", "--device", "cpu"),
+    ),
     "theory": ("model", "--reference", "model", *ASKED, "--perturb", "tokens.txt", "--out", "out"),
     "reproduce": ("--model", "model", "--data", ".", "--out", "out", "--device", "cpu"),
 }
