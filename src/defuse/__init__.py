@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from defuse.data.text import QuestionAnswer
     from defuse.evaluate import Evaluation, Settings, compare, evaluate_questions, summarise
     from defuse.experiments.core.experiment_file import Experiment, load_experiment
+    from defuse.experiments.core.experiment_scenario import make_scenario
     from defuse.experiments.core.job import run_experiment
     from defuse.methods import DPO, NPO, RMU, RSV, AdaptiveRMU, HiddenMSE, LogitKL, LogitMSE, SimNPO
     from defuse.models.decoder import Decoder
@@ -37,6 +38,7 @@ _HOMES = {
         "summarise",
     ),
     "defuse.experiments.core.experiment_file": ("Experiment", "load_experiment"),
+    "defuse.experiments.core.experiment_scenario": ("make_scenario",),
     "defuse.experiments.core.job": ("run_experiment",),
     "defuse.methods": (
         "DPO",
@@ -95,6 +97,7 @@ __all__ = [
     "load_questions",
     "load_recipe",
     "load_texts",
+    "make_scenario",
     "perturb",
     "run_experiment",
     "save_changed",

@@ -1,9 +1,14 @@
 """`defuse experiment`: a whole comparison from one YAML file."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from defuse.experiments.core.attacks import AttackPlan
+    from defuse.experiments.core.scenario import Scenario
 
 Option = typer.Option
 
@@ -45,14 +50,13 @@ def experiment(
     from defuse.experiments.core.job import Request, choose_methods, run_experiment
     from defuse.experiments.core.ray_cluster import Resources
     from defuse.experiments.core.runner import Runner
-    from defuse.experiments.experiments import find_experiment
     from defuse.utils.progress import shown
 
     command = " ".join(["defuse experiment", str(file), *(overrides or ())])
     request = Request(
         plan, tune, report, retry_failed, Runner(runner, jobs, Resources(workers=jobs))
     )
-    scenario, attacks = find_experiment(file, overrides or (), command, tune=tune)
+    scenario, attacks = _find(file, overrides or (), command, tune=tune)
     scenario = scenario.with_runs(choose_methods(scenario.runs, only or ()))
     with shown() as progress:
         failed = run_experiment(scenario, request, Console(), progress)
@@ -67,3 +71,27 @@ def experiment(
             )
     if failed:
         raise typer.Exit(1)
+
+
+def _find(
+    name: Path, overrides: Sequence[str], command: str, *, tune: bool
+) -> "tuple[Scenario, AttackPlan | None]":
+    """The scenario of an experiment by its file or name, and its attacks, if it has any.
+
+    The data of "elements" and "synthetic" are made by code; all others are files.
+    """
+    from defuse.experiments.core.experiment_file import load_experiment
+    from defuse.experiments.core.experiment_scenario import attack_plan, make_scenario
+    from defuse.experiments.elements import scenario as elements
+    from defuse.experiments.synthetic import scenario as synthetic
+    from defuse.utils.config import parse, set_fields
+
+    made = {"elements": elements, "synthetic": synthetic}
+    if name.is_file() or name.as_posix() not in made:
+        experiment = load_experiment(name, overrides)
+        scenario = make_scenario(experiment, command, tune=tune)
+        return scenario, attack_plan(experiment, scenario)
+    given: dict[str, Any] = {"tune": tune}
+    set_fields(given, overrides)
+    module = made[name.as_posix()]
+    return module.make_scenario(parse(module.Options, given, name.as_posix())), None

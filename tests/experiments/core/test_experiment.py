@@ -16,6 +16,7 @@ from defuse.evaluate import evaluate_questions
 from defuse.evaluate.answers import Settings
 from defuse.experiments.core.answers import FORGET, pooled
 from defuse.experiments.core.experiment_file import load_experiment
+from defuse.experiments.core.experiment_scenario import make_scenario
 from defuse.experiments.core.job import Request, run_experiment
 from defuse.experiments.core.run import ExperimentContext, load_answers
 from defuse.models.load import load_model
@@ -133,7 +134,7 @@ def test_all_outputs_are_there_and_the_page_names_each_model(place: Path, finish
 
 @pytest.mark.usefixtures("finished")
 def test_prompts_are_those_of_defuse_evaluate(here: Path):
-    scenario = load_experiment("planets.yaml", ["compare.seeds=[0]"]).scenario()
+    scenario = make_scenario(load_experiment("planets.yaml", ["compare.seeds=[0]"]))
     context = ExperimentContext(scenario)
     reference = load_model("my-model")
     evaluation = evaluate_questions(
@@ -227,7 +228,7 @@ def test_processes_do_what_one_process_does():
             "text=false",
         ]
         assert run("planets.yaml", *given, "--runner", runner, "--jobs", "2")[0] == 0
-        scenarios[runner] = load_experiment("planets.yaml", given).scenario()
+        scenarios[runner] = make_scenario(load_experiment("planets.yaml", given))
     one, other = (
         [load_answers(ExperimentContext(s), r) for r in s.runs] for s in scenarios.values()
     )
@@ -292,7 +293,7 @@ def test_methods_may_be_labels_recipes_and_lists_of_defences():
         "defences": [{"rna": {"std": ["0.1x", "1x"]}}, {"rna": {"std": 1}, "mixing": {}}],
     }
     override = f"compare={yaml.safe_dump(compare, default_flow_style=True, sort_keys=False)}"
-    runs = load_experiment("planets.yaml", [override]).scenario().runs
+    runs = make_scenario(load_experiment("planets.yaml", [override])).runs
     assert [r.group for r in runs] == [
         f"{name}, {defence}"
         for name in ("strong", "shipped")
@@ -309,7 +310,7 @@ def test_a_forget_set_that_is_not_known_comes_with_a_caution(capsys: pytest.Capt
     """A random model answers by chance: there is nothing to forget."""
     from rich.console import Console
 
-    scenario = load_experiment("planets.yaml", ["output=runs/unknown"]).scenario()
+    scenario = make_scenario(load_experiment("planets.yaml", ["output=runs/unknown"]))
     run_experiment(scenario.with_runs(scenario.runs[:1]), Request(), Console())
     said = " ".join(capsys.readouterr().out.split())
     assert "no better than chance: nothing to forget" in said

@@ -117,7 +117,8 @@ def test_every_shipped_recipe_runs(model: str, tmp_path: Path, method: str, reta
 def test_questions_and_tokens_are_written_as_evaluate_reads_them(model: str, tmp_path: Path):
     make_scenario(Options(output=tmp_path, model=model))
     for name, questions in MATERIAL.reported.items():
-        assert load_questions(str(tmp_path / f"questions/{name}.jsonl")) == tuple(questions)
+        found = load_questions(str(tmp_path / f"questions/{name}.jsonl"))
+        assert found == tuple(replace(question, subject=None) for question in questions)
     terms = pair_terms(model)
     assert load_tokens(str(tmp_path / "terms/forget.txt")) == terms.forget
     assert load_tokens(str(tmp_path / "terms/controls.txt")) == terms.controls

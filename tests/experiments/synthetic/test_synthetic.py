@@ -206,8 +206,8 @@ def test_the_regimes_show_each_setting_s_cheapest_checkpoint(tmp_path: Path):
     tried = [replace(SHORT, seed=1000, tried=replace(SHORT.setting, layer=n)) for n in (1, 3)]
     first, second = scenario(tmp_path, *tried).runs
     cells = [Slice("retain", v, "statement") for v in ("control_token", "forget_token")]
-    table = answers(2) | {("retain", *part[1:]): answers(2)[Cell("forget")]
-                          for part in cells}  # type: ignore[index]  # fmt: skip
+    table = dict(answers(2))
+    table |= {Cell("places", *part[1:]): table[Cell("forget")] for part in cells}
     lines = regimes({first: {2: table, 4: table}, second: {4: table}}, table).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1", "| 3"]
     assert " | 2 | 1.00 |" in lines[2]  # the shorter of two equal checkpoints

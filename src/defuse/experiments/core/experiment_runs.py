@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from defuse.experiments.core.experiment_file import Experiment
 from defuse.experiments.core.scenario import Run
 from defuse.methods import METHODS
 from defuse.questions import load_tokens
@@ -15,9 +16,6 @@ from defuse.unlearning.recipe import Recipe
 from defuse.utils.config import parse, read_fields
 from defuse.utils.errors import UsageError, require
 
-if TYPE_CHECKING:
-    from defuse.experiments.core.experiment_file import Experiment
-
 TUNING_SEED = 1000  # of tuning runs: no report uses it
 # A recipe's fields that follow from the experiment's own.
 FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
@@ -26,7 +24,7 @@ DEFENCE_FIELDS = {"rna": ("std", "variance"), "mixing": ("share", "tokens")}
 
 
 def make_runs(
-    experiment: "Experiment", output: Path, mixing: Sequence[str], *, tune: bool
+    experiment: Experiment, output: Path, mixing: Sequence[str], *, tune: bool
 ) -> Iterator[Run]:
     methods = experiment.compare["methods"]
     if isinstance(methods, list):
@@ -47,7 +45,7 @@ def make_runs(
 
 
 def _trials(
-    experiment: "Experiment", methods: Mapping[str, Any]
+    experiment: Experiment, methods: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
     """Each method as it is, then with every combination of the values that `tune` names."""
     for name, own in methods.items():
@@ -58,7 +56,7 @@ def _trials(
             yield name, {**(own or {}), **tried}, tuple(f"{k}={v}" for k, v in tried.items())
 
 
-def _tuned_defences(experiment: "Experiment") -> list[dict[str, dict[str, Any]]]:
+def _tuned_defences(experiment: Experiment) -> list[dict[str, dict[str, Any]]]:
     given = [{name: experiment.tune[name]} for name in DEFENCE_FIELDS if name in experiment.tune]
     return [each for defence in given for each in _expand(defence)]
 
@@ -95,7 +93,7 @@ def _expand(given: object) -> list[dict[str, dict[str, Any]]]:
 
 
 def _run(
-    experiment: "Experiment",
+    experiment: Experiment,
     output: Path,
     mixing: Sequence[str],
     name: str,
@@ -141,7 +139,7 @@ def _flat(defence: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, Any], ..
 
 
 def _recipe(
-    experiment: "Experiment",
+    experiment: Experiment,
     name: str,
     given: Mapping[str, Any],
     defence: Mapping[str, Mapping[str, Any]],
@@ -197,7 +195,7 @@ def _shipped_fields(name: str | None) -> dict[str, Any]:
 
 
 def _mixing(
-    experiment: "Experiment", given: Mapping[str, Any], output: Path, tokens: Sequence[str]
+    experiment: Experiment, given: Mapping[str, Any], output: Path, tokens: Sequence[str]
 ) -> dict[str, Any]:
     share = {"mix": given["share"]} if "share" in given else {}
     if "tokens" in given:
@@ -209,7 +207,7 @@ def _mixing(
     return {"triggers": str(output / "texts" / "mixing_tokens.txt"), "mix": 0.5, **share}
 
 
-def _topics(experiment: "Experiment", topic: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _topics(experiment: Experiment, topic: Mapping[str, Any]) -> list[dict[str, Any]]:
     written = experiment.topics or [{"name": experiment.name, **(experiment.texts or {})}]
     return [
         {**topic, **own, **{k: experiment.corpus(own.get(k)) for k in ("forget", "retain")}}

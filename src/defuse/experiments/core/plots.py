@@ -33,7 +33,8 @@ def draw(
 ) -> Figure:
     """A row for each method and retain loss: accuracies by slice, and the way there."""
     if layout.shown_groups is not None:
-        finished = {r: s for r, s in finished.items() if r.group in layout.shown_groups}
+        some = {r: s for r, s in finished.items() if r.group in layout.shown_groups}
+        finished = some or finished
     pairs = list(dict.fromkeys((run.method, run.retain_loss) for run in finished))
     figure = Figure(figsize=(11, 3.8 * max(1, len(pairs))), layout="constrained")
     by_label = {group.label: group for group in groups}

@@ -40,9 +40,9 @@ class Resources:
     gpus: float | None = None
 
 
-def check_resources(resources: Resources) -> None:
-    """Raise UsageError for numbers that make no sense, and where Ray is missing."""
-    if find_spec("ray") is None:
+def check_resources(resources: Resources, runner: str = "ray") -> None:
+    """Raise UsageError for numbers that make no sense, and where Ray is wanted but missing."""
+    if runner == "ray" and find_spec("ray") is None:
         raise UsageError(f"sweep: needs Ray, which is not installed; {install_hint('ray')}")
     for field, least in (("workers", 1), ("cpus", 1), ("gpus", 0)):
         value = getattr(resources, field)

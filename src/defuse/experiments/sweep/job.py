@@ -21,7 +21,7 @@ from defuse.experiments.core.answers import (
 )
 from defuse.experiments.core.metrics import make_group
 from defuse.experiments.core.questions import MCQuestions, make_probes
-from defuse.experiments.core.ray_cluster import Resources
+from defuse.experiments.core.ray_cluster import Resources, check_resources
 from defuse.experiments.core.run import (
     REFERENCE,
     ExperimentContext,
@@ -167,7 +167,7 @@ def check_sweep(request: Request) -> Plan:
 
     Raises UsageError, naming the point, for what cannot run.
     """
-    Runner(request.runner, request.resources.workers, request.resources)
+    check_resources(request.resources, request.runner)
     points = make_grid(request.recipe, request.grid)
     recipe = points[0].recipe
     folder = request.out or Path(f"{recipe.output}-sweep")

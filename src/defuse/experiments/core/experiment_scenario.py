@@ -1,0 +1,232 @@
+"""From the fields of an experiment file to a scenario and its attacks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from defuse.attacks.data import AttackData
+from defuse.evaluate import Settings
+from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
+from defuse.experiments.core.answers import (
+    CONTROL_TOKEN,
+    FORGET,
+    FORGET_SET,
+    FORGET_TOKEN,
+    RETAIN,
+    RETAIN_SET,
+    QuestionKey,
+    Slice,
+)
+from defuse.experiments.core.attacks import AttackPlan
+from defuse.experiments.core.experiment_file import Experiment
+from defuse.experiments.core.experiment_runs import make_runs, parts
+from defuse.experiments.core.job import folder_of
+from defuse.experiments.core.questions import MCQuestions, QuestionSets, make_probes
+from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
+from defuse.questions import Perturbation, Position, Question, load_questions
+from defuse.utils.errors import UsageError, require
+from defuse.utils.files import write_text
+
+
+def make_scenario(experiment: Experiment, command: str = "", *, tune: bool = False) -> Scenario:
+    """The scenario of an experiment file: its questions, tokens and runs.
+
+    `command`: makes the experiment again. `tune`: the runs that try settings.
+
+    Raises UsageError for whatever cannot be read or does not go together.
+    """
+    output = folder_of(Path(experiment.output), tune=tune)
+    sets = _question_sets(experiment, tune=tune)
+    perturbations = _perturbations(experiment)
+    mixing = _mixing_tokens(experiment, perturbations, output)
+    runs = tuple(make_runs(experiment, output, mixing, tune=tune))
+    interim = [each for each in perturbations if each.position in _interim_positions(experiment)]
+    settings = {name: _settings(experiment, name, questions) for name, questions in sets.items()}
+    limit = experiment.interim.get("questions")
+    asked = MCQuestions(
+        make_probes(sets, settings, perturbations),
+        make_probes(sets, settings, interim, limit),
+        experiment.text,
+    )
+    return Scenario(
+        experiment.name,
+        output,
+        ModelSource(
+            experiment.place(experiment.model),
+            experiment.revision,
+            experiment.device,
+            experiment.dtype,
+        ),
+        runs,
+        {"reported": asked},
+        _layout(experiment, perturbations, interim),
+        command,
+        retrained=None if experiment.retrained is None else experiment.place(experiment.retrained),
+        share_activations=True,
+        keep_models=experiment.keep_models,
+        held_out=_held_out(sets, perturbations, mixing, experiment.seed),
+    )
+
+
+def _question_sets(experiment: Experiment, *, tune: bool) -> QuestionSets:
+    given = experiment.questions
+    retain = given["retain"]
+    sources = {FORGET_SET: given["forget"]}
+    sources |= retain if isinstance(retain, dict) else {RETAIN_SET: retain}
+    reported = {name: _load(experiment, name, source) for name, source in sources.items()}
+    if not tune:
+        return reported
+    require("tuning" in given, "questions.tuning", None, "is missing; --tune needs it")
+    tuning = given["tuning"]
+    if isinstance(tuning, dict):
+        sets = {name: _load(experiment, name, tuning.get(name)) for name in reported}
+    else:
+        sets = _by_set(_load(experiment, "tuning", tuning), tuple(reported))
+    _check_apart(sets, reported)
+    return sets
+
+
+def _load(experiment: Experiment, name: str, source: object) -> tuple[Question, ...]:
+    require(isinstance(source, str), f"questions.{name}", source, "is not a file or hub dataset")
+    return load_questions(experiment.place(str(source)), limit=experiment.limit)
+
+
+def _by_set(questions: Sequence[Question], names: Sequence[str]) -> QuestionSets:
+    """Tuning questions of one file, told apart by their subject."""
+    sets = {name: tuple(q for q in questions if q.subject == name) for name in names}
+    empty = [name for name, some in sets.items() if not some]
+    if empty:
+        raise UsageError(
+            f"questions.tuning: no question has the subject {empty[0]!r}; give each row the "
+            f"name of its set ({', '.join(names)}) as subject, or a file for each set"
+        )
+    return sets
+
+
+def _check_apart(tuning: QuestionSets, reported: QuestionSets) -> None:
+    """Raise UsageError for a tuning question that is also reported."""
+    seen = {(q.stem, q.choices) for questions in reported.values() for q in questions}
+    for question in (q for questions in tuning.values() for q in questions):
+        if (question.stem, question.choices) in seen:
+            raise UsageError(
+                f"questions.tuning: {question.id!r} is also reported; settings must be chosen on "
+                "other questions"
+            )
+
+
+def _settings(experiment: Experiment, name: str, questions: Sequence[Question]) -> Settings:
+    dev = None if experiment.dev is None else experiment.place(experiment.dev)
+    examples = few_shot_examples(dev, experiment.few_shot, None)
+    leaked = {q.stem for q in questions} & {q.stem for q in examples}
+    require(not leaked, f"questions.{name}", min(leaked, default=""), "is also an example of dev")
+    return Settings(experiment.score, None, examples, experiment.seed)
+
+
+def _perturbations(experiment: Experiment) -> list[Perturbation]:
+    given = experiment.perturb
+    if given is None:
+        return []
+    require("forget_tokens" in given, "perturb.forget_tokens", None, "is missing; add it")
+    files = {
+        name: given.get(name) for name in ("forget_tokens", "control_tokens", "control_corpus")
+    }
+    places = {n: None if f is None else experiment.place(str(f)) for n, f in files.items()}
+    tokens = TokenFiles(
+        str(places["forget_tokens"]), places["control_tokens"], places["control_corpus"]
+    )
+    positions: list[Position] = given.get("positions", ["before"])
+    model = experiment.place(experiment.model)
+    return [
+        build_perturbation(
+            tokens,
+            position,
+            given.get("sentence") if position == "before" else None,
+            model,
+            experiment.seed,
+        )
+        for position in positions
+    ]
+
+
+def _interim_positions(experiment: Experiment) -> Sequence[str]:
+    every = (experiment.perturb or {}).get("positions", ["before"])
+    return experiment.interim.get("positions", every)
+
+
+def _mixing_tokens(
+    experiment: Experiment, perturbations: Sequence[Perturbation], output: Path
+) -> tuple[str, ...]:
+    """Write the forget-tokens that mixing uses: every second one, so that the others test it."""
+    if not perturbations:
+        return ()
+    tokens = perturbations[0].tokens[::2]
+    if any("mixing" in parts(given) for given in experiment.compare.get("defences", ["none"])):
+        write_text(output / "texts" / "mixing_tokens.txt", "".join(f"{t}\n" for t in tokens))
+    return tokens
+
+
+def _held_out(
+    sets: QuestionSets, perturbations: Sequence[Perturbation], used: Sequence[str], seed: int
+) -> frozenset[QuestionKey]:
+    """The questions behind a forget-token, at the first position, that mixing does not use."""
+    return frozenset(
+        (name, question.id)
+        for perturbation in perturbations[:1]
+        for name, questions in sets.items()
+        if name != FORGET_SET
+        for question in questions
+        for found in [perturbation.variants(question, seed)[FORGET_TOKEN].replaced]
+        if found is not None and found.token not in used
+    )
+
+
+def _layout(
+    experiment: Experiment, perturbations: Sequence[Perturbation], interim: Sequence[Perturbation]
+) -> Layout:
+    places = [each.position for each in perturbations]
+    perturbed = [
+        Slice("retain", variant, place)
+        for place in places
+        for variant in (CONTROL_TOKEN, FORGET_TOKEN)
+    ]
+    return Layout(
+        (FORGET, RETAIN, *perturbed),
+        places[0] if places else None,
+        tuple(each.position for each in interim),
+        title=f"Experiment: {experiment.name}",
+    )
+
+
+def attack_plan(experiment: Experiment, scenario: Scenario) -> AttackPlan | None:
+    """The attacks that the file names, on the models of the first seed; None if it names none."""
+    if not experiment.attacks:
+        return None
+    given = experiment.attacks
+    settings = {} if isinstance(given, list) else given
+    topics = [topic.build() for topic in scenario.runs[0].recipe.topics]
+    probes = scenario.questions["reported"].final
+    prompts = [prompt for probe in probes for group in probe.groups for prompt in group]
+    original = [(cell, question) for cell, question in prompts if cell.position is None]
+    sets = {
+        is_forget: {
+            q.id: q for cell, q in original if (cell.question_set == FORGET_SET) == is_forget
+        }
+        for is_forget in (True, False)
+    }
+    data = AttackData(
+        tuple(sets[True].values()),
+        tuple(sets[False].values()),
+        probes[0].settings,
+        tuple(str(text) for topic in topics for text in topic.forget),
+        tuple(str(text) for topic in topics for text in topic.retain),
+    )
+    seed = scenario.runs[0].seed
+    return AttackPlan(
+        scenario.with_runs([run for run in scenario.runs if run.seed == seed]),
+        data,
+        tuple(given),
+        tuple(
+            f"{name}.{field_}={value}"
+            for name, own in settings.items()
+            for field_, value in (own or {}).items()
+        ),
+    )
