@@ -1,8 +1,11 @@
 """Answer tables made by hand, and runs to go with them."""
 
+from typing import Any
+
 from defuse.experiments.core.answers import Answer, AnswerTable, Cell
 from defuse.experiments.core.scenario import Run
 
+NO_RECIPE: Any = None
 PERTURBED = [
     Cell("places", variant, position)
     for position in ("before", "choice")
@@ -34,7 +37,7 @@ def run(defence: str = "none", seed: int = 1, method: str = "rmu", said: str = "
     settings = more.pop("defence_settings", ())
     return Run(
         f"{group} {settings} {seed}", group + "".join(map(str, settings)), base, method,
-        "hidden_mse", defence, seed, "", (20, 40), settings, **more,
+        "hidden_mse", defence, seed, NO_RECIPE, (20, 40), settings, **more,
     )  # fmt: skip
 
 

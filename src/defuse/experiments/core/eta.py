@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from statistics import fmean
 
 import torch
@@ -11,9 +10,10 @@ from transformers import PreTrainedModel
 
 from defuse.data.text import Text
 from defuse.experiments.core.run import ExperimentContext, missing_steps
-from defuse.experiments.core.scenario import Run, parsed_recipe
+from defuse.experiments.core.scenario import Run
 from defuse.methods import HiddenMSE
 from defuse.unlearning.defaults import strength_field
+from defuse.unlearning.recipe import Recipe
 from defuse.utils.progress import duration
 
 PROBE_SHAPE = (4, 64)  # texts and tokens, as in a step
@@ -64,17 +64,15 @@ def work_left(context: ExperimentContext, run: Run) -> float:
     missing = missing_steps(context, run)
     if not missing:
         return 0.0
-    forget, retain = _tokens_of_a_step(run.recipe_yaml)
+    forget, retain = _tokens_of_a_step(run.recipe)
     step = step_work(run.method, run.retain_loss, forget, retain)
     questions = context.scenario.questions[run.questions]
     asked = sum(probe.count for at in missing for probe in questions.probes(final=at == run.steps))
     return max(missing) * step + asked * QUESTION_TOKENS
 
 
-@cache
-def _tokens_of_a_step(recipe_yaml: str) -> tuple[float, float]:
+def _tokens_of_a_step(recipe: Recipe) -> tuple[float, float]:
     """Tokens of a step's forget and retain texts: texts shorter than their bound, about."""
-    recipe = parsed_recipe(recipe_yaml)
     topics = [topic.build() for topic in recipe.topics]
 
     def tokens(texts: Sequence[Text], length: int, *, packed: bool) -> float:

@@ -121,7 +121,7 @@ def _run(
         retain_loss=recipe.retain.loss,
         defence="+".join(defence) or "none",
         seed=seed,
-        recipe_yaml=recipe.to_yaml(),
+        recipe=recipe,
         checkpoints=tuple(sorted({*(c for c in experiment.checkpoints if c < steps), steps})),
         defence_settings=_flat(defence),
         settings=settings,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
 from defuse.experiments.core.questions import Examiner
-from defuse.experiments.core.scenario import Run, Scenario, TextDigests, recipe_essence
+from defuse.experiments.core.scenario import Run, Scenario, TextDigests, essence, recipe_essence
 from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
 from defuse.models.partial_load import find_checkpoint
 from defuse.store import ReadOld, ResultStore
@@ -38,6 +38,7 @@ class ExperimentContext:
     scenario: Scenario
     digests: TextDigests = field(default_factory=TextDigests)
     _cache: ActivationCache = field(default_factory=ActivationCache)
+    _identities: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def reference(self) -> LoadedModel:
@@ -54,6 +55,16 @@ class ExperimentContext:
     def model_identity(self) -> str:
         """Tells models, and the precisions they are held in, apart."""
         return f"{fingerprint(self.reference.model)} {self.reference.model.dtype}"
+
+    def run_identity(self, run: Run) -> dict[str, Any]:
+        """What a run's results depend on, besides the model and the questions."""
+        if run.name not in self._identities:
+            self._identities[run.name] = {
+                "recipe": recipe_essence(run.recipe),
+                "texts": self.digests.of(run.recipe),
+                **dict(run.essence),
+            }
+        return self._identities[run.name]
 
     @cached_property
     def set_of(self) -> dict[str, str]:
@@ -86,9 +97,7 @@ def answers_store(context: ExperimentContext, run: Run, *, final: bool) -> Resul
     identity = {
         "model": context.model_identity,
         "questions": questions,
-        "recipe": recipe_essence(run.recipe),
-        "texts": context.digests.of(run.recipe),
-        **dict(run.essence),
+        **context.run_identity(run),
     }
     folder = context.scenario.folder / "answers" / run.name
     return ResultStore(folder, identity, read_old=_reader(context))
@@ -99,6 +108,8 @@ def _reader(context: ExperimentContext) -> ReadOld:
 
     def read(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
         identity = {name: document[name] for name in ("recipe", "setting") if name in document}
+        if "recipe" in identity:
+            identity["recipe"] = essence(identity["recipe"])
         return identity, to_json(from_old_json(document["answers"], context.set_of))
 
     return read

@@ -1,19 +1,16 @@
 """An experiment as data: a model, its runs, and the questions that every model answers."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from defuse.experiments.core.answers import QuestionKey, Slice
 from defuse.experiments.core.questions import MCQuestions
 from defuse.unlearning.recipe import Recipe
-from defuse.utils.config import parse
+from defuse.unlearning.recipe_fields import TopicSource
+from defuse.utils.config import dump, without_none
 
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
 # What a recipe says of places, which decides no result; texts count by their content.
@@ -39,22 +36,16 @@ class Run:
     retain_loss: str
     defence: str
     seed: int
-    recipe_yaml: str = field(hash=False, compare=False)
+    recipe: Recipe = field(hash=False, compare=False)
     checkpoints: tuple[int, ...]
     defence_settings: tuple[tuple[str, Any], ...] = ()
     settings: tuple[str, ...] = ()
     questions: str = "reported"
     essence: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
 
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe; as YAML it travels to other processes."""
-        return parsed_recipe(self.recipe_yaml)
-
     def recipe_at(self, output: Path) -> Recipe:
         """The recipe, which writes to another folder."""
-        fields = yaml.safe_load(self.recipe_yaml)
-        return parse(Recipe, {**fields, "output": str(output)}, "")
+        return replace(self.recipe, output=str(output))
 
     @property
     def steps(self) -> int:
@@ -66,12 +57,6 @@ class Run:
         """The settings, and those of the defence, in words."""
         defence = (f"{name}={value}" for name, value in self.defence_settings)
         return " ".join([*self.settings, *defence]) or self.group
-
-
-@cache
-def parsed_recipe(recipe: str) -> Recipe:
-    """A recipe from YAML, parsed once."""
-    return parse(Recipe, yaml.safe_load(recipe), "")
 
 
 @dataclass(frozen=True)
@@ -141,7 +126,11 @@ def recipe_essence(recipe: Recipe) -> dict[str, Any]:
 
     A field without a value is left out, so that one that a later version adds changes nothing.
     """
-    fields = yaml.safe_load(recipe.to_yaml())
+    return essence(dump(recipe))
+
+
+def essence(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a recipe's fields, such as those in a file of version 0.1.0."""
     method = {name: value for name, value in fields["method"].items() if name != "refusals"}
     topics = [
         {name: value for name, value in topic.items() if name not in TEXT_PLACES}
@@ -151,32 +140,23 @@ def recipe_essence(recipe: Recipe) -> dict[str, Any]:
     return without_none({**rest, "method": method, "topics": topics})
 
 
-def without_none(value: Any) -> Any:  # noqa: ANN401 (any JSON)
-    """`value` without its Nones, at any depth."""
-    if isinstance(value, dict):
-        return {name: without_none(each) for name, each in value.items() if each is not None}
-    return [without_none(each) for each in value] if isinstance(value, list) else value
-
-
 class TextDigests:
     """Digests of the texts that recipes read; each file is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
 
     def of(self, recipe: Recipe) -> str:
         """Equal for recipes that read equal texts."""
-        topics = yaml.safe_load(recipe.to_yaml())["topics"]
-        keys = [
-            json.dumps({name: topic.get(name) for name in TEXT_PLACES}, sort_keys=True)
-            for topic in topics
-        ]
-        for key, topic in zip(keys, recipe.topics, strict=True):
-            if key not in self._known:
-                built = topic.build()
-                self._known[key] = digest([built.forget, built.retain, built.triggers])
         refusals = getattr(recipe.unlearning().method, "refusals", ())
-        return digest([[self._known[key] for key in keys], list(refusals)])
+        return digest([[self._of_topic(topic) for topic in recipe.topics], list(refusals)])
+
+    def _of_topic(self, topic: TopicSource) -> str:
+        sources = repr((topic.forget, topic.retain, topic.triggers))
+        if sources not in self._texts:
+            built = topic.build()
+            self._texts[sources] = digest([built.forget, built.retain, built.triggers])
+        return self._texts[sources]
 
 
 def digest(value: object) -> str:

@@ -83,7 +83,7 @@ class Point:
             retain_loss=self.retain,
             defence=self.defence,
             seed=self.seed,
-            recipe_yaml=recipe.to_yaml(),
+            recipe=recipe,
             checkpoints=tuple(sorted({math.ceil(recipe.steps * share) for share in shares})),
             defence_settings=defence,
             settings=settings,

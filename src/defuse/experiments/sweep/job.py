@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from defuse.evaluate.sources import Asking, TokenFiles, build_perturbation, load_part
@@ -38,7 +37,6 @@ from defuse.experiments.sweep.table import Format, Table
 from defuse.models.fsdp import check_sharding
 from defuse.questions import Position, Score
 from defuse.report.plots import save
-from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.run import check
 from defuse.utils.config import dump
 from defuse.utils.distributed import ALONE
@@ -213,13 +211,9 @@ def _run(point: Point, folder: Path, digests: TextDigests) -> Run:
         retain_loss=recipe.retain.loss,
         defence="none" if recipe.noise is None else "rna",
         seed=recipe.seed,
-        recipe_yaml=_placed(recipe, folder / "models" / name),
+        recipe=replace(recipe, output=str(folder / "models" / name)),
         checkpoints=(recipe.steps,),
     )
-
-
-def _placed(recipe: Recipe, output: Path) -> str:
-    return yaml.safe_dump({**yaml.safe_load(recipe.to_yaml()), "output": str(output)})
 
 
 def _unlike(points: Sequence[Point]) -> list[Point]:

@@ -135,7 +135,7 @@ class Point:
             retain_loss=self.retain,
             defence=self.defence,
             seed=self.seed,
-            recipe_yaml=self._recipe(model, texts, models / self.name).to_yaml(),
+            recipe=self._recipe(model, texts, models / self.name),
             checkpoints=tuple(sorted({math.ceil(steps * share) for share in CURVE})),
             defence_settings=tuple((n, v) for n, v in settings.items() if v is not None),
             settings=self.settings,
