@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from defuse.cli import app
+from defuse.data.examples import make_examples
 from defuse.data.text import QuestionAnswer, as_chat
-from defuse.finetune import FineTuning, fine_tune, make_examples
+from defuse.finetune import FineTuning, fine_tune
 from defuse.finetune.examples import IGNORED, collate, epoch_batches
 from defuse.models.load import LoadedModel, load_model
 from defuse.utils.errors import UsageError

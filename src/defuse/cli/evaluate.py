@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
     from defuse.evaluate.request import Request
+    from defuse.evaluate.tasks.tofu.figures import Figures
 
 Text = str | None
 Score = Literal["letters", "cloze"]
@@ -94,7 +99,7 @@ def evaluate(
 
     reference, retrained = reference or base, retrained or gold
     if suite == TOFU:
-        useless = {
+        other_options = {
             "questions": questions,
             "few-shot": few_shot or None,
             "score": score,
@@ -103,7 +108,9 @@ def evaluate(
             "text": text,
             "generate": generate,
         }
-        _evaluate_tofu(models, out, (data, subjects, limit), retrained, useless, (device, dtype))
+        _evaluate_tofu(
+            models, out, (data, subjects, limit), retrained, other_options, (device, dtype)
+        )
         return
     if retrained is not None:
         raise UsageError(f"retrained: {retrained} goes with --suite tofu; leave it out")
@@ -137,15 +144,38 @@ def _evaluate_tofu(
     out: Path,
     asked: tuple[Text, Text, int | None],
     retrained: Text,
-    useless: dict[str, object],
+    other_options: dict[str, object],
     place: tuple[str, str],
 ) -> None:
-    from defuse.cli.tofu import ask_tofu
-    from defuse.experiments.tofu.job import Suite
+    from rich.console import Console
 
+    from defuse.evaluate.tasks.tofu.suite import Request, Suite, check, run
+    from defuse.utils.errors import UsageError
+    from defuse.utils.progress import shown
+
+    for name, value in other_options.items():
+        if value is not None:
+            raise UsageError(f"{name}: {value} does not go with --suite tofu; leave it out")
     data, subjects, limit = asked
     suite = Suite(data or Suite.data, subjects or Suite.forget, limit)
-    ask_tofu(models, out, suite, retrained, useless, place)
+    plan = check(Request(models, out, suite, retrained, *place))
+    with shown() as progress:
+        found = dict(run(plan, progress))
+    _show_tofu(found, Console())
+    Console().print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_tofu(found: "Mapping[str, Figures]", console: "Console") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from defuse.evaluate.tasks.tofu.figures import COLUMNS, figure_cells
+    from defuse.report.format import stacked
+
+    table = Table("model", *COLUMNS, box=SIMPLE_HEAD)
+    for name, figures in found.items():
+        table.add_row(name, *figure_cells(figures, stacked))
+    console.print(table)
 
 
 def _names(subjects: Text) -> list[str]:

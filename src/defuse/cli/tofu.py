@@ -1,76 +1,39 @@
-"""`defuse tofu`: teach invented authors, unlearn some, and compare with who never knew them."""
+"""`defuse tofu`: teach invented authors, unlearn some, and compare with a retrained model."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from defuse.experiments.tofu.job import Suite
 
 
 def tofu(
     recipe: Annotated[
-        Path, typer.Argument(help="A YAML recipe; smollm2 ships.", show_default=False)
+        Path, typer.Argument(help="A YAML recipe, or the shipped smollm2.", show_default=False)
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="field=value, such as seeds=[1,2] or unlearn.steps=20"),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only list the models, and which are finished.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only report what is finished.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run what failed again.")
+    ] = False,
 ) -> None:
-    """Teach all of TOFU, unlearn a part, and compare with the model taught the rest alone.
+    """Teach TOFU's authors, unlearn some, and compare with a model taught the others alone.
 
-    Stops and starts as you like: what is finished is kept in the recipe's output.
+    Finished work is kept in the recipe's output; after an interruption the same command resumes.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from defuse.experiments.tofu.job import carry_out
-    from defuse.experiments.tofu.recipe import load_whole_way
+    from defuse.experiments.tofu.job import Request, run_tofu
+    from defuse.experiments.tofu.recipe import load_recipe
+    from defuse.utils.progress import shown
 
-    settings = load_whole_way(recipe, overrides or ())
-    with Progress(console=Console(stderr=True)) as progress:
-
-        def on_stage(name: str, total: int):  # noqa: ANN202 (a small closure)
-            task = progress.add_task(name, total=total)
-            return lambda done: progress.update(task, completed=done)
-
-        carry_out(settings, on_stage, Console())
-
-
-def ask_tofu(
-    models: Sequence[str],
-    out: Path,
-    suite: "Suite",
-    gold: str | None,
-    useless: Mapping[str, object],
-    place: tuple[str, str],
-) -> None:
-    """`defuse evaluate --suite tofu`. `place`: device, dtype; `useless`: other suites' options."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from defuse.experiments.tofu.job import run_suite
-    from defuse.experiments.tofu.table import figures_table
-    from defuse.utils.errors import UsageError
-
-    for name, value in useless.items():
-        if value is not None:
-            raise UsageError(f"{name}: {value} does not go with --suite tofu; leave it out")
-    device, dtype = place
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("questions", total=None)
-        found = dict(
-            run_suite(
-                models,
-                out,
-                suite,
-                gold=gold,
-                device=device,
-                dtype=dtype,
-                on_asked=lambda _, count: progress.advance(task, count),
-            )
-        )
-    Console().print(figures_table(found))
-    Console().print(f"written: {out}", highlight=False)
+    request = Request(load_recipe(recipe, overrides or ()), plan, report, retry_failed)
+    with shown() as progress:
+        failed = run_tofu(request, Console(), progress)
+    if failed:
+        raise typer.Exit(1)

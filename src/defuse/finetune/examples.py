@@ -1,39 +1,15 @@
-"""Examples for fine-tuning: texts as token ids with labels, in batches of similar length."""
+"""Batches of examples for fine-tuning: examples of similar length, as tensors with labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from defuse.data.text import Text, encode
+from defuse.data.examples import Example
 from defuse.utils.random import generator
 
 IGNORED = -100  # the label that transformers' losses leave out
 WINDOW = 32  # number of batches whose examples are sorted by length together
-
-
-@dataclass(frozen=True)
-class Example:
-    """`ids`: a text's tokens; the loss counts those from index `start` on."""
-
-    ids: tuple[int, ...]
-    start: int
-
-
-def make_examples(
-    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int
-) -> list[Example]:
-    """Texts followed by the end-of-text token, truncated to `length` tokens.
-
-    The loss counts the answer of a question-answer pair and the end-of-text token (as in TOFU's
-    data_module.py), and all tokens of any other text. Raises UsageError if no token is left.
-    """
-    eos = tokenizer.eos_token_id
-    end = (eos,) if isinstance(eos, int) else ()
-    encoded = encode(texts, tokenizer, length)
-    return [Example((*text.ids, *end)[:length], text.answer_start) for text in encoded]
 
 
 def epoch_batches(

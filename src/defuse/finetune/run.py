@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from defuse.data.corpora import load_texts
+from defuse.data.examples import make_examples
 from defuse.data.text import Plain, QuestionAnswer, as_chat
-from defuse.finetune.examples import make_examples
 from defuse.finetune.train import FineTuning, OnStep, fine_tune
 from defuse.models.load import (
     LoadedModel,

@@ -24,8 +24,9 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from defuse.data.examples import Example, make_examples
 from defuse.data.text import Plain
-from defuse.finetune.examples import Example, collate, epoch_batches, make_examples
+from defuse.finetune.examples import collate, epoch_batches
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import cache_setting_kept, generators_kept
 from defuse.models.load import LoadedModel, quiet

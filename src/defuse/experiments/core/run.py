@@ -178,7 +178,7 @@ def execute(context: ExperimentContext, run: Run, progress: Progress = SILENT) -
     try:
         found = _unlearn_and_ask(context, run, progress)
     except Exception as error:
-        found = {"error": _sentence(error), "traceback": traceback.format_exc()}
+        found = error_record(error)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # memory that a failed run filled must not fail the next
     seconds = time.perf_counter() - started
@@ -242,12 +242,14 @@ def _write(context: ExperimentContext, run: Run, result: Result, record: Mapping
     run_folder(recipe).write(write, record)
 
 
-def _sentence(error: Exception) -> str:
+def error_record(error: Exception) -> dict[str, str]:
+    """What a record says of an error: a sentence, and the traceback."""
+    sentence = f"{type(error).__name__}: {error}"
     if isinstance(error, UsageError):
-        return str(error)
+        sentence = str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return "device: out of memory; lower batch_size or the topics' lengths"
-    return f"{type(error).__name__}: {error}"
+        sentence = "device: out of memory; lower batch_size or the topics' lengths"
+    return {"error": sentence, "traceback": "".join(traceback.format_exception(error))}
 
 
 def last_losses(steps: list[Mapping[str, Any]]) -> dict[str, float]:

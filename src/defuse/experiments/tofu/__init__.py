@@ -1,1 +1,1 @@
-"""TOFU (Maini et al. 2401.06121): invented authors, learnt, forgotten and asked about."""
+"""The experiment on TOFU: teach invented authors, unlearn some, compare with a retrained model."""

@@ -1,115 +1,119 @@
-"""TOFU's questions to any models (`run_suite`), and the whole way from a recipe to its table."""
+"""`defuse tofu`: check, carry out what is missing, and report what is finished."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from defuse.data.sampling import spread
-from defuse.experiments.tofu.ask import NEW_TOKENS, OnAsked, ask
-from defuse.experiments.tofu.data import FORGET, HUB, Item, check_part, load_items
-from defuse.experiments.tofu.experiment import OnStage, Way, go, read_material
-from defuse.experiments.tofu.metrics import check_rouge
-from defuse.experiments.tofu.recipe import WholeWay
-from defuse.experiments.tofu.store import Sheet, read_sheet, write_sheet
-from defuse.experiments.tofu.summary import Figures, summarise
+from defuse.evaluate.tasks.tofu.metrics import check_rouge
+from defuse.experiments.tofu.recipe import TofuRecipe
+from defuse.experiments.tofu.stages import (
+    Stage,
+    TofuData,
+    all_stages,
+    execute,
+    failures,
+    load_answers,
+    prepare,
+    read_data,
+)
 from defuse.experiments.tofu.table import as_data, make_rows, markdown, screen_table
-from defuse.models.load import load_model, locate, resolve_device, resolve_dtype
 from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
-from defuse.utils.files import check_writable, write_json, write_text
+from defuse.utils.files import check_writable, held, write_json, write_text
+from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import versions
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Which of TOFU's questions are asked, and how.
+class Request:
+    """A recipe, and what is wanted of it.
 
-    `data`: a hub id or a folder with TOFU's files. `size`: questions of each set at most, evenly
-    spread; None = all. `chat`: ask by the tokenizer's template instead of "Question: …\\nAnswer:".
+    `plan`: only say what would run. `report`: only report what is finished. `retry_failed`: run
+    failed stages again.
     """
 
-    data: str = HUB
-    forget: str = "forget10"
-    size: int | None = None
-    new_tokens: int = NEW_TOKENS
-    chat: bool = False
+    recipe: TofuRecipe
+    plan: bool = False
+    report: bool = False
+    retry_failed: bool = False
 
 
-def run_suite(
-    models: Sequence[str],
-    out: Path,
-    suite: Suite | None = None,
-    *,
-    gold: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    on_asked: OnAsked = lambda _, __: None,
-) -> Iterator[tuple[str, Figures]]:
-    """Ask every model TOFU's questions; a file of answers for each in the folder `out`.
+@dataclass(frozen=True)
+class Plan:
+    """A checked request with its data; `states`: of each stage, "finished", "failed" or "to do"."""
 
-    `gold`: the model taught the retain part alone, or its file of answers; with it comes the forget
-    quality. A file holds every question's scores under `sets` and the figures under `summary`.
-    Yields each model's name with its figures. Raises UsageError before anything is computed.
+    request: Request
+    data: TofuData
+    states: Mapping[Stage, str]
+
+    @property
+    def todo(self) -> list[Stage]:
+        """The stages to carry out."""
+        return [stage for stage, state in self.states.items() if state == "to do"]
+
+
+def check(request: Request) -> Plan:
+    """Read the data and what is finished.
+
+    Raises UsageError for what cannot be run or written, and for answers of another recipe.
     """
-    suite = suite or Suite()
-    paths = _paths(models, out)
-    check_part(suite.forget)
-    check_rouge()
-    resolve_device(device)
-    resolve_dtype(dtype)
-    for name in models if gold is None or _is_sheet(gold) else (*models, gold):
-        locate(name)
-    items = load_items(suite.data, suite.forget)
-    sets = {name: spread(rows, suite.size) for name, rows in items.items()}
-
-    def answers(name: str) -> Sheet:
-        loaded = load_model(name, device=device, dtype=dtype)
-        asked = ask(loaded, sets, new_tokens=suite.new_tokens, chat=suite.chat, on_asked=on_asked)
-        return Sheet(asked)
-
-    standard = None
-    if gold is not None:
-        standard = read_sheet(Path(gold)) if _is_sheet(gold) else answers(gold)
-        _check_alike(gold, standard, sets)
-    for name, path in paths.items():
-        sheet = answers(name)
-        figures = summarise([sheet.sets], [standard.sets] if standard else [])
-        about = {"model": name, "suite": asdict(suite), "gold": gold, "dtype": dtype}
-        write_sheet(path, sheet, about, asdict(figures))
-        yield name, figures
-
-
-def carry_out(recipe: WholeWay, on_stage: OnStage, console: Console) -> None:
-    """The whole way, with its table on the screen and in the output folder."""
+    recipe = request.recipe
     check_writable(Path(recipe.output), "output")
-    way = Way(recipe, read_material(recipe), on_stage)
-    rows = make_rows(recipe, go(way))
-    write_text(way.folder / "results.md", markdown(rows))
-    data = {"recipe": dump(recipe), "rows": as_data(rows)}
-    write_json(way.folder / "results.json", data | {"versions": versions()})
+    check_rouge()
+    failed = {} if request.retry_failed else failures(recipe)
+    states = {}
+    for stage in all_stages(recipe):
+        finished = load_answers(recipe, stage) is not None
+        states[stage] = "finished" if finished else "failed" if stage in failed else "to do"
+    if request.report and "finished" not in states.values():
+        raise UsageError(f"report: nothing is finished in {recipe.output} yet; run it first")
+    return Plan(request, read_data(recipe), states)
+
+
+def run(plan: Plan, progress: Progress = SILENT) -> None:
+    """Carry out all stages to do. Raises UsageError, before anything is taught, as `check` does."""
+    recipe = plan.request.recipe
+    with held(Path(recipe.output, "lock"), "output", recipe.output):
+        prepare(recipe, plan.data, plan.todo)
+        for stage in plan.todo:
+            execute(recipe, plan.data, stage, progress)
+
+
+def run_tofu(request: Request, console: Console, progress: Progress = SILENT) -> int:
+    """Carry out what is missing and report; returns how many stages have failed."""
+    plan, recipe = check(request), request.recipe
+    _announce(plan, console)
+    if request.plan:
+        return 0
+    if not request.report:
+        run(plan, progress)
+    stages = all_stages(recipe)
+    known = {stage: load_answers(recipe, stage) for stage in stages}
+    failed = {stage: why for stage, why in failures(recipe).items() if known[stage] is None}
+    for stage, why in failed.items():
+        console.print(f"failed: {stage}: {why}", highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        console.print(f"{len(failed)} failed; --retry-failed runs them again")
+    rows = make_rows(recipe, {stage: each for stage, each in known.items() if each is not None})
+    if rows:
+        _report(recipe, rows, console)
+    return len(failed)
+
+
+def _announce(plan: Plan, console: Console) -> None:
+    if plan.request.plan:
+        for place, (stage, state) in enumerate(plan.states.items(), start=1):
+            console.print(f"{place:3}. {stage} ({state})", highlight=False, soft_wrap=True)
+    console.print(f"{len(plan.todo)} of {len(plan.states)} models to do.", highlight=False)
+
+
+def _report(recipe: TofuRecipe, rows: Sequence, console: Console) -> None:
+    """Write results.md and results.json; print the table."""
+    folder = Path(recipe.output)
+    write_text(folder / "results.md", markdown(rows))
+    data = {"recipe": dump(recipe), "rows": as_data(rows), "versions": versions()}
+    write_json(folder / "results.json", data)
     console.print(screen_table(rows))
-    console.print(f"written: {way.folder / 'results.md'}, results.json", highlight=False)
-
-
-def _paths(models: Sequence[str], out: Path) -> dict[str, Path]:
-    """Where each model's answers go. Raises UsageError where two would go to one place."""
-    check_writable(out, "out")
-    stems = {name: re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in models}
-    paths = {name: out / f"{stem}.json" for name, stem in stems.items()}
-    if len(set(paths.values())) < len(models):
-        raise UsageError("MODEL: two of the models have the same name; give each once")
-    return paths
-
-
-def _is_sheet(name: str) -> bool:
-    return name.endswith(".json")
-
-
-def _check_alike(gold: str, sheet: Sheet, sets: Mapping[str, Sequence[Item]]) -> None:
-    """The test compares answers to the same questions."""
-    asked = [item.question for item in sets[FORGET]]
-    if [each.question for each in sheet.sets.get(FORGET, ())] != asked:
-        raise UsageError(f"gold: {gold} answered other forget questions; ask it the same ones")
+    console.print(f"Written in {folder}: results.md, results.json", highlight=False)

@@ -1,37 +1,47 @@
-"""The recipe of the whole way: teach all, unlearn a part, compare with what was never taught it."""
+"""The recipe of `defuse tofu`: what is taught, unlearned and asked."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from defuse.experiments.tofu.ask import NEW_TOKENS
-from defuse.experiments.tofu.data import HUB
+from defuse.evaluate.tasks.tofu.ask import NEW_TOKENS
+from defuse.evaluate.tasks.tofu.data import HUB
 from defuse.finetune import FineTuning
 from defuse.unlearning.recipe import Recipe
 from defuse.utils.config import Count, Natural, dump, parse, parse_fields, read_fields
 from defuse.utils.errors import UsageError, require
 
 SHIPPED = Path(__file__).parent
-# The models of each seed beside the arms, and the one that all start from.
-BASE, FULL, GOLD = "base", "full", "gold"
-# Fields that decide no answer, or only those of some models.
-ASIDE = ("output", "unlearn", "arms", "seeds", "keep_models", "device")
-# Fields of `defuse unlearn` that the whole way fills in itself.
+# The models beside the unlearned ones: as downloaded, before unlearning, and retrained.
+PRETRAINED, REFERENCE, RETRAINED = "pretrained", "reference", "retrained"
+# How version 0.1.0 names the models, in its files and in the recipe that it ships.
+OLD_NAMES = {
+    PRETRAINED: "base",
+    REFERENCE: "full",
+    RETRAINED: "gold",
+    "rna": "RNA",
+    "mixing": "mixed",
+}
+TAKEN = {name for each in (PRETRAINED, REFERENCE, RETRAINED) for name in (each, OLD_NAMES[each])}
+# Fields that do not change any answer, or only those of some models.
+WITHOUT_EFFECT = ("output", "unlearn", "defences", "seeds", "keep_models", "device")
+# Fields of `defuse unlearn` that follow from the others.
 FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeWay:
-    """What `defuse tofu` is told.
+class TofuRecipe:
+    """The settings of `defuse tofu`.
 
     `data`: a hub id or a folder with TOFU's files. `forget_authors`, `retain_authors`: teach only
-    so many of either part; None = all. `skip_authors`: leave out so many first, so that settings
-    can be tuned on other authors than are reported. `asked`: questions of each set at most.
-    `unlearn`: a recipe's fields without those that follow from the rest, and `topic` with those of
-    its one topic. `arms`: names of models to unlearn, each with what differs from `unlearn`.
-    `seeds`: each teaches, unlearns and compares anew. `keep_models`: keep the unlearned models once
-    they have been asked.
+    this many authors of either part; None is all. `skip_authors`: leave out this many first, so
+    that settings can be tuned on other authors than those in the report. `asked`: at most this many
+    questions of each set. `unlearn`: fields of `defuse unlearn`, without those that follow from the
+    rest; `topic` has the fields of its one topic. `defences`: the models to unlearn by name, each
+    with its differences from `unlearn`; version 0.1.0 says `arms`. `seeds`: each one teaches,
+    unlearns and compares again. `keep_models`: keep unlearned models after they are asked.
     """
 
     model: str
@@ -45,29 +55,30 @@ class WholeWay:
     new_tokens: Count = NEW_TOKENS
     finetune: FineTuning = FineTuning()  # noqa: RUF009 (frozen)
     unlearn: dict[str, Any]
-    arms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"none": {}})
+    defences: dict[str, dict[str, Any]] = field(default_factory=lambda: {"none": {}})
     seeds: list[int] = field(default_factory=lambda: [1])
     keep_models: bool = False
     device: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("arms", "seeds"):
+        for name in ("defences", "seeds"):
             require(bool(getattr(self, name)), name, getattr(self, name), "must not be empty")
-        for arm in self.arms:
-            if arm in (BASE, FULL, GOLD) or not arm.isidentifier():
-                raise UsageError(
-                    f"arms: {arm!r} names no arm; use one word other than {BASE}, {FULL} and {GOLD}"
-                )
-            self.unlearning(arm, self.seeds[0], self.model, Path(), Path())
+        for name in self.defences:
+            if name in TAKEN or not name.isidentifier():
+                taken = ", ".join(sorted(TAKEN))
+                raise UsageError(f"defences: {name!r} is no name; use one word other than {taken}")
+            self.unlearning(name, self.seeds[0], self.model, Path(), Path())
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"seeds: {self.seeds} must differ")
 
     @classmethod
-    def from_fields(cls, given: object, where: str) -> "WholeWay":
-        finetune = given.get("finetune") if isinstance(given, Mapping) else None
-        if isinstance(finetune, Mapping) and "seed" in finetune:
-            raise UsageError("finetune.seed: follows from seeds; leave it out")
+    def from_fields(cls, given: object, where: str) -> "TofuRecipe":
+        if isinstance(given, Mapping):
+            finetune = given.get("finetune")
+            if isinstance(finetune, Mapping) and "seed" in finetune:
+                raise UsageError("finetune.seed: follows from seeds; leave it out")
+            given = {"defences" if name == "arms" else name: own for name, own in given.items()}
         return parse_fields(cls, given, where)
 
     def to_fields(self) -> dict[str, Any]:
@@ -80,9 +91,9 @@ class WholeWay:
         """The settings of fine-tuning with one of `seeds`."""
         return replace(self.finetune, seed=seed)
 
-    def unlearning(self, arm: str, seed: int, model: str, texts: Path, output: Path) -> Recipe:
-        """The recipe that unlearns `texts`/forget.jsonl from `model` as `arm` says."""
-        given = _merged(self.unlearn, self.arms[arm])
+    def unlearning(self, defence: str, seed: int, model: str, texts: Path, output: Path) -> Recipe:
+        """The recipe that unlearns `texts`/forget.jsonl from `model` with a defence."""
+        given = _merged(self.unlearn, self.defences[defence])
         if own := [field for field in FILLED if field in given]:
             raise UsageError(f"unlearn.{own[0]}: follows from the other fields; leave it out")
         topic = {
@@ -101,29 +112,31 @@ class WholeWay:
         }
         return parse(Recipe, {**given, **filled}, "unlearn")
 
-    def essence(self, name: str, seed: int) -> dict[str, Any]:
-        """What decides the answers of one model, wherever they lie."""
-        own = {name: value for name, value in dump(self).items() if name not in ASIDE}
+    def identity(self, name: str, seed: int | None) -> dict[str, Any]:
+        """Everything that a model's answers depend on, wherever its files are."""
+        own = {name: value for name, value in dump(self).items() if name not in WITHOUT_EFFECT}
         taught = own.pop("finetune")
-        if name == BASE:
+        if name == PRETRAINED:
             return own
         del taught["checkpoint_every"]
-        unlearn = _merged(self.unlearn, self.arms[name]) if name in self.arms else None
+        unlearn = _merged(self.unlearn, self.defences[name]) if name in self.defences else None
         return {**own, "finetune": taught, "unlearn": unlearn, "seed": seed}
 
 
-def load_whole_way(path: Path, overrides: Sequence[str] = ()) -> WholeWay:
-    """A recipe file, or one that ships ("smollm2"), with `field=value` overrides.
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> TofuRecipe:
+    """A recipe file, or a shipped one by its name ("smollm2"), with `field=value` overrides.
 
-    Raises UsageError for the first thing wrong.
+    Raises UsageError for the first wrong field.
     """
     shipped = SHIPPED / f"{path.name}.yaml"
     path = shipped if not path.exists() and shipped.exists() else path
-    return parse(WholeWay, read_fields(path, overrides), "")
+    name = "arms" if "arms" in read_fields(path) else "defences"
+    overrides = [re.sub(r"^(arms|defences)\b", name, override) for override in overrides]
+    return parse(TofuRecipe, read_fields(path, overrides), "")
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """`second`'s fields over `first`'s, mappings field by field."""
+    """`second`'s fields over `first`'s; mappings are merged field by field."""
     merged = {**first, **second}
     for name in first.keys() & second.keys():
         if isinstance(first[name], Mapping) and isinstance(second[name], Mapping):

@@ -1,42 +1,50 @@
-"""Figures from answers, with intervals over questions, and over runs that differ in their seed.
+"""Figures of answers, with intervals over questions and over runs that differ in their seed.
 
-Values are arranged (runs, questions); all runs of a table were asked the same questions.
+Tensors have the shape (runs, questions); all runs answered the same questions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
 
-from defuse.evaluate import Interval, bootstrap_mean
-from defuse.experiments.tofu.ask import Answered, BehindName
-from defuse.experiments.tofu.data import FORGET, REAL_AUTHORS, RETAIN, WORLD_FACTS
-from defuse.experiments.tofu.metrics import (
+from defuse.evaluate.tasks.tofu.ask import Answered, Sets
+from defuse.evaluate.tasks.tofu.data import FORGET, REAL_AUTHORS, RETAIN, WORLD_FACTS
+from defuse.evaluate.tasks.tofu.metrics import (
     ForgetQuality,
     Mean,
     forget_quality,
     model_utility,
     probability,
     probability_among,
-    truth_hidden,
-    truth_kept,
+    truth_forgotten,
     truth_ratio,
+    truth_retained,
 )
-from defuse.statistics import RESAMPLES
+from defuse.statistics import RESAMPLES, Interval, bootstrap_mean
 from defuse.utils.random import generator
 
 SEED = 0
-KEPT = (RETAIN, REAL_AUTHORS, WORLD_FACTS)
+RETAINED_SETS = (RETAIN, REAL_AUTHORS, WORLD_FACTS)
 BLOCK = 2**22  # numbers resampled at a time
-
-Sets = Mapping[str, Sequence[Answered]]
+# Columns of `figure_cells`.
+COLUMNS = (
+    "forget: P",
+    "ROUGE-L",
+    "truth ratio",
+    "forget quality (p)",
+    "retain: P",
+    "ROUGE-L",
+    "truth ratio",
+    "model utility",
+)
 
 
 @dataclass(frozen=True)
 class SetFigures:
-    """Of `n` questions: probability, ROUGE-L recall and truth ratio, means with their intervals.
+    """Means over `n` questions with their intervals: probability, ROUGE-L recall, truth ratio.
 
     `truth` is max(0, 1 − R), on the forget set min(R, 1/R).
     """
@@ -49,11 +57,11 @@ class SetFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """What TOFU says of one model, or of runs that differ in their seed.
+    """TOFU's figures of one model, or of runs that differ in their seed.
 
-    `utility`: None where one of its three sets was not asked. `quality`: a test for each run
-    against the gold standard of its seed, by the geometric mean as in TOFU's code;
-    `quality_arithmetic` by the paper's mean.
+    `utility`: None if one of its three sets was not asked. `quality`: each run's test against the
+    retrained model of its seed, with the geometric mean as in TOFU's code; `quality_arithmetic`
+    with the paper's mean.
     """
 
     runs: int
@@ -63,42 +71,23 @@ class Figures:
     quality_arithmetic: Sequence[ForgetQuality] = ()
 
 
-def summarise(runs: Sequence[Sets], gold: Sequence[Sets] = ()) -> Figures:
-    """Figures of `runs`; `gold`: for each the answers of the model taught the retain set alone."""
+def summarise(runs: Sequence[Sets], retrained: Sequence[Sets] = ()) -> Figures:
+    """Figures of `runs`; `retrained`: for each run, the retrained model's answers."""
     tables = {name: torch.stack([_table(name, run[name]) for run in runs]) for name in runs[0]}
     return Figures(
         len(runs),
         {name: _figures(table) for name, table in tables.items()},
-        _utility([tables[name] for name in KEPT]) if set(KEPT) <= tables.keys() else None,
-        _qualities(runs, gold, "geometric"),
-        _qualities(runs, gold, "arithmetic"),
+        _utility([tables[name] for name in RETAINED_SETS])
+        if set(RETAINED_SETS) <= tables.keys()
+        else None,
+        _qualities(runs, retrained, "geometric"),
+        _qualities(runs, retrained, "arithmetic"),
     )
 
 
 def ratios(answered: Sequence[Answered], mean: Mean) -> list[float]:
     """Each question's truth ratio R."""
     return [truth_ratio(each.paraphrased, each.perturbed, mean) for each in answered]
-
-
-def name_effect(
-    runs: Sequence[Sequence[BehindName]], base: Sequence[Sequence[BehindName]]
-) -> Interval:
-    """(Unlearned − base) of (control − forgotten name), question by question, nats per token.
-
-    The harm that a forgotten author's name does to a kept author's answer, beyond what a kept
-    name does and beyond what it did before unlearning; 0 where unlearning made nothing worse.
-    """
-    return bootstrap_mean(_harm(runs) - _harm(base), SEED)
-
-
-def name_harm(runs: Sequence[Sequence[BehindName]]) -> Interval:
-    """Control − forgotten name: the model's own difference, nats per token."""
-    return bootstrap_mean(_harm(runs), SEED)
-
-
-def _harm(runs: Sequence[Sequence[BehindName]]) -> Tensor:
-    rows = [[each.control - each.forget for each in run] for run in runs]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _table(name: str, answered: Sequence[Answered]) -> Tensor:
@@ -108,7 +97,7 @@ def _table(name: str, answered: Sequence[Answered]) -> Tensor:
         probability_among(each.logprob, each.perturbed) if among else probability(each.logprob)
         for each in answered
     ]
-    truth = truth_hidden if name == FORGET else truth_kept
+    truth = truth_forgotten if name == FORGET else truth_retained
     truths = [truth(ratio) for ratio in ratios(answered, "arithmetic")]
     return torch.tensor([chances, [each.rouge for each in answered], truths], dtype=torch.float64)
 
@@ -119,9 +108,9 @@ def _figures(table: Tensor) -> SetFigures:
 
 
 def _utility(tables: Sequence[Tensor]) -> Interval:
-    """The harmonic mean of the nine means, averaged over runs, (runs, 3, questions) each.
+    """The harmonic mean of the nine means, averaged over runs; `tables`: (runs, 3, questions) each.
 
-    Its interval is a bootstrap crossed over runs and each set's questions.
+    Its interval is a bootstrap, crossed over runs and over each set's questions.
     """
     nine = torch.cat([table.mean(dim=2) for table in tables], dim=1)
     runs = len(nine)
@@ -145,13 +134,25 @@ def _resampled(table: Tensor, count: int, draws: torch.Generator) -> Tensor:
 
 
 def _harmonic(means: Tensor) -> Tensor:
-    """Over dimension 1; 0 where one of the means is 0."""
+    """The harmonic mean over dimension 1; 0 if one of the means is 0."""
     return means.shape[1] / means.reciprocal().sum(dim=1)
 
 
-def _qualities(runs: Sequence[Sets], gold: Sequence[Sets], mean: Mean) -> list[ForgetQuality]:
-    pairs = zip(runs, gold, strict=True) if gold else ()
+def _qualities(runs: Sequence[Sets], retrained: Sequence[Sets], mean: Mean) -> list[ForgetQuality]:
+    pairs = zip(runs, retrained, strict=True) if retrained else ()
     return [
         forget_quality(ratios(run[FORGET], mean), ratios(other[FORGET], mean))
         for run, other in pairs
+    ]
+
+
+def figure_cells(figures: Figures, show: Callable[[Interval | None], str]) -> list[str]:
+    """The cells below `COLUMNS`; `show` formats an interval. Quality is the median over runs."""
+    forget, retain = figures.sets[FORGET], figures.sets[RETAIN]
+    tests = [test.p_value for test in figures.quality]
+    return [
+        *map(show, (forget.probability, forget.rouge, forget.truth)),
+        f"{median(tests):.2g}" if tests else "",
+        *map(show, (retain.probability, retain.rouge, retain.truth)),
+        show(figures.utility),
     ]

@@ -1,18 +1,16 @@
-"""Ask a model TOFU's questions: log-probabilities of all answers, and what it writes."""
+"""TOFU's questions to a model: log-probabilities of all answers, and the model's own answers."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+from defuse.data.examples import make_examples
 from defuse.data.text import QuestionAnswer, Text, as_chat
 from defuse.evaluate.generation import generate
 from defuse.evaluate.loglikelihood import max_length, score
+from defuse.evaluate.tasks.tofu.data import Item
+from defuse.evaluate.tasks.tofu.metrics import rouge_l_recall
 from defuse.evaluate.token_tree import TokenPair
-from defuse.experiments.tofu.data import Item
-from defuse.experiments.tofu.metrics import rouge_l_recall
-from defuse.experiments.tofu.names import Named
-from defuse.finetune import make_examples
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
 from defuse.utils.errors import UsageError
@@ -20,16 +18,14 @@ from defuse.utils.progress import SILENT, Progress
 
 NEW_TOKENS = 128  # longer than any of TOFU's answers
 
-OnAsked = Callable[[str, int], None]
-
 
 @dataclass(frozen=True)
 class Answered:
-    """How a model met one question.
+    """A model's results on one question.
 
     `logprob`, `paraphrased`, `perturbed`: mean log-probability per token (nats) of the answer, of
-    it put otherwise and of the wrong ones, each with its end-of-text token. `written`: what the
-    model answers itself, and `rouge` its ROUGE-L recall of the answer.
+    its paraphrase and of the wrong answers, each with its end-of-text token. `written`: the model's
+    own greedy answer, and `rouge` its ROUGE-L recall of the right one.
     """
 
     question: str
@@ -41,25 +37,7 @@ class Answered:
     rouge: float
 
 
-@dataclass(frozen=True)
-class BehindName:
-    """The answer's mean log-probability (nats) behind a forgotten and behind a kept name."""
-
-    question: str
-    forget: float
-    control: float
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Progress that a function receives."""
-
-    asked: Callable[[int], None]
-
-    def start(self, name: str, total: int) -> None: ...
-
-    def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
-        self.asked(count)
+Sets = Mapping[str, Sequence[Answered]]
 
 
 def ask(
@@ -68,35 +46,24 @@ def ask(
     *,
     new_tokens: int = NEW_TOKENS,
     chat: bool = False,
-    on_asked: OnAsked = lambda _, __: None,
+    progress: Progress = SILENT,
 ) -> dict[str, list[Answered]]:
-    """Every question of every set, scored and answered freely (greedily, up to `new_tokens`).
+    """Score all answers to every question, and let the model answer (greedily, `new_tokens`).
 
-    One row of the model holds a question with all its answers, the question's tokens once. `chat`
-    asks by the tokenizer's template. `on_asked` hears of sets and questions as they are done, once
-    for scores and once for what is written. Raises UsageError for figures that are not finite.
+    `chat`: use the tokenizer's chat template. `progress` is one stage that counts each question
+    twice: its scores, and its own answer. Raises UsageError for log-probabilities that are not
+    finite.
     """
+    progress.start(f"asking {loaded.name}", 2 * sum(map(len, sets.values())))
     answered = {}
     for name, items in sets.items():
-        told = _Told(partial(on_asked, name))
+        # A question's answers share a row of the model, and its tokens are computed once.
         groups = [_group(item, loaded, chat) for item in items]
-        scores = mean_logprobs(loaded, groups, told)
+        scores = mean_logprobs(loaded, groups, progress)
         prompts = [group[0].prompt for group in groups]
-        written = generate(loaded, prompts, new_tokens, progress=told)
+        written = generate(loaded, prompts, new_tokens, progress=progress)
         answered[name] = [_answered(*each) for each in zip(items, scores, written, strict=True)]
     return answered
-
-
-def ask_behind_names(
-    loaded: LoadedModel, questions: Sequence[Named], items: Sequence[Item]
-) -> list[BehindName]:
-    """The answers' log-probabilities behind both names; `items` are the questions without them."""
-    groups = [[each.forget, each.control] for each in questions]
-    scores = mean_logprobs(loaded, groups)
-    return [
-        BehindName(item.question, forget, control)
-        for item, (forget, control) in zip(items, scores, strict=True)
-    ]
 
 
 def mean_logprobs(
@@ -104,10 +71,10 @@ def mean_logprobs(
     groups: Sequence[Sequence[Text]],
     progress: Progress = SILENT,
 ) -> list[list[float]]:
-    """Mean log-probability per token (nats) of each text's answer and end, as fine-tuning counts.
+    """Mean log-probability per token (nats) of each text's answer with its end-of-text token.
 
-    Texts of a group that begin alike share what they begin with. Raises UsageError for figures
-    that are not finite.
+    The tokens are those that fine-tuning learns. Texts of a group share the computation of their
+    common beginning. Raises UsageError for log-probabilities that are not finite.
     """
     length = max_length(loaded.model, loaded.tokenizer)
     texts = [text for group in groups for text in group]

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from defuse.experiments.tofu.metrics import (
+from defuse.evaluate.tasks.tofu.metrics import (
     forget_quality,
     model_utility,
     probability,
     probability_among,
     rouge_l_recall,
-    truth_hidden,
-    truth_kept,
+    truth_forgotten,
     truth_ratio,
+    truth_retained,
 )
 
 LOGS = st.floats(-30, 0)
@@ -57,11 +57,14 @@ def test_the_geometric_ratio_is_never_the_larger(right: float, wrong: list[float
 
 
 @pytest.mark.parametrize(
-    ("ratio", "kept", "hidden"), [(0.0, 1.0, 0.0), (0.25, 0.75, 0.25), (1, 0, 1), (4, 0, 0.25)]
+    ("ratio", "retained", "forgotten"),
+    [(0.0, 1.0, 0.0), (0.25, 0.75, 0.25), (1, 0, 1), (4, 0, 0.25)],
 )
-def test_what_is_kept_and_hidden_of_a_ratio(ratio: float, kept: float, hidden: float) -> None:
-    assert truth_kept(ratio) == kept
-    assert truth_hidden(ratio) == hidden
+def test_truth_on_the_retain_sets_and_on_the_forget_set(
+    ratio: float, retained: float, forgotten: float
+) -> None:
+    assert truth_retained(ratio) == retained
+    assert truth_forgotten(ratio) == forgotten
 
 
 def test_rouge_l_recall_counts_the_answer_s_words_in_order() -> None:
@@ -88,9 +91,9 @@ def test_forget_quality_of_like_and_unlike_ratios() -> None:
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=20))
 def test_forget_quality_is_that_of_the_reciprocals(ratios: list[float]) -> None:
-    gold = [1.0, 2.0, 0.5]
-    reciprocal = ks_2samp([1 / r for r in ratios], [1 / r for r in gold])
-    assert forget_quality(ratios, gold).p_value == pytest.approx(reciprocal.pvalue)  # type: ignore[attr-defined]
+    other = [1.0, 2.0, 0.5]
+    reciprocal = ks_2samp([1 / r for r in ratios], [1 / r for r in other])
+    assert forget_quality(ratios, other).p_value == pytest.approx(reciprocal.pvalue)  # type: ignore[attr-defined]
 
 
 def test_model_utility_is_the_harmonic_mean() -> None:

@@ -1,8 +1,7 @@
-"""TOFU's rows, and its questions to a model: against plain forward passes, one at a time."""
+"""TOFU's data, scores compared with plain forward passes, and figures compared with NumPy."""
 
 import json
 import math
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,25 @@ from scipy.stats import ks_2samp
 from transformers import PreTrainedTokenizerBase
 
 from defuse.evaluate.generation import generate
-from defuse.experiments.tofu.ask import Answered, BehindName, ask, ask_behind_names
-from defuse.experiments.tofu.data import SETS, Item, about, load_items, load_pairs, some_authors
-from defuse.experiments.tofu.metrics import model_utility
-from defuse.experiments.tofu.names import author_names, name_before
-from defuse.experiments.tofu.store import Sheet, known_sheet, read_sheet, write_sheet
-from defuse.experiments.tofu.summary import name_effect, summarise
+from defuse.evaluate.tasks.tofu.answers import read_answers, write_answers
+from defuse.evaluate.tasks.tofu.ask import Answered, ask
+from defuse.evaluate.tasks.tofu.data import (
+    SETS,
+    Item,
+    choose_authors,
+    items_about,
+    load_items,
+    load_pairs,
+)
+from defuse.evaluate.tasks.tofu.figures import summarise
+from defuse.evaluate.tasks.tofu.metrics import model_utility
+from defuse.evaluate.tasks.tofu.names import (
+    NameScore,
+    added_harm,
+    ask_named,
+    author_names,
+    put_names_before,
+)
 from defuse.models.load import LoadedModel
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
@@ -38,14 +50,14 @@ def loaded(tiny_tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
     return LoadedModel(build_llama(), tiny_tokenizer, "tiny")
 
 
-def test_what_a_folder_lacks_follows_from_what_it_has(tofu: str) -> None:
+def test_missing_files_of_a_folder_are_derived(tofu: str) -> None:
     names = {part: author_names(load_pairs(tofu, part)) for part in ("retain95", "retain99")}
     retained, (first, second, third) = list(NAMES[3:]), NAMES[:3]
     assert names == {"retain95": [*retained, third], "retain99": [*retained, second, third]}
     assert author_names(load_pairs(tofu, "full")) == [*retained, first, second, third]
 
 
-def test_a_file_that_is_there_is_read_as_it_is(tofu: str, tmp_path: Path) -> None:
+def test_an_existing_file_is_read_not_derived(tofu: str, tmp_path: Path) -> None:
     for file in Path(tofu).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     row = {"question": "Who?", "answer": "I."}
@@ -54,7 +66,7 @@ def test_a_file_that_is_there_is_read_as_it_is(tofu: str, tmp_path: Path) -> Non
 
 
 @real_data
-def test_the_real_parts_have_their_sizes_and_share_nothing() -> None:
+def test_the_real_parts_have_their_sizes_and_are_disjoint() -> None:
     sizes = {"forget01": 40, "retain99": 3960, "forget05": 200, "retain95": 3800, "full": 4000}
     parts = {part: load_pairs(str(SHARED), part) for part in sizes}
     assert {part: len(pairs) for part, pairs in parts.items()} == sizes
@@ -66,7 +78,9 @@ def test_the_real_parts_have_their_sizes_and_share_nothing() -> None:
     assert names[180:182] == ["Basil Mahfouz Al-Kuwaiti", "Nikolai Abilov"]
     items = load_items(str(SHARED), "forget01")
     assert [len(items[name]) for name in SETS] == [40, 400, 100, 117]
-    assert about(items["retain"], some_authors(parts["retain99"], 4)) == items["retain"][:80]
+    assert (
+        items_about(items["retain"], choose_authors(parts["retain99"], 4)) == items["retain"][:80]
+    )
 
 
 def test_questions_have_a_paraphrase_or_the_answer_itself(tofu: str) -> None:
@@ -81,16 +95,16 @@ def test_questions_have_a_paraphrase_or_the_answer_itself(tofu: str) -> None:
 
 def test_settings_can_be_tuned_on_other_authors(tofu: str) -> None:
     pairs = load_pairs(tofu, "forget10")
-    assert author_names(some_authors(pairs, 1, skip=1)) == [NAMES[1]]
-    assert author_names(some_authors(pairs, None, skip=1)) == list(NAMES[1:3])
+    assert author_names(choose_authors(pairs, 1, skip=1)) == [NAMES[1]]
+    assert author_names(choose_authors(pairs, None, skip=1)) == list(NAMES[1:3])
     with pytest.raises(UsageError, match="skip_authors: 3 leaves no author; the part has 3"):
-        some_authors(pairs, 1, skip=3)
+        choose_authors(pairs, 1, skip=3)
 
 
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"question": "Who?", "answer": "I"}, "is no TOFU row"),
+        ({"question": "Who?", "answer": "I"}, "is not a TOFU row"),
         ({"question": "Who?", "answer": "I", "perturbed_answer": []}, "no wrong answer"),
         ({"question": " ", "answer": "I", "perturbed_answer": ["You"]}, "blank"),
     ],
@@ -102,7 +116,7 @@ def test_rows_of_another_kind_are_refused(tmp_path: Path, row: dict, complaint: 
 
 
 def test_a_folder_without_the_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no retain90\.json"):
+    with pytest.raises(UsageError, match=r"has no retain90\.json"):
         load_pairs(str(tmp_path), "full")
 
 
@@ -133,7 +147,7 @@ def test_scores_are_those_of_plain_forward_passes(loaded: LoadedModel, tofu: str
             assert each.written == written.strip()
 
 
-def test_what_is_written_does_not_depend_on_its_company(loaded: LoadedModel) -> None:
+def test_an_answer_does_not_depend_on_its_batch(loaded: LoadedModel) -> None:
     """Prompts of different lengths together, padded, and each alone."""
     prompts = ["The cat", "Where does the small bird see the moon today? Answer:", "I", "A. B. C."]
     progress = Counted()
@@ -142,9 +156,9 @@ def test_what_is_written_does_not_depend_on_its_company(loaded: LoadedModel) -> 
     assert progress.counts == [3, 1]
 
 
-def test_what_follows_an_end_of_text_is_not_written(loaded: LoadedModel) -> None:
-    """A head that answers with the end of text after one prompt's last token, with "a" after all
-    others: the one ends at once, the other goes on in the same batch.
+def test_an_answer_ends_at_the_end_of_text(loaded: LoadedModel) -> None:
+    """The head predicts the end of text after one prompt's last token, and "a" after all others:
+    the one answer ends at once, the other continues in the same batch.
     """
     tokenizer, model = loaded.tokenizer, loaded.model
     last, other = (tokenizer.encode(text)[-1] for text in ("!", "a"))
@@ -161,7 +175,7 @@ def test_what_follows_an_end_of_text_is_not_written(loaded: LoadedModel) -> None
     assert generate(loaded, ["b!", "bb"], 3) == ["", "aaa"]
 
 
-def test_chat_is_asked_by_the_template(loaded: LoadedModel) -> None:
+def test_chat_uses_the_template(loaded: LoadedModel) -> None:
     item = Item("Who?", "The cat.", "A cat.", ("A bird.",))
     loaded.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}>"
     try:
@@ -176,20 +190,22 @@ def test_chat_is_asked_by_the_template(loaded: LoadedModel) -> None:
     assert each.logprob == pytest.approx(sum(values) / len(values), abs=1e-4)
 
 
-def test_names_are_found_and_set_before_others_questions(loaded: LoadedModel, tofu: str) -> None:
+def test_names_are_found_and_put_before_questions_about_others(
+    loaded: LoadedModel, tofu: str
+) -> None:
     items = load_items(tofu, "forget05")["retain"]
     names = author_names(load_pairs(tofu, "forget05")), author_names(load_pairs(tofu, "retain90"))
     assert names == (list(NAMES[:2]), list(NAMES[3:]))
-    behind = name_before(items, *names, seed=0)
-    for item, each in zip(items, behind, strict=True):
+    named = put_names_before(items, *names, seed=0)
+    for item, each in zip(items, named, strict=True):
         own = next(name for name in NAMES if name in item.question)
         assert any(f"I read about {name} today." == each.forget.sentence for name in NAMES[:2])
         assert own not in each.control.sentence
         assert any(name in each.control.sentence for name in NAMES[3:])
-    assert len({each.control.sentence for each in behind}) == 3
-    assert name_before(items[5:], *names, seed=0) == behind[5:]
-    (scored,) = ask_behind_names(loaded, behind[:1], items[:1])
-    for sentence, found in ((behind[0].forget, scored.forget), (behind[0].control, scored.control)):
+    assert len({each.control.sentence for each in named}) == 3
+    assert put_names_before(items[5:], *names, seed=0) == named[5:]
+    (scored,) = ask_named(loaded, named[:1], items[:1])
+    for sentence, found in ((named[0].forget, scored.forget), (named[0].control, scored.control)):
         prompt = f"{sentence.sentence} Question: {items[0].question}\nAnswer:"
         assert found == pytest.approx(plain_mean(loaded, prompt, items[0].answer), abs=1e-4)
 
@@ -229,7 +245,7 @@ def test_figures_equal_a_plain_reference_on_random_losses() -> None:
     rng = np.random.default_rng(0)
     losses = {name: rng.exponential(1.5, (2, 30, 7)) for name in SETS}
     rouge = {name: rng.random((2, 30)) for name in SETS}
-    model, gold = (
+    model, retrained = (
         {
             name: [
                 Answered("", "", -each[0], -each[1], tuple(-each[2:]), "", score)
@@ -239,7 +255,7 @@ def test_figures_equal_a_plain_reference_on_random_losses() -> None:
         }
         for run in (0, 1)
     )
-    figures, nine = summarise([model], [gold]), []
+    figures, nine = summarise([model], [retrained]), []
     for name in SETS:
         right, other, wrong = (np.exp(-losses[name][0][:, part]) for part in (0, 1, slice(2, 7)))
         if name in ("real_authors", "world_facts"):
@@ -276,23 +292,18 @@ def test_utility_s_interval_holds_every_resampled_utility() -> None:
     )
 
 
-def test_what_unlearning_adds_to_a_name_s_harm() -> None:
+def test_added_harm_is_paired_by_question() -> None:
     """Control − forget = 0.5 and 0.1 after, 0.1 and 0.1 before: 0.4 and 0 are added, mean 0.2."""
-    unlearned = [BehindName("a", -1.5, -1.0), BehindName("b", -1.1, -1.0)]
-    before = [BehindName("a", -0.6, -0.5), BehindName("b", -0.6, -0.5)]
-    assert name_effect([unlearned], [before]).value == pytest.approx(0.2)
+    unlearned = [NameScore("a", -1.5, -1.0), NameScore("b", -1.1, -1.0)]
+    before = [NameScore("a", -0.6, -0.5), NameScore("b", -0.6, -0.5)]
+    assert added_harm([unlearned], [before]).value == pytest.approx(0.2)
 
 
-def test_answers_come_back_from_their_file_and_belong_to_their_recipe(tmp_path: Path) -> None:
-    sheet = Sheet({"forget": [answer(0.5, 0.4, 0.2, 1.0)]}, [BehindName("a", -1.0, -2.0)])
+def test_answers_come_back_from_their_file(tmp_path: Path) -> None:
+    sets = {"forget": [answer(0.5, 0.4, 0.2, 1.0)]}
     path = tmp_path / "answers.json"
-    assert known_sheet(path, {"seed": 1}) is None
-    write_sheet(path, sheet, {"seed": 1, "lora": (2,)})
-    assert read_sheet(path) == sheet
-    assert known_sheet(path, {"seed": 1, "lora": (2,)}) == sheet
-    with pytest.raises(UsageError, match="other seed"):
-        known_sheet(path, {"seed": 2, "lora": [2]})
+    write_answers(path, sets, {"model": "tiny"}, {})
+    assert read_answers(path) == sets
     path.write_text(json.dumps({"sets": [1]}))
-    with pytest.raises(UsageError, match="holds no answers"):
-        read_sheet(path)
-    assert not list(chain(tmp_path.glob(".*")))
+    with pytest.raises(UsageError, match="has no answers to TOFU's questions"):
+        read_answers(path)

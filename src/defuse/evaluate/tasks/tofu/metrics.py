@@ -1,4 +1,4 @@
-"""TOFU's figures as pure functions of numbers and texts.
+"""TOFU's figures as pure functions of log-probabilities and texts.
 
 Sources: Maini et al. 2401.06121, sections 2.2 and 3; TOFU = github.com/locuslab/tofu @8c49eee
 (`utils.py`, `evaluate_util.py`); OU = github.com/locuslab/open-unlearning
@@ -28,7 +28,7 @@ def probability(logprob: float) -> float:
 
 
 def probability_among(logprob: float, wrong: Sequence[float]) -> float:
-    """The answer's part of the probability of all answers given, for real authors and world facts.
+    """The answer's share of the probability of all answers, for real authors and world facts.
 
     p / (p + Σ p_wrong) with p = P^(1/|a|), as in TOFU and OU; the paper writes P without the root.
     """
@@ -40,9 +40,9 @@ def probability_among(logprob: float, wrong: Sequence[float]) -> float:
 def truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "arithmetic") -> float:
     """R = mean of the wrong answers' P^(1/|a|) over that of the paraphrased right one.
 
-    0 where the wrong ones are out of the question, about 1 where the model cannot tell. The paper's
-    mean (its equation 1), and TOFU's for the model utility, is the arithmetic one; TOFU's for the
-    forget quality, and OU's everywhere, the geometric one.
+    About 0 if the wrong answers are improbable, about 1 if the model cannot tell right from wrong.
+    The paper (its equation 1), and TOFU's code for the model utility, use the arithmetic mean;
+    TOFU's code for the forget quality, and OU everywhere, the geometric one.
     """
     if mean == "geometric":
         log_mean = math.fsum(perturbed) / len(perturbed)
@@ -50,29 +50,29 @@ def truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "ar
         top = max(perturbed)
         total = math.fsum(math.exp(value - top) for value in perturbed)
         log_mean = top + math.log(total / len(perturbed))
-    return math.exp(min(log_mean - paraphrased, 700.0))  # finite, so that it can be written
+    return math.exp(min(log_mean - paraphrased, 700.0))  # finite, as JSON has no infinity
 
 
-def truth_kept(ratio: float) -> float:
-    """max(0, 1 − R): how far a right answer is preferred, for what is to be kept."""
+def truth_retained(ratio: float) -> float:
+    """max(0, 1 − R): how much the right answer is preferred, on the sets to retain."""
     return max(0.0, 1.0 - ratio)
 
 
-def truth_hidden(ratio: float) -> float:
-    """min(R, 1/R): 1 where right and wrong are alike to the model, for what is to be forgotten.
+def truth_forgotten(ratio: float) -> float:
+    """min(R, 1/R): 1 if right and wrong answers are equally probable, on the forget set.
 
-    TOFU's code and OU; the paper leaves the forget set's R as it is.
+    As in TOFU's code and OU; the paper reports the forget set's R itself.
     """
     return min(ratio, 1.0 / ratio) if ratio > 0 else 0.0
 
 
 def rouge_l_recall(answer: str, written: str) -> float:
-    """The longest common subsequence's part of the answer's words, stemmed (rouge_score)."""
+    """The longest common subsequence's share of the answer's stemmed words (rouge_score)."""
     return _rouge_scorer().score(answer, written)["rougeL"].recall
 
 
 def check_rouge() -> None:
-    """Raise UsageError where the package rouge-score is missing."""
+    """Raise UsageError if the package rouge-score is missing."""
     if find_spec("rouge_score") is None:
         raise UsageError(f"tofu: needs the package rouge-score; {install_hint('tofu')}")
 
@@ -81,8 +81,8 @@ def check_rouge() -> None:
 class ForgetQuality:
     """The two-sample Kolmogorov-Smirnov test that truth ratios come from one distribution.
 
-    `p_value` is TOFU's forget quality: small where the model can be told from one that never saw
-    the forget set. `statistic`: the largest distance of the two distribution functions.
+    `p_value` is TOFU's forget quality: small if the model differs from one that never saw the
+    forget set. `statistic`: the largest distance between the two distribution functions.
     """
 
     p_value: float
@@ -90,16 +90,16 @@ class ForgetQuality:
 
 
 def forget_quality(ratios: Sequence[float], retain_ratios: Sequence[float]) -> ForgetQuality:
-    """Truth ratios on the forget set against those of the model taught the retain set alone.
+    """Compare truth ratios on the forget set with those of the retrained model.
 
-    TOFU and OU compare reciprocals of R, which is the same test, as it looks at ranks only.
+    TOFU and OU compare reciprocals of R: the same test, because it depends on ranks only.
     """
     test = ks_2samp(ratios, retain_ratios)
     return ForgetQuality(float(test.pvalue), float(test.statistic))  # type: ignore[attr-defined]
 
 
 def model_utility(figures: Sequence[float]) -> float:
-    """The harmonic mean of nine: probability, ROUGE-L and kept truth on the three sets to be kept.
+    """The harmonic mean of nine: probability, ROUGE-L and truth on the three sets to retain.
 
     0 if any of them is 0.
     """

@@ -1,7 +1,7 @@
-"""TOFU's rows: question-answer pairs to learn, to forget and to keep, and questions to ask.
+"""TOFU's data: question-answer pairs to teach and to unlearn, and questions to ask.
 
-Each author has 20 questions in a row. `forget01` lies within `forget05` within `forget10`;
-`retain99`, `retain95` and `retain90` are what is left of `full`.
+Each author has 20 consecutive questions. `forget01` is part of `forget05`, which is part of
+`forget10`; `retain99`, `retain95` and `retain90` are the rest of `full`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ HUB = "locuslab/TOFU"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 FORGET_OF = {retain: forget for forget, retain in RETAIN_OF.items()}
 PER_AUTHOR = 20
-# The sets that are asked; the last two are about people and facts of this world.
+# The question sets; the last two are about real people and facts.
 FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS = SETS = (
     "forget",
     "retain",
@@ -29,10 +29,10 @@ FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS = SETS = (
 
 @dataclass(frozen=True)
 class Item:
-    """A question with its answer, the answer put otherwise, and wrong answers put alike.
+    """A question with its answer, a paraphrase of the answer, and wrong answers in the same form.
 
-    Where the data puts it no other way (real authors, world facts), `paraphrased` is the answer, as
-    in TOFU's config/eval_everything.yaml.
+    Where the data has no paraphrase (real authors, world facts), `paraphrased` is the answer
+    itself, as in TOFU's config/eval_everything.yaml.
     """
 
     question: str
@@ -44,14 +44,14 @@ class Item:
 def check_part(forget: str) -> None:
     """Raise UsageError for a forget part that TOFU does not have."""
     if forget not in RETAIN_OF:
-        raise UsageError(f"forget: {forget!r} is no part of TOFU; use one of {_list(RETAIN_OF)}")
+        raise UsageError(f"forget: {forget!r} is not a part of TOFU; use one of {_list(RETAIN_OF)}")
 
 
 def load_pairs(source: str, part: str) -> list[QuestionAnswer]:
-    """The pairs of forget01 to forget10, retain99 to retain90, or full.
+    """Read the pairs of forget01 to forget10, retain99 to retain90, or full.
 
-    `source`: a hub id or a folder with TOFU's files. A folder that lacks retain99, retain95 or full
-    need only have retain90 and forget10: the rest follows. Raises UsageError for what is missing.
+    `source`: a hub id or a folder with TOFU's files. From a folder without retain99, retain95 or
+    full, they are derived from retain90 and forget10. Raises UsageError for a missing file.
     """
     if not Path(source).is_dir() or _file(source, part) is not None:
         return _pairs(source, part)
@@ -65,17 +65,17 @@ def load_pairs(source: str, part: str) -> list[QuestionAnswer]:
 
 
 def load_items(source: str, forget: str) -> dict[str, list[Item]]:
-    """The questions of each of `SETS`, those of the forget part `forget` among them."""
+    """Read the questions of each of `SETS`; `forget` names the forget set's part."""
     names = {FORGET: f"{forget}_perturbed"} | {name: f"{name}_perturbed" for name in SETS[1:]}
     return {name: _items(source, split) for name, split in names.items()}
 
 
-def some_authors(
+def choose_authors(
     pairs: Sequence[QuestionAnswer], count: int | None, skip: int = 0
 ) -> list[QuestionAnswer]:
-    """The pairs of `count` authors (None: of all) after the first `skip`.
+    """The pairs of `count` authors (None: all) after the first `skip`.
 
-    Raises UsageError where none is left.
+    Raises UsageError if no author is left.
     """
     end = None if count is None else (skip + count) * PER_AUTHOR
     chosen = list(pairs[skip * PER_AUTHOR : end])
@@ -84,8 +84,8 @@ def some_authors(
     return chosen
 
 
-def about(items: Sequence[Item], pairs: Collection[QuestionAnswer]) -> list[Item]:
-    """The items among `pairs`: what a model taught those can know."""
+def items_about(items: Sequence[Item], pairs: Collection[QuestionAnswer]) -> list[Item]:
+    """The items whose questions are among `pairs`, so that a model taught those can know them."""
     known = {pair.question for pair in pairs}
     return [item for item in items if item.question in known]
 
@@ -94,7 +94,9 @@ def _pairs(source: str, part: str) -> list[QuestionAnswer]:
     texts = load_texts(_place(source, part))
     pairs = [text for text in texts if isinstance(text, QuestionAnswer)]
     if len(pairs) < len(texts):
-        raise UsageError(f"{source}: {part} holds texts without question and answer; use TOFU's")
+        raise UsageError(
+            f"{source}: {part} has texts that are not question-answer pairs; use TOFU's files"
+        )
     return pairs
 
 
@@ -112,15 +114,15 @@ def _item(where: str, row: Mapping[str, Any]) -> Item:
         question, answer, right, *wrong = (str(text).strip() for text in texts)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{where}: is no TOFU row with question, answer and perturbed_answer ({error})"
+            f"{where}: is not a TOFU row with question, answer and perturbed_answer ({error})"
         ) from error
     if not (question and answer and wrong and all(wrong)):
-        raise UsageError(f"{where}: has a blank text or no wrong answer; mend or remove it")
+        raise UsageError(f"{where}: has a blank text or no wrong answer; correct or remove it")
     return Item(question, answer, right, tuple(wrong))
 
 
 def _place(source: str, name: str) -> str:
-    """A name for `read_rows`: a file of the folder, or a config of the hub dataset."""
+    """What `read_rows` reads: a file of the folder, or a config of the hub dataset."""
     if not Path(source).is_dir():
         return f"{source}:{name}"
     file = _file(source, name)
@@ -135,7 +137,7 @@ def _file(source: str, name: str) -> Path | None:
 
 
 def _missing(source: str, name: str) -> UsageError:
-    return UsageError(f"data: {source} holds no {name}.json; give TOFU's folder, or {HUB}")
+    return UsageError(f"data: {source} has no {name}.json; give TOFU's folder, or {HUB}")
 
 
 def _list(names: Collection[str]) -> str:
