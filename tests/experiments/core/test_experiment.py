@@ -314,3 +314,33 @@ def test_a_forget_set_that_is_not_known_comes_with_a_caution(capsys: pytest.Capt
     run_experiment(scenario.with_runs(scenario.runs[:1]), Request(), Console())
     said = " ".join(capsys.readouterr().out.split())
     assert "no better than chance: nothing to forget" in said
+
+
+@pytest.mark.usefixtures("here")
+def test_the_attacks_that_a_file_names_run_on_the_models_of_the_first_seed():
+    given = ["output=runs/attacked", "compare.methods={rmu: {coefficient: 4x, weight: 32}}"]
+    given += ["compare.defences=[none]", "attacks={quantise: {bits: [4]}}", "perturb=null"]
+    assert run("planets.yaml", *given, "--jobs", "1")[0] == 0
+    found = json.loads(Path("runs/attacked/attacks/results.json").read_text("utf-8"))
+    assert set(found["models"]) == {"reference", "rmu-seed0"}
+    (condition,) = found["models"]["rmu-seed0"]["quantise"]["conditions"]
+    assert condition["effects"]["retain"]["after"]["n"] == 12
+    with pytest.raises(UsageError, match="did you mean 'quantise'"):
+        run("planets.yaml", *given, "attacks=[quantize]")
+
+
+def test_a_log_says_how_far_the_experiment_is(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert here
+    monkeypatch.setattr("defuse.utils.progress.EVERY_SECONDS", 0.05)
+    given = ("output=runs/logged", "compare.seeds=[0]", "compare.defences=[none]")
+    monkeypatch.setattr("sys.argv", ["defuse", "experiment", "planets.yaml", *given])
+    from defuse.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    said = capfd.readouterr().err
+    assert "asking the reference model: 0 of " in said
+    assert re.search(r"^2 runs: \d of 8, .*left, rmu-seed0, step \d of 4$", said, re.M)

@@ -13,6 +13,7 @@ from defuse.data.text import Triggered
 from defuse.data.trigger_mixing import mix_triggers
 from defuse.experiments.core.answers import FORGET, Cell, Slice, pooled, positions, slices
 from defuse.experiments.core.job import Request, check_knowledge, run_experiment
+from defuse.experiments.core.questions import MCQuestions
 from defuse.experiments.core.run import (
     ExperimentContext,
     answers_store,
@@ -56,10 +57,15 @@ DEFENCES = {"none", "rna", "mixing", "rna+mixing"}
 
 
 def scenario(tmp_path: Path, *points: Point) -> Scenario:
-    """Some points of the grid on the shipped models."""
+    """Some points of the grid on the shipped models, with every sixth prompt."""
     whole = make_scenario(Options(output=tmp_path))
     runs = [p.run(whole.model.name, tmp_path / "texts", tmp_path / "models") for p in points]
-    return whole.with_runs(runs)
+    final, interim = (
+        tuple(replace(p, groups=p.groups[::6]) for p in whole.questions["reported"].probes(final=f))
+        for f in (True, False)
+    )
+    asked = MCQuestions(final, interim, keep_text=False)
+    return replace(whole, questions={"reported": asked}).with_runs(runs)
 
 
 @pytest.mark.parametrize("part", ["reported", "tuning"])

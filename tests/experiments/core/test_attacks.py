@@ -1,0 +1,67 @@
+"""An experiment's models under attack: made, attacked in processes, and reported together."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from defuse.experiments.core.attacks import AttackPlan, attack, report_attacks, run_attacks
+from defuse.experiments.synthetic.grid import Point, Setting
+from defuse.experiments.synthetic.lab import attack_plan
+from defuse.experiments.synthetic.scenario import Options
+from defuse.utils.errors import UsageError
+
+SHORT = Point("rmu", "hidden_mse", 0, tried=Setting(steps=2))
+NOISED = replace(SHORT, noise="10x")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> AttackPlan:
+    """One quick attack on the lab's pair and on two short runs."""
+    folder = tmp_path_factory.mktemp("lab")
+    whole = attack_plan(Options(output=folder))
+    model = whole.scenario.model.name
+    runs = [point.run(model, folder / "texts", Path()) for point in (SHORT, NOISED)]
+    data = replace(whole.data, forget=whole.data.forget[:12], retain=whole.data.retain[:12])
+    return replace(
+        whole,
+        scenario=whole.scenario.with_runs(runs),
+        data=data,
+        attacks=("quantise",),
+        settings=("quantise.bits=[2]",),
+    )
+
+
+def test_models_are_made_once_attacked_in_processes_and_reported(
+    plan: AttackPlan, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(UsageError, match=r"report: nothing is attacked in .* yet; run it first"):
+        report_attacks(plan, Console())
+    reference, _, plain, _ = plan.subjects()
+    attack(plain)
+    report_attacks(plan, Console())
+    assert f"|  | n | {SHORT.name} |" in (plan.folder / "attacks.md").read_text()
+    assert not reference.request.out.exists()
+    model = Path(plain.request.model) / "model.safetensors"
+    written = model.stat().st_mtime_ns
+    (plain.request.out / "quantise.json").unlink()
+    attack(plain)
+    assert model.stat().st_mtime_ns == written
+    run_attacks(plan, Console(), jobs=2)
+    assert "3 of 4 models to attack: about" in capsys.readouterr().out
+    table = (plan.folder / "attacks.md").read_text()
+    assert f"|  | n | base | gold | {SHORT.name} | {NOISED.name} |" in table
+    assert f"| {NOISED.name} | quantise: 2 bits | forget | 12 |" in table
+    data = json.loads((plan.folder / "results.json").read_text())
+    assert set(data["models"]) == {"base", "gold", SHORT.name, NOISED.name}
+    assert data["schema_version"] == 1
+    run_attacks(plan, Console(), only_report=True)
+    assert "0 of 4 models to attack." in capsys.readouterr().out
+
+
+def test_results_of_other_settings_are_refused(plan: AttackPlan):
+    other = replace(plan, settings=("quantise.bits=[3]",))
+    with pytest.raises(UsageError, match="other settings"):
+        run_attacks(other, Console(), only_plan=True)
