@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Protocol, TextIO
 
@@ -31,6 +32,20 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Shows each stage's name after a label, such as the name of a run."""
+
+    progress: Progress
+    label: str
+
+    def start(self, name: str, total: int) -> None:
+        self.progress.start(f"{self.label}: {name}", total)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.progress.advance(count, note)
 
 
 def duration(seconds: float) -> str:

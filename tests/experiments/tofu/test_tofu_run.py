@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from defuse.cli import app
+from defuse.evaluate.tasks.tofu.answers import read_answers
 from defuse.evaluate.tasks.tofu.data import SETS
 from defuse.experiments.tofu.recipe import load_recipe
 from defuse.experiments.tofu.stages import read_data
@@ -101,6 +102,10 @@ def test_every_seed_teaches_and_unlearns_anew(output: Path) -> None:
 def test_unlearned_models_are_removed_after_they_are_asked(output: Path) -> None:
     models = sorted(path.name for path in (output / "models/seed1").iterdir())
     assert models == ["reference", "retrained"]
+
+
+def test_evaluate_takes_the_answers_of_the_retrained_model(output: Path) -> None:
+    assert list(read_answers(output / "answers/seed1/retrained.json")) == list(SETS)
 
 
 def test_only_missing_work_is_done(recipe: str, output: Path) -> None:

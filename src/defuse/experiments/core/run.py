@@ -3,7 +3,7 @@
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -171,18 +171,25 @@ def execute(context: ExperimentContext, run: Run, progress: Progress = SILENT) -
     """Unlearn and ask at every checkpoint without answers; returns the run's record.
 
     A checkpoint's answers are on disk before training continues. After a stop the run trains again
-    from its start and asks only what is missing. What goes wrong is in the record as `error`, so
-    that other runs continue.
+    from its start and asks only what is missing.
+    """
+    return recorded(run.name, lambda: _unlearn_and_ask(context, run, progress))
+
+
+def recorded(name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Carry out `work`; returns its result as a record, with versions and seconds.
+
+    If it fails, the record has the `error`, so that other runs continue.
     """
     started = time.perf_counter()
     try:
-        found = _unlearn_and_ask(context, run, progress)
+        found = work()
     except Exception as error:
-        found = error_record(error)
+        found = {"error": _sentence(error), "traceback": traceback.format_exc()}
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # memory that a failed run filled must not fail the next
     seconds = time.perf_counter() - started
-    return {"run": run.name, "versions": versions(), **found, "seconds": seconds}
+    return {"run": name, "versions": versions(), **found, "seconds": seconds}
 
 
 def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -> dict[str, Any]:
@@ -242,14 +249,12 @@ def _write(context: ExperimentContext, run: Run, result: Result, record: Mapping
     run_folder(recipe).write(write, record)
 
 
-def error_record(error: Exception) -> dict[str, str]:
-    """What a record says of an error: a sentence, and the traceback."""
-    sentence = f"{type(error).__name__}: {error}"
+def _sentence(error: Exception) -> str:
     if isinstance(error, UsageError):
-        sentence = str(error)
+        return str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        sentence = "device: out of memory; lower batch_size or the topics' lengths"
-    return {"error": sentence, "traceback": "".join(traceback.format_exception(error))}
+        return "device: out of memory; lower batch_size or the topics' lengths"
+    return f"{type(error).__name__}: {error}"
 
 
 def last_losses(steps: list[Mapping[str, Any]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from defuse.experiments.tofu.stages import (
     prepare,
     read_data,
 )
-from defuse.experiments.tofu.table import as_data, make_rows, markdown, screen_table
+from defuse.experiments.tofu.table import Row, as_data, make_rows, markdown, screen_table
 from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
@@ -109,7 +109,7 @@ def _announce(plan: Plan, console: Console) -> None:
     console.print(f"{len(plan.todo)} of {len(plan.states)} models to do.", highlight=False)
 
 
-def _report(recipe: TofuRecipe, rows: Sequence, console: Console) -> None:
+def _report(recipe: TofuRecipe, rows: Sequence[Row], console: Console) -> None:
     """Write results.md and results.json; print the table."""
     folder = Path(recipe.output)
     write_text(folder / "results.md", markdown(rows))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,22 +28,15 @@ from defuse.evaluate.tasks.tofu.names import (
     author_names,
     put_names_before,
 )
-from defuse.experiments.core.run import error_record
-from defuse.experiments.tofu.recipe import (
-    OLD_NAMES,
-    PRETRAINED,
-    REFERENCE,
-    RETRAINED,
-    TofuRecipe,
-)
+from defuse.experiments.core.run import recorded
+from defuse.experiments.tofu.recipe import OLD_NAMES, PRETRAINED, REFERENCE, RETRAINED, TofuRecipe
 from defuse.finetune import run as finetuning
 from defuse.models.load import load_model
 from defuse.store import ResultStore
 from defuse.unlearning import run as unlearning
 from defuse.utils.errors import UsageError, require
 from defuse.utils.files import write_text
-from defuse.utils.progress import SILENT, Progress
-from defuse.utils.provenance import versions
+from defuse.utils.progress import SILENT, Labelled, Progress
 
 NAME_SEED = 0
 
@@ -73,6 +65,11 @@ class Stage:
     def folder(self) -> str:
         return "" if self.seed is None else f"seed{self.seed}"
 
+    @property
+    def record(self) -> str:
+        """The name of its record."""
+        return f"{self.folder}-{self.name}".lstrip("-")
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -80,20 +77,6 @@ class Answers:
 
     sets: Sets
     names: Sequence[NameScore]
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Progress whose stages name the model."""
-
-    progress: Progress
-    label: str
-
-    def start(self, name: str, total: int) -> None:
-        self.progress.start(f"{self.label}: {name}", total)
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.progress.advance(count, note)
 
 
 def read_data(recipe: TofuRecipe) -> TofuData:
@@ -150,14 +133,9 @@ def records(recipe: TofuRecipe) -> ResultStore:
     return ResultStore(Path(recipe.output, "runs"))
 
 
-def record_name(stage: Stage) -> str:
-    """The name of a stage's record."""
-    return f"{stage.folder}-{stage.name}".lstrip("-")
-
-
 def failures(recipe: TofuRecipe) -> dict[Stage, str]:
     """The error of each stage that failed."""
-    known = {stage: records(recipe).get(record_name(stage)) for stage in all_stages(recipe)}
+    known = {stage: records(recipe).get(stage.record) for stage in all_stages(recipe)}
     return {stage: each["error"] for stage, each in known.items() if each and "error" in each}
 
 
@@ -175,22 +153,15 @@ def prepare(recipe: TofuRecipe, data: TofuData, stages: Sequence[Stage]) -> None
 
 
 def execute(recipe: TofuRecipe, data: TofuData, stage: Stage, progress: Progress = SILENT) -> None:
-    """Make one model, ask it, and keep its answers and a record.
-
-    The record of a failed stage has the `error`, so that other stages continue.
-    """
-    started = time.perf_counter()
-    try:
-        _make_and_ask(recipe, data, stage, _Labelled(progress, str(stage)))
-        found = {}
-    except Exception as error:
-        found = error_record(error)
-    seconds = time.perf_counter() - started
-    record = {"model": stage.name, "seed": stage.seed, "versions": versions(), **found}
-    records(recipe).put(record_name(stage), {**record, "seconds": seconds})
+    """Make one model, ask it, and keep its answers and its record, which has any error."""
+    labelled = Labelled(progress, str(stage))
+    record = recorded(stage.record, lambda: _make_and_ask(recipe, data, stage, labelled))
+    records(recipe).put(stage.record, record)
 
 
-def _make_and_ask(recipe: TofuRecipe, data: TofuData, stage: Stage, progress: Progress) -> None:
+def _make_and_ask(
+    recipe: TofuRecipe, data: TofuData, stage: Stage, progress: Progress
+) -> dict[str, Any]:
     model = recipe.model
     if stage.name in recipe.defences:
         model = _unlearn(recipe, stage, progress)
@@ -202,6 +173,7 @@ def _make_and_ask(recipe: TofuRecipe, data: TofuData, stage: Stage, progress: Pr
     _answers_store(recipe, stage).put(stage.name, asdict(Answers(sets, names)))
     if stage.name in recipe.defences and not recipe.keep_models:
         shutil.rmtree(model)
+    return {"model": stage.name, "seed": stage.seed}
 
 
 def _texts(recipe: TofuRecipe) -> Path:
