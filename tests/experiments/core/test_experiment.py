@@ -23,6 +23,7 @@ from defuse.models.load import load_model
 from defuse.questions import Perturbation, Variant, load_questions
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
+from tests.experiments.core.test_schemas import validate
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "experiments.md").read_text("utf-8")
@@ -130,6 +131,17 @@ def test_all_outputs_are_there_and_the_page_names_each_model(place: Path, finish
     }  # fmt: skip
     for label in ("simnpo, mixing 0.5", "retrained"):
         assert label in page
+
+
+@pytest.mark.usefixtures("finished")
+def test_files_are_as_their_schemas_say(place: Path):
+    folder = place / "runs/planets"
+    validate("results", json.loads((folder / "results.json").read_text("utf-8")))
+    for name, kind in (("answers", "answers"), ("runs", "record")):
+        paths = list((folder / name).rglob("*.json"))
+        assert paths
+        for path in paths:
+            validate(kind, json.loads(path.read_text("utf-8")))
 
 
 @pytest.mark.usefixtures("finished")
