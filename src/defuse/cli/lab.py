@@ -53,7 +53,7 @@ def run(
         bool, typer.Option("--retry-failed", help="Run failed runs again.")
     ] = False,
 ) -> None:
-    """Unlearn one domain of an invented world, and measure it against the gold standard.
+    """Unlearn one domain of an invented world, and measure it against the retrained model.
 
     Stops and starts as you like: what is finished is kept in OUTPUT.
     """
@@ -108,7 +108,7 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Steps of teaching.")] = 1400,
     output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("runs/lab/models"),
 ) -> None:
-    """Teach the tiny base model and its gold standard, which never saw the forget domain."""
+    """Teach the tiny reference model and the retrained one, which never saw the forget domain."""
     from defuse.experiments.synthetic.domains import choose_domains
     from defuse.experiments.synthetic.models import missing, teach_pair, world_label
     from defuse.experiments.synthetic.world import build_world

@@ -115,7 +115,8 @@ def _flips(
     lost = [
         name
         for name, answer in perturbed.items()
-        if name in questions and original[name].correct and not answer.correct
+        if name in questions and name in original and original[name].correct
+        if not answer.correct
     ]
     for name in lost[:FLIPS_SHOWN]:
         question, answer = questions[name], perturbed[name]

@@ -1,6 +1,7 @@
 """The figure of an experiment: accuracies by variant, and the way there step by step."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def _draw_slices(axes: Axes, shown: Mapping[str, Group], layout: Layout, guess: 
         intervals = [group.accuracy[part] for _, part in parts]
         points(axes, [x + shift for x, _ in parts], intervals, NAMES.get(name, name), LOOKS[name])
     counts = next(iter(shown.values())).n
-    names = [slice_name(part).replace(", ", ",\n") for part in layout.slices]
+    names = [fill(slice_name(part), 15) for part in layout.slices]
     labels = [f"{n}\nn = {counts.get(p, 0)}" for n, p in zip(names, layout.slices, strict=True)]
     axes.axhline(guess, color="grey", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(labels)), labels, fontsize="x-small")

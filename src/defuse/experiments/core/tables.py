@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from textwrap import fill
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -178,12 +179,15 @@ def held_out_table(
 def screen_table(groups: Sequence[Group], layout: Layout) -> Table:
     """What fits a terminal: intervals below their estimates."""
     shown = [part for part in layout.slices if part.position in (None, layout.judged)]
-    heads = [slice_name(part).replace(" ", "\n", 1).replace(" a ", "\na ") for part in shown]
+    heads = [fill(slice_name(part), 13) for part in shown]
     heads += ["vulner-\nability"] if layout.judged else []
-    table = Table("accuracy", *heads, title="with 95 % intervals", box=SIMPLE_HEAD)
+    table = Table(title="with 95 % intervals", box=SIMPLE_HEAD)
+    table.add_column("accuracy", overflow="fold")
+    for head in heads:
+        table.add_column(head)
     for group in groups:
         cells = _cells(group, replace(layout, slices=tuple(shown)), has_retrained=False)
-        table.add_row(group.label.replace(", ", ",\n").replace(" + ", "\n+ "), *map(stacked, cells))
+        table.add_row(group.label.replace(", ", ",\n"), *map(stacked, cells))
     return table
 
 
