@@ -23,7 +23,7 @@ from defuse.models.load import load_model
 from defuse.questions import Perturbation, Variant, load_questions
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
-from tests.experiments.core.test_schemas import validate
+from tests.helpers.schemas import validate
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "experiments.md").read_text("utf-8")

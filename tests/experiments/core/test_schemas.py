@@ -1,7 +1,6 @@
 """The files of an experiment are as their JSON schemas in the docs say."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,10 @@ from defuse.experiments.core.answers import Answer, Cell, from_json, to_json
 from defuse.experiments.core.results import rows
 from defuse.store import SCHEMA_VERSION, ResultStore
 from tests.helpers.answered import HURT, REFERENCE, answers, run
+from tests.helpers.schemas import SCHEMAS, validate
 
-FOLDER = Path(__file__).parents[3] / "docs" / "schemas"
 IDENTITY = {"model": "0123 torch.float32", "questions": "4567"}
 SETTINGS = {"experiment": "planets", "model": "my-model", "recipes": {}, "versions": {}}
-
-
-def validate(name: str, document: Mapping[str, Any]) -> None:
-    schema = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
-    Draft202012Validator(schema).validate(document)
 
 
 def written(folder: Path, result: object, **about: object) -> dict[str, Any]:
@@ -37,7 +31,7 @@ def results(**changes: object) -> dict[str, Any]:
     return {**head, "rows": list(found), "summary": summary, "settings": SETTINGS, **changes}
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.stem)
 def test_each_schema_is_a_schema_with_a_title(path: Path):
     schema = json.loads(path.read_text("utf-8"))
     Draft202012Validator.check_schema(schema)

@@ -14,6 +14,7 @@ from defuse.evaluate.tasks.tofu.data import SETS
 from defuse.experiments.tofu.recipe import load_recipe
 from defuse.experiments.tofu.stages import read_data
 from defuse.utils.errors import UsageError
+from tests.helpers.schemas import validate
 from tests.helpers.tofu_on_the_spot import write_tofu
 
 ROOT = Path(__file__).parents[3]
@@ -73,7 +74,9 @@ def output(recipe: str) -> Path:
 
 
 def test_one_recipe_teaches_unlearns_and_compares(output: Path) -> None:
-    rows = json.loads((output / "results.json").read_text())["rows"]
+    document = json.loads((output / "results.json").read_text())
+    validate("tofu", document)
+    rows = document["rows"]
     assert [row["label"] for row in rows] == [
         "pretrained",
         "reference: taught all",

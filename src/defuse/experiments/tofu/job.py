@@ -19,6 +19,7 @@ from defuse.experiments.tofu.stages import (
     read_data,
 )
 from defuse.experiments.tofu.table import Row, as_data, make_rows, markdown, screen_table
+from defuse.store import SCHEMA_VERSION
 from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
@@ -113,7 +114,7 @@ def _report(recipe: TofuRecipe, rows: Sequence[Row], console: Console) -> None:
     """Write results.md and results.json; print the table."""
     folder = Path(recipe.output)
     write_text(folder / "results.md", markdown(rows))
-    data = {"recipe": dump(recipe), "rows": as_data(rows), "versions": versions()}
-    write_json(folder / "results.json", data)
+    found = {"recipe": dump(recipe), "rows": as_data(rows), "versions": versions()}
+    write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, **found})
     console.print(screen_table(rows))
     console.print(f"Written in {folder}: results.md, results.json", highlight=False)
