@@ -179,7 +179,7 @@ def held_out_table(
 def screen_table(groups: Sequence[Group], layout: Layout) -> Table:
     """What fits a terminal: intervals below their estimates."""
     shown = [part for part in layout.slices if part.position in (None, layout.judged)]
-    heads = [fill(slice_name(part), 13) for part in shown]
+    heads = [fill(slice_name(part), 10) for part in shown]
     heads += ["vulner-\nability"] if layout.judged else []
     table = Table(title="with 95 % intervals", box=SIMPLE_HEAD)
     table.add_column("accuracy", overflow="fold")
@@ -187,7 +187,7 @@ def screen_table(groups: Sequence[Group], layout: Layout) -> Table:
         table.add_column(head)
     for group in groups:
         cells = _cells(group, replace(layout, slices=tuple(shown)), has_retrained=False)
-        table.add_row(group.label.replace(", ", ",\n"), *map(stacked, cells))
+        table.add_row(fill(group.label, 12), *map(stacked, cells))
     return table
 
 
