@@ -95,7 +95,7 @@ def _draw_curves(
     axes.axvline(chance(reference, FORGET), color="grey", linestyle=":", linewidth=1)
     axes.set(
         xlabel="accuracy on the forget set (numbers: steps; dotted: chance)",
-        ylabel=f"accuracy: {slice_name(kept)}",
+        ylabel=fill(f"accuracy: {slice_name(kept)}", 32),
         xlim=(0, 1.03),
         ylim=(0, 1.03),
     )
