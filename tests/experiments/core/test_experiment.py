@@ -1,6 +1,7 @@
 """`defuse experiment`, as a user runs it: the page of the docs on a tiny model."""
 
 import json
+import shutil
 import re
 import shlex
 from pathlib import Path
@@ -263,6 +264,18 @@ def test_answers_of_another_experiment_are_refused(here: Path, finished: dict[st
     with pytest.raises(UsageError, match="belongs to other texts"):
         run("planets.yaml", "compare.seeds=[0]", "--report")
     text.write_text(before)
+
+
+def test_a_run_without_its_last_step_is_not_reported(here: Path, finished: dict[str, Any]):
+    shutil.copytree(here / "runs/planets", here / "runs/half")
+    next((here / "runs/half").rglob("rmu-seed0/step-*4.json")).unlink()
+    given = ("compare.seeds=[0]", "retrained=never-knew", "output=runs/half")
+    code, said = run("planets.yaml", *given, "--report")
+    assert code == 0
+    assert "1 of 6 runs to do" in said
+    half = json.loads((here / "runs/half/results.json").read_text("utf-8"))
+    labels = {group["label"] for group in finished["summary"]["groups"]}
+    assert {group["label"] for group in half["summary"]["groups"]} == labels - {"rmu"}
 
 
 REFUSED = {

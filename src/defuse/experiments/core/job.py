@@ -103,7 +103,7 @@ def run_experiment(
     if not request.report:
         with held(scenario.folder / ".lock", "output", f"the experiment in {scenario.folder}"):
             _carry_out(context, todo, request.runner, console, progress)
-    elif not any(load_answers(context, run) for run in scenario.runs):
+    elif not finished_runs(context):
         raise UsageError(f"report: nothing is finished in {scenario.folder} yet; run it first")
     answers = read_answers(context, progress)
     failed = failures(scenario)
@@ -139,12 +139,17 @@ def failures(scenario: Scenario) -> dict[str, str]:
     return {name: record["error"] for name, record in known if "error" in record}
 
 
+def finished_runs(context: ExperimentContext) -> dict[Run, Checkpoints]:
+    """The answers of each run whose last step was asked; another's last step is yet to come."""
+    found = {run: load_answers(context, run) for run in context.scenario.runs}
+    return {run: steps for run, steps in found.items() if run.steps in steps}
+
+
 def read_answers(context: ExperimentContext, progress: Progress = SILENT) -> Answers:
     """All answers that are there, and those of the reference and the retrained model."""
-    found = {run: load_answers(context, run) for run in context.scenario.runs}
     retrained = context.scenario.retrained
     return Answers(
-        {run: steps for run, steps in found.items() if steps},
+        finished_runs(context),
         other_answers(context, REFERENCE, progress),
         None if retrained is None else other_answers(context, RETRAINED, progress),
     )
