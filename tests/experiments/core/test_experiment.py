@@ -1,9 +1,9 @@
 """`defuse experiment`, as a user runs it: the page of the docs on a tiny model."""
 
 import json
-import shutil
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
