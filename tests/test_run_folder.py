@@ -65,10 +65,10 @@ def test_folders_of_version_0_1_0_are_known_as_finished() -> None:
     for name, folder in (("unlearn", "out"), ("finetune", "taught")):
         Path(folder).mkdir()
         shutil.copy(OLD / f"{name}.json", Path(folder, "run.json"))
-    assert unlearning.finished(recipe())
+    assert unlearning.finished(unlearning.check(recipe()))
     assert finetuning.finished(taught())
-    with pytest.raises(UsageError, match="output: out holds another run"):
-        unlearning.finished(recipe("seed=1"))
+    with pytest.raises(UsageError, match="output: out holds another run, with other seed"):
+        unlearning.finished(unlearning.check(recipe("seed=1")))
 
 
 @pytest.mark.usefixtures("work")
@@ -78,8 +78,8 @@ def test_records_have_the_documented_form_and_say_the_same_as_those_of_version_0
     schema = Draft202012Validator(json.loads(SCHEMA.read_text()))
     for verb, folder, same in (("unlearn", "out", "recipe"), ("finetune", "taught", "run")):
         old, new = json.loads((OLD / f"{verb}.json").read_text()), record_of(folder)
-        assert new[same] == old[same]
-        assert new.keys() - old.keys() == {"schema_version", "verb"}
+        assert {name: new[same][name] for name in old[same]} == old[same]
+        assert new.keys() - old.keys() == {"schema_version", "verb", "files", *(["read"] if verb == "unlearn" else [])}
         assert (new["schema_version"], new["verb"]) == (1, verb)
         assert not old.keys() - new.keys()
         schema.validate(old)

@@ -2,7 +2,8 @@
 
 A run writes its output whole at the end, with a record in `run.json`. Until then the neighbour
 `….partial` holds the lock, the run's identity and its checkpoints, from which the same command
-resumes. Nothing there is removed that the run itself did not write.
+resumes. Nothing there is removed that the run itself did not write. The record also holds the hash
+of every file of the output, so that a damaged output does not pass for a finished one.
 """
 
 import glob
@@ -19,9 +20,11 @@ from safetensors import SafetensorError
 from defuse.store import as_json, differences
 from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError
+from defuse.utils.file_hash import file_hash
 from defuse.utils.files import check_writable, held, new_folder, write_json
 
 RECORD, LOCK = "run.json", "lock"
+FILES = "files"  # of a record: the SHA-256 of every file of the output, by name
 SCHEMA_VERSION = 1
 Record = Mapping[str, Any]
 
@@ -31,8 +34,9 @@ class RunFolder:
     """One run's output folder `path`, named by the field or option `option`.
 
     `identity` is what makes it the same run, wherever and however often it writes. `read_identity`
-    takes it from the record of a finished run. `checkpoints` are patterns of the names of the files
-    and folders to resume from; without one of them, an interrupted run leaves nothing behind.
+    takes as much of it as there is from the record of a finished run (those of version 0.1.0 hold
+    less). `checkpoints` are patterns of the names of the files and folders to resume from; without
+    one of them, an interrupted run leaves nothing behind.
     """
 
     path: Path
@@ -49,21 +53,36 @@ class RunFolder:
         return path.with_name(f"{path.name}.partial")
 
     def is_finished(self) -> bool:
-        """Whether `path` holds this run.
+        """Whether `path` holds this run, whole.
 
-        Raises UsageError if it holds anything else or cannot be written, or if `partial` holds
-        another run's work.
+        Raises UsageError if it holds anything else or cannot be written, if a file of it is missing
+        or damaged, or if `partial` holds another run's work.
         """
         if self.path.is_dir() and any(self.path.iterdir()):
-            if self._found() == as_json(self.identity):
-                return True
-            raise UsageError(
-                f"{self.option}: {self.path} holds another run or other files; name a new folder "
-                "or remove it"
-            )
+            self._check_finished()
+            return True
         check_writable(self.path, self.option)
         self._check_partial()
         return False
+
+    def _check_finished(self) -> None:
+        found, remedy = self._found(), "name a new folder or remove it"
+        if found is None:
+            raise UsageError(
+                f"{self.option}: {self.path} holds another run or other files; {remedy}"
+            )
+        wanted = as_json({name: self.identity.get(name) for name in found})
+        if other := differences(found, wanted):
+            raise UsageError(
+                f"{self.option}: {self.path} holds another run, with other {', '.join(other)}; {remedy}"
+            )
+        for name, hashed in self.record().get(FILES, {}).items():
+            file = self.path / name
+            if not (file.is_file() and file_hash(file) == hashed):
+                raise UsageError(
+                    f"{self.option}: {file} is not as the run wrote it (missing, cut short or "
+                    f"changed); {remedy}"
+                )
 
     def record(self) -> dict[str, Any]:
         """The record of a finished run."""
@@ -100,7 +119,9 @@ class RunFolder:
         try:
             with new_folder(self.path, within=within) as folder:
                 fill(folder)
-                write_json(folder / RECORD, {**self._head(), **record})
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}
+                write_json(folder / RECORD, {**self._head(), **record, FILES: hashes})
         except (OSError, SafetensorError) as error:
             raise UsageError(
                 f"{self.option}: {self.path} cannot be written ({error}); make room and run the "

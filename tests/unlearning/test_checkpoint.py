@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,11 @@ import yaml
 from safetensors.torch import load_file
 
 from defuse.run_folder import LOCK
-from defuse.unlearning.output import STATE
+from defuse.unlearning.checkpoint import PREVIOUS_STATE, STATE, SavedState
 from defuse.unlearning.recipe import load_recipe
-from defuse.unlearning.run import check
+from defuse.unlearning.run import check, finished
 from defuse.unlearning.run import run as run_plan
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import Caution, UsageError
 from defuse.utils.files import held
 
 # What a command needs to be one of ours, on one thread, whatever directory it runs in.
@@ -147,7 +148,7 @@ def test_other_texts_under_the_same_names_are_refused(work: Path) -> None:
     interrupted(work, 5)
     texts = work / "forget.txt"
     texts.write_text(texts.read_text().replace("number 3", "number 4"))
-    with pytest.raises(UsageError, match="other texts or another model"):
+    with pytest.raises(UsageError, match="a run with other texts"):
         run_plan(check(load_recipe(work / "recipe.yaml")))
 
 
@@ -167,8 +168,81 @@ def test_a_second_process_on_the_same_output_is_refused(work: Path) -> None:
 def test_a_state_that_is_no_state_is_refused(work: Path) -> None:
     (work / "out.partial").mkdir()
     (work / "out.partial" / STATE).write_bytes(b"half a file")
-    with pytest.raises(UsageError, match="is no state of a run"):
+    with pytest.raises(UsageError, match="is damaged, or no state of a run"):
         run_plan(check(load_recipe(work / "recipe.yaml")))
+
+
+def flip_a_bit(path: Path, place: int) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[place] ^= 64
+    path.write_bytes(damaged)
+
+
+def test_after_damage_to_the_latest_state_the_one_before_it_is_used(work: Path) -> None:
+    run_plan(check(load_recipe(work / "recipe.yaml", ["output=plain"])))
+    interrupted(work, 11)  # states after 6 and 9 steps
+    flip_a_bit(work / "out.partial" / STATE, -100)
+    with pytest.warns(Caution, match="state.safetensors is damaged.*from the state before it"):
+        run_plan(check(load_recipe(work / "recipe.yaml")))
+    one, other = (load_file(f"{name}/model.safetensors") for name in ("plain", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("place", [-100, 40, 4], ids=["a weight", "the header", "its length"])
+def test_a_run_whose_states_are_all_damaged_is_refused(work: Path, place: int) -> None:
+    interrupted(work, 11)
+    for name in (STATE, PREVIOUS_STATE):
+        flip_a_bit(work / "out.partial" / name, place)
+    with pytest.raises(UsageError, match="is damaged, or no state of a run"):
+        run_plan(check(load_recipe(work / "recipe.yaml")))
+
+
+def test_a_state_with_other_tensors_is_refused(work: Path) -> None:
+    """The checksum is right, but a tensor is missing: a state is loaded whole or not at all."""
+    weights = {"a": torch.ones(2, requires_grad=True), "b": torch.ones(3, requires_grad=True)}
+    optimiser = torch.optim.AdamW(weights.values())
+    sum(each.sum() for each in weights.values()).backward()  # type: ignore[union-attr]
+    optimiser.step()
+    saved = SavedState(work, 1, "one run")
+    saved.save({"a": weights["a"]}, optimiser, [{}])
+    with pytest.raises(UsageError, match="its tensors are not those that the recipe trains"):
+        saved.restore(weights, optimiser)
+
+
+@pytest.mark.parametrize("change", ["texts", "weights", "tokenizer", "configuration"])
+def test_a_finished_run_that_would_now_read_something_else_is_refused(
+    work: Path, tiny_model_folder: Path, change: str
+) -> None:
+    shutil.copytree(tiny_model_folder, "base")
+    settings = ["model=base", "steps=1", "checkpoint_every=0"]
+    run_plan(check(load_recipe(work / "recipe.yaml", settings)))
+    if change == "texts":
+        texts = work / "forget.txt"
+        texts.write_text(texts.read_text().replace("number", "nodule"))
+    elif change == "weights":
+        flip_a_bit(work / "base" / "model.safetensors", -4)
+    else:
+        name = "config.json" if change == "configuration" else "tokenizer_config.json"
+        told = json.loads((work / "base" / name).read_text())
+        (work / "base" / name).write_text(json.dumps({**told, "note": "another"}))
+    with pytest.raises(UsageError, match=f"output: out holds another run, with other {change};"):
+        finished(check(load_recipe(work / "recipe.yaml", settings)))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "deleted", "changed"])
+def test_a_finished_run_whose_output_is_damaged_is_refused(work: Path, damage: str) -> None:
+    plan = check(load_recipe(work / "recipe.yaml", ["steps=1", "checkpoint_every=0"]))
+    run_plan(plan)
+    assert finished(plan)
+    weights = work / "out" / "model.safetensors"
+    if damage == "deleted":
+        weights.unlink()
+    elif damage == "cut short":
+        os.truncate(weights, 1000)
+    else:
+        flip_a_bit(weights, -4)
+    with pytest.raises(UsageError, match=r"out/model\.safetensors is not as the run wrote it"):
+        finished(plan)
 
 
 def test_an_error_before_the_first_state_leaves_nothing_behind(work: Path) -> None:

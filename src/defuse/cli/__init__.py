@@ -1,6 +1,8 @@
 """The command line: one file per verb, heavy imports inside the verbs."""
 
 import sys
+import warnings
+from typing import TextIO
 
 import typer
 
@@ -17,7 +19,7 @@ from defuse.cli.sweep import sweep
 from defuse.cli.theory import theory
 from defuse.cli.tofu import tofu
 from defuse.cli.unlearn import unlearn
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import Caution, UsageError
 
 app = typer.Typer(
     help="Unlearn knowledge from language models, and measure whether it holds.",
@@ -42,6 +44,8 @@ app.add_typer(recipes, name="recipes")
 
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, Ctrl-C exit code 130."""
+    warnings.simplefilter("always", Caution)
+    warnings.showwarning = _show
     try:
         app()
     except UsageError as error:
@@ -53,6 +57,22 @@ def main() -> None:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _fail("device: out of memory; lower batch_size or the topics' lengths, or use another")
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a caution as a sentence; other warnings, of the libraries, as Python does."""
+    stream = file or sys.stderr
+    if issubclass(category, Caution):
+        print(f"Caution: {message}.", file=stream)
+    else:
+        stream.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(sentence: str) -> None:

@@ -34,10 +34,10 @@ def unlearn(
     settings = load_recipe(find_recipe(recipe), overrides or ())
     processes = join_processes(resolve_device(settings.device))
     console = Console(stderr=True, quiet=not processes.is_first)
-    if finished(settings):
+    plan = check(settings)
+    if finished(plan):
         console.print(f"{settings.output}: this recipe's run is finished; nothing to do")
         return
-    plan = check(settings)
     with shown(quiet=not processes.is_first) as progress:
         record = run(plan, progress, processes)
     last = StepRecord(**record["steps"][-1])

@@ -12,8 +12,10 @@ from defuse.data.corpora import load_texts
 from defuse.data.examples import make_examples
 from defuse.data.text import Plain, QuestionAnswer, as_chat
 from defuse.finetune.train import FineTuning, OnStep, fine_tune
+from defuse.models.file_identity import file_identity
 from defuse.models.load import (
     LoadedModel,
+    Source,
     load_model,
     load_tokenizer,
     locate,
@@ -89,7 +91,7 @@ def check(request: Request) -> Plan:
     if request.chat:
         texts = [as_chat(t, tokenizer) if isinstance(t, QuestionAnswer) else t for t in texts]
     make_examples(texts, tokenizer, settings.length)
-    return Plan(request, tuple(texts), _identity(request, texts))
+    return Plan(request, tuple(texts), _identity(request, texts, source))
 
 
 def finished(plan: Plan) -> bool:
@@ -156,9 +158,9 @@ def _base(name: str) -> tuple[str, str | None]:
     return (str(local.resolve()), None) if local.exists() else (path, revision or None)
 
 
-def _identity(request: Request, texts: Sequence[Plain]) -> Mapping[str, Any]:
+def _identity(request: Request, texts: Sequence[Plain], source: Source) -> Mapping[str, Any]:
     """What makes a run the same one, wherever and however often it writes."""
     own = asdict(request)
     del own["out"], own["settings"]["checkpoint_every"]
     digest = hashlib.sha256(repr(list(texts)).encode()).hexdigest()
-    return as_json({**own, "texts": digest})
+    return as_json({**own, "texts": digest, **file_identity(source)})

@@ -5,6 +5,7 @@ steps of accumulation, and the loss is a mean over the tokens of the whole batch
 processes does not change the result.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
@@ -33,9 +35,12 @@ from defuse.models.load import LoadedModel, quiet
 from defuse.models.lora import LoRA, adapted_modules, add_factors, factors
 from defuse.utils.config import Count, Length, Natural, NotNegative, Positive, check_fields
 from defuse.utils.distributed import ALONE, Processes
-from defuse.utils.errors import UsageError, require
+from defuse.utils.errors import UsageError, caution, require
+from defuse.utils.file_hash import file_hash
+from defuse.utils.files import write_json
 from defuse.utils.progress import SILENT, Progress
 
+SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its files
 OnStep = Callable[[int, float], None]
 
 
@@ -93,12 +98,12 @@ def fine_tune(
     arguments = _arguments(settings, len(texts), loaded.model, folder)
     with quiet(), generators_kept(), cache_setting_kept(loaded.model):
         model = _trainable(loaded.model, settings)
-        trainer = Trainer(
+        trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=batches,
             data_collator=_Collator(_pad_token(loaded)),
-            callbacks=[_Report(on_step, progress)],
+            callbacks=[_Report(on_step, progress), _Sealed()],
         )
         trainer.remove_callback(PrinterCallback)
         progress.start("fine-tuning", settings.steps(len(texts)))
@@ -108,13 +113,39 @@ def fine_tune(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The latest whole checkpoint in `folder`: the Trainer writes its state file last."""
-    states = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
-    return max(
-        (str(state.parent) for state in states),
-        key=lambda path: int(path.rpartition("-")[2]),
-        default=None,
-    )
+    """The latest whole checkpoint in `folder`; a damaged one is passed over with a caution.
+
+    Raises UsageError where all checkpoints are damaged.
+    """
+    states = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")  # the Trainer writes it last
+    found = sorted((s.parent for s in states), key=lambda p: int(p.name.rpartition("-")[2]))
+    damaged = []
+    for checkpoint in reversed(found):
+        if (file := _damaged_file(checkpoint)) is None:
+            for path in damaged:
+                caution(f"{path} is damaged; the run resumes from the checkpoint before it")
+            return str(checkpoint)
+        damaged.append(file)
+    if damaged:
+        raise UsageError(f"out: {damaged[0]} is damaged; remove {folder} to start again")
+    return None
+
+
+def _damaged_file(checkpoint: Path) -> Path | None:
+    """A file that is not as it was written. A kill before the seal leaves a whole checkpoint."""
+    seal = checkpoint / SEAL
+    if not seal.exists():
+        return None
+    try:
+        hashes = json.loads(seal.read_text(encoding="utf-8"))
+        wrong = (name for name, digest in hashes.items() if _hash(checkpoint / name) != digest)
+        return next((checkpoint / name for name in wrong), None)
+    except (OSError, ValueError, AttributeError):
+        return seal
+
+
+def _hash(path: Path) -> str | None:
+    return file_hash(path) if path.is_file() else None
 
 
 class _Batches(Dataset[list[Example]]):
@@ -166,7 +197,7 @@ def _arguments(
         dataloader_pin_memory=not on_cpu,
         save_strategy="steps" if every else "no",
         save_steps=max(1, every),
-        save_total_limit=1,
+        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         seed=settings.seed,
@@ -203,6 +234,38 @@ class _Collator:
 
     def __call__(self, parts: Sequence[Sequence[Example]]) -> dict[str, torch.Tensor]:
         return collate([example for part in parts for example in part], self.pad_token_id)
+
+
+class _Trainer(Trainer):
+    """The Trainer, with one sentence for a checkpoint that cannot be written."""
+
+    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        try:
+            super()._save_checkpoint(*arguments, **named)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(
+                f"out: the checkpoint after {self.state.global_step} steps cannot be written to "
+                f"{self.args.output_dir} ({reason}); make room and run the same command again: it "
+                "resumes from the checkpoint before, which is intact"
+            ) from error
+
+
+class _Sealed(TrainerCallback):
+    """Writes the hashes of a checkpoint's files beside them, so that damage is noticed."""
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero:
+            # Other processes may still be writing the states of their random generators.
+            files = [path for path in sorted(folder.iterdir()) if not path.match("rng_state_*")]
+            write_json(folder / SEAL, {path.name: _hash(path) for path in files if path.is_file()})
 
 
 class _Report(TrainerCallback):

@@ -1,6 +1,5 @@
 """The model that a run reads, and the checkpoint and record that it writes."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from defuse.models.partial_load import find_checkpoint, load_part
 from defuse.models.safetensors_index import Checkpoint
 from defuse.models.save import write_adapter, write_changed, write_model
 from defuse.run_folder import RunFolder
+from defuse.unlearning.checkpoint import PREVIOUS_STATE, STATE
 from defuse.unlearning.config import Unlearning
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.train import Result
@@ -18,7 +18,6 @@ from defuse.utils.config import dump, parse
 from defuse.utils.errors import UsageError
 from defuse.utils.provenance import run_facts
 
-STATE = "state.safetensors"
 # Fields that say where and how to work, and do not change the result.
 NOT_IDENTITY = ("output", "checkpoint_every", "shard", "recompute")
 
@@ -53,15 +52,15 @@ def open_source(recipe: Recipe, unlearning: Unlearning) -> Source:
     return Source(loaded, checkpoint)
 
 
-def run_folder(recipe: Recipe) -> RunFolder:
-    """The folder of a recipe's run."""
+def run_folder(recipe: Recipe, read: Mapping[str, str]) -> RunFolder:
+    """The folder of a recipe's run; `read`: hashes of the texts and the model's files."""
     return RunFolder(
         path=Path(recipe.output),
         option="output",
         verb="unlearn",
-        identity=identity_of(recipe),
-        read_identity=lambda record: identity_of(parse(Recipe, record["recipe"], "")),
-        checkpoints=(STATE,),
+        identity={**identity_of(recipe), **read},
+        read_identity=_identity_in,
+        checkpoints=(STATE, PREVIOUS_STATE),
     )
 
 
@@ -71,9 +70,8 @@ def identity_of(recipe: Recipe) -> Mapping[str, Any]:
     return {field: value for field, value in fields.items() if field not in NOT_IDENTITY}
 
 
-def identity_text(recipe: Recipe) -> str:
-    """`identity_of` as text, to be hashed."""
-    return json.dumps(identity_of(recipe), sort_keys=True)
+def _identity_in(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**identity_of(parse(Recipe, record["recipe"], "")), **record.get("read", {})}
 
 
 def make_record(

@@ -1,14 +1,15 @@
 """`defuse unlearn`: check a recipe, then run it and write a checkpoint."""
 
-import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from defuse.models.decoder import Decoder
+from defuse.models.file_identity import file_identity
 from defuse.models.fsdp import check_sharding
 from defuse.models.load import (
     LoadedModel,
@@ -19,11 +20,11 @@ from defuse.models.load import (
     resolve_dtype,
     skeleton,
 )
+from defuse.run_folder import RunFolder
+from defuse.store import as_json
 from defuse.unlearning.checkpoint import SavedState
 from defuse.unlearning.config import Topic, Training, Unlearning, validate
 from defuse.unlearning.output import (
-    STATE,
-    identity_text,
     make_record,
     open_source,
     run_folder,
@@ -33,8 +34,8 @@ from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.tokenized import encode_topics, texts_digest
 from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.distributed import ALONE, Processes
+from defuse.utils.files import check_name
 from defuse.utils.progress import SILENT, Progress
-from defuse.utils.provenance import fingerprint
 
 OnStep = Callable[[StepRecord], None]
 
@@ -43,26 +44,31 @@ OnStep = Callable[[StepRecord], None]
 class Plan:
     """A recipe whose texts are read and which is checked against its model's configuration.
 
-    `texts`: a hash of all token ids that the steps reach.
+    `read`: hashes of what the run reads: all token ids that the steps reach, and the model's files.
     """
 
     recipe: Recipe
     unlearning: Unlearning
     topics: tuple[Topic, ...]
     training: Training
-    texts: str
+    read: Mapping[str, str]
+
+    @property
+    def folder(self) -> RunFolder:
+        return run_folder(self.recipe, self.read)
 
 
-def finished(recipe: Recipe) -> bool:
-    """Whether `recipe.output` holds this recipe's run.
+def finished(plan: Plan) -> bool:
+    """Whether the recipe's output holds this plan's run.
 
-    Raises UsageError if it holds anything else, or cannot be written.
+    Raises UsageError if it holds anything else or is damaged, or cannot be written.
     """
-    return run_folder(recipe).is_finished()
+    return plan.folder.is_finished()
 
 
 def check(recipe: Recipe) -> Plan:
     """Check all that can be checked before the model's weights are read. Raises UsageError."""
+    check_name(Path(recipe.output), "output")
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
     decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
@@ -70,7 +76,8 @@ def check(recipe: Recipe) -> Plan:
     unlearning, training = recipe.unlearning(), recipe.training()
     validate(unlearning, topics, decoder)
     encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
-    return Plan(recipe, unlearning, topics, training, texts_digest(encoded))
+    read = {"texts": texts_digest(encoded), **file_identity(source)}
+    return Plan(recipe, unlearning, topics, training, read)
 
 
 def run(
@@ -89,7 +96,7 @@ def run(
     recipe = plan.recipe
     if recipe.shard:
         check_sharding(processes, recipe.batch_size)
-    folder = run_folder(recipe)
+    folder = plan.folder
     with folder.work(processes) as unfinished:
         if folder.is_finished():  # by another process since the check
             return folder.record()
@@ -97,7 +104,8 @@ def run(
         progress.start(f"loading {recipe.model}", 1)
         source = open_source(recipe, plan.unlearning)
         result = _train(plan, source.loaded, unfinished, progress, processes, on_step)
-        record = make_record(recipe, source.loaded, result, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        record = {"read": plan.read, **make_record(recipe, source.loaded, result, seconds)}
         if processes.is_first:
             progress.start(f"writing {recipe.output}", 1)
             folder.write(partial(write_checkpoint, recipe, source, result), record, unfinished)
@@ -114,8 +122,7 @@ def _train(
     processes: Processes,
     on_step: OnStep | None,
 ) -> Result:
-    parts = (identity_text(plan.recipe), plan.texts, fingerprint(loaded.model))
-    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    identity = json.dumps(as_json(plan.folder.identity), sort_keys=True)
     return unlearn(
         loaded.model,
         loaded.tokenizer,
@@ -124,7 +131,7 @@ def _train(
         plan.training,
         in_place=True,
         on_step=on_step,
-        saved=SavedState(unfinished / STATE, plan.recipe.checkpoint_every, identity),
+        saved=SavedState(unfinished, plan.recipe.checkpoint_every, identity),
         processes=processes,
         shard_on=resolve_device(plan.recipe.device) if plan.recipe.shard else None,
         progress=progress,

@@ -1,5 +1,6 @@
 """What a person can put right, and how it is said."""
 
+import warnings
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -9,6 +10,15 @@ class UsageError(ValueError):
 
     The command line prints it and exits with code 2; nothing has been written by then.
     """
+
+
+class Caution(UserWarning):
+    """What a user should know of a result that is right as far as it goes."""
+
+
+def caution(sentence: str) -> None:
+    """Warn with one sentence; the command line prints it on a line of its own."""
+    warnings.warn(sentence, Caution, stacklevel=3)
 
 
 def require(condition: bool, field: str, value: object, remedy: str) -> None:

@@ -25,7 +25,7 @@ from defuse.models.load import LoadedModel, load_model
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, load_questions
 from defuse.unlearning.noise import GaussianNoise
 from defuse.unlearning.recipe import Recipe, load_recipe
-from defuse.unlearning.run import finished
+from defuse.unlearning.run import check, finished
 from defuse.unlearning.train import unlearn
 from defuse.utils.files import held
 from tests.conftest import build_llama
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_was_kept_is_that_of_defuse_unlearn(here: Path) -> Non
     recipe = load_recipe(
         Path("recipe.yaml"), ["noise.std=0.3x", "seed=1", f"output={record['recipe']['output']}"]
     )
-    assert finished(recipe)
+    assert finished(check(recipe))
     kept = load_model(recipe.output, device="cpu")
     alone = unlearn_alone(load_model("model", device="cpu"), recipe)
     for name, tensor in alone.changed.items():

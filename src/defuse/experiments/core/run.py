@@ -19,7 +19,8 @@ from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
 from defuse.models.partial_load import find_checkpoint
 from defuse.store import ReadOld, ResultStore
 from defuse.unlearning.activation_cache import ActivationCache
-from defuse.unlearning.output import Source, make_record, run_folder, write_checkpoint
+from defuse.unlearning.output import Source, make_record, write_checkpoint
+from defuse.unlearning.run import check
 from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.errors import UsageError
 from defuse.utils.progress import SILENT, Progress
@@ -246,7 +247,8 @@ def _write(context: ExperimentContext, run: Run, result: Result, record: Mapping
     folder.parent.mkdir(parents=True, exist_ok=True)
     files = find_checkpoint(locate(recipe.model, recipe.revision), resolve_dtype(recipe.dtype))
     write = partial(write_checkpoint, recipe, Source(context.reference, files), result)
-    run_folder(recipe).write(write, record)
+    plan = check(recipe)
+    plan.folder.write(write, {"read": plan.read, **record})
 
 
 def _sentence(error: Exception) -> str:

@@ -217,7 +217,7 @@ def _unlearn(recipe: TofuRecipe, stage: Stage, progress: Progress) -> str:
     if reference in failures(recipe) and not finetuning.finished(_teaching(recipe, reference)):
         raise UsageError(f"model: the reference model of seed {stage.seed} failed; see its record")
     model = _teach(recipe, reference, progress)
-    unlearn = _unlearning(recipe, stage, model)
-    if not unlearning.finished(unlearn):
-        unlearning.run(unlearning.check(unlearn), progress)
-    return unlearn.output
+    plan = unlearning.check(_unlearning(recipe, stage, model))
+    if not unlearning.finished(plan):
+        unlearning.run(plan, progress)
+    return plan.recipe.output

@@ -1,0 +1,46 @@
+"""Hashes of a model's files: equal hashes mean that the same model is loaded."""
+
+import hashlib
+from pathlib import Path
+
+from defuse.models.load import Source, hub_commit
+from defuse.utils.file_hash import file_hash
+
+# The files that decide what is computed, by what a refusal calls them.
+PATTERNS = {
+    "weights": ("*.safetensors", "*.safetensors.index.json"),
+    "configuration": ("config.json", "adapter_config.json"),
+    "tokenizer": (
+        "tokenizer*.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab*",
+        "merges*",
+        "*.model",
+        "*.tiktoken",
+        "chat_template*",
+    ),
+}
+
+
+def file_identity(source: Source) -> dict[str, str]:
+    """What the files of `source` say: hashes of weights, configuration and tokenizer.
+
+    A hub repository is identified by its commit, and must be downloaded in part at least.
+    """
+    local = Path(source.path)
+    if not local.is_dir():
+        found = {"commit": hub_commit(source) or source.revision or ""}
+    else:
+        weights = PATTERNS["weights"] if source.gguf is None else (source.gguf,)
+        patterns = {**PATTERNS, "weights": weights}
+        found = {kind: _hash(local, names) for kind, names in patterns.items()}
+    if source.adapter is not None:
+        found["adapter"] = _hash(source.adapter, [n for names in PATTERNS.values() for n in names])
+    return found
+
+
+def _hash(folder: Path, patterns: list[str] | tuple[str, ...]) -> str:
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    parts = (f"{path.name} {file_hash(path)}" for path in files if path.is_file())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
