@@ -16,6 +16,7 @@ from defuse.unlearning import run as unlearning
 from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.utils.distributed import ALONE
 from defuse.utils.errors import UsageError
+from defuse.utils.files import SUFFIX
 
 OLD = Path(__file__).parent / "helpers" / "version_0_1_0"
 SCHEMA = Path(__file__).parents[1] / "docs" / "schemas" / "run.json"
@@ -79,7 +80,12 @@ def test_records_have_the_documented_form_and_say_the_same_as_those_of_version_0
     for verb, folder, same in (("unlearn", "out", "recipe"), ("finetune", "taught", "run")):
         old, new = json.loads((OLD / f"{verb}.json").read_text()), record_of(folder)
         assert {name: new[same][name] for name in old[same]} == old[same]
-        assert new.keys() - old.keys() == {"schema_version", "verb", "files", *(["read"] if verb == "unlearn" else [])}
+        assert new.keys() - old.keys() == {
+            "schema_version",
+            "verb",
+            "files",
+            *(["read"] if verb == "unlearn" else []),
+        }
         assert (new["schema_version"], new["verb"]) == (1, verb)
         assert not old.keys() - new.keys()
         schema.validate(old)
@@ -105,13 +111,42 @@ def interrupted(run: RunFolder, *checkpoints: str) -> None:
 
 
 @pytest.mark.usefixtures("work")
-def test_only_what_a_run_wrote_is_removed() -> None:
-    Path("out.partial").mkdir()
-    Path("out.partial/thesis.txt").write_text("mine")
+def test_what_a_kill_left_half_written_is_removed() -> None:
     with folder(seed=1).work(ALONE) as unfinished:
         (unfinished / CHECKPOINT).mkdir()
-        (unfinished / ".run.json.half").touch()
-    assert [path.name for path in Path("out.partial").iterdir()] == ["thesis.txt"]
+        (unfinished / f".run.json.half{SUFFIX}").touch()
+    assert not Path("out.partial").exists()
+
+
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize("strange", ["thesis.txt", ".hidden", "run.json"])
+def test_a_folder_of_the_users_is_refused_and_left_as_it_is(strange: str) -> None:
+    Path("out.partial").mkdir()
+    Path("out.partial", strange).write_text("mine")
+    for use in (folder(seed=1).is_finished, folder(seed=1).work(ALONE).__enter__):
+        with pytest.raises(UsageError, match=rf"output: .*out\.partial/{strange} is"):
+            use()
+    assert Path("out.partial", strange).read_text() == "mine"
+    assert len(list(Path("out.partial").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("work")
+def test_a_link_is_refused_and_not_followed() -> None:
+    Path("mine").mkdir()
+    Path("mine", CHECKPOINT).mkdir()
+    Path("out.partial").symlink_to("mine")
+    with pytest.raises(UsageError, match=r"out\.partial, where unfinished work goes, is a link"):
+        folder(seed=1).is_finished()
+    assert Path("mine", CHECKPOINT).is_dir()
+
+
+@pytest.mark.usefixtures("work")
+def test_a_run_that_is_refused_removes_nothing_of_the_one_at_work() -> None:
+    with folder(seed=1).work(ALONE):
+        before = sorted(Path("out.partial").iterdir())
+        with pytest.raises(UsageError, match="in use by another process"):
+            folder(seed=1).work(ALONE).__enter__()
+        assert sorted(Path("out.partial").iterdir()) == before
 
 
 @pytest.mark.usefixtures("work")

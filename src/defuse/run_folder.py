@@ -2,7 +2,7 @@
 
 A run writes its output whole at the end, with a record in `run.json`. Until then the neighbour
 `….partial` holds the lock, the run's identity and its checkpoints, from which the same command
-resumes. Nothing there is removed that the run itself did not write. The record also holds the hash
+resumes. A neighbour that holds anything else is refused, and nothing in it is ever removed. The record also holds the hash
 of every file of the output, so that a damaged output does not pass for a finished one.
 """
 
@@ -21,7 +21,7 @@ from defuse.store import as_json, differences
 from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError
 from defuse.utils.file_hash import file_hash
-from defuse.utils.files import check_writable, held, new_folder, write_json
+from defuse.utils.files import SUFFIX, check_writable, held, new_folder, write_json
 
 RECORD, LOCK = "run.json", "lock"
 FILES = "files"  # of a record: the SHA-256 of every file of the output, by name
@@ -97,17 +97,17 @@ class RunFolder:
         if not processes.is_first:
             yield self.partial
             return
-        ended_well = False
-        try:
-            with held(self.partial / LOCK, self.option, str(self.path)):
-                self._check_partial()
-                self._remove_temporaries()
-                write_json(self.partial / RECORD, {**self._head(), "run": as_json(self.identity)})
+        self._check_partial()  # before a lock is put there
+        with held(self.partial / LOCK, self.option, str(self.path)):
+            self._check_partial()
+            write_json(self.partial / RECORD, {**self._head(), "run": as_json(self.identity)})
+            ended_well = False
+            try:
                 yield self.partial
                 ended_well = True
-        finally:
-            if ended_well or not self._has_checkpoint():
-                self._remove_partial()
+            finally:
+                if ended_well or not self._has_checkpoint():
+                    self._remove_partial()
 
     def write(
         self, fill: Callable[[Path], None], record: Record, within: Path | None = None
@@ -139,12 +139,24 @@ class RunFolder:
             return None
 
     def _check_partial(self) -> None:
-        try:
-            record = json.loads((self.partial / RECORD).read_text(encoding="utf-8"))
-            verb, found = record.get("verb", "finetune"), record["run"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        """Raise UsageError unless `partial` is absent, or holds this run's work and no more."""
+        path, remedy = self.partial / RECORD, "finish or remove it, or name a new folder"
+        if self.partial.is_symlink():
+            raise UsageError(
+                f"{self.option}: {self.partial}, where unfinished work goes, is a link; remove it, "
+                "or name a new folder"
+            )
+        if not path.exists():
+            self._check_own()
             return
-        remedy = "finish or remove it, or name a new folder"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            verb, found = record.get("verb", "finetune"), dict(record["run"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{self.option}: {path} is damaged, or no record of a run; move or remove "
+                f"{self.partial}, or name a new folder"
+            ) from error
         if verb != self.verb:
             raise UsageError(
                 f"{self.option}: {self.partial} holds the beginning of a run of `defuse {verb}`; "
@@ -155,27 +167,32 @@ class RunFolder:
                 f"{self.option}: {self.partial} holds the beginning of a run with other "
                 f"{', '.join(other)}; {remedy}"
             )
+        self._check_own()
 
     def _has_checkpoint(self) -> bool:
         return any(any(self.partial.glob(pattern)) for pattern in self.checkpoints)
 
-    def _remove_temporaries(self) -> None:
-        """Remove what a kill left half-written: temporary files and folders are hidden."""
-        output = glob.escape(self.path.resolve().name)
-        for pattern in (RECORD, output, *self.checkpoints):
-            _remove(self.partial.glob(f".{pattern}.*"))
+    def _own(self) -> set[Path]:
+        """What runs write into `partial`; temporary files and folders are hidden."""
+        names = (RECORD, glob.escape(self.path.resolve().name), *self.checkpoints)
+        patterns = (RECORD, LOCK, *self.checkpoints, *(f".{name}.*{SUFFIX}" for name in names))
+        return {path for pattern in patterns for path in self.partial.glob(pattern)}
+
+    def _check_own(self) -> None:
+        """Raise UsageError for what no run wrote into `partial`."""
+        if not self.partial.is_dir():
+            return
+        if strange := sorted(set(self.partial.iterdir()) - self._own()):
+            raise UsageError(
+                f"{self.option}: {strange[0]} is not of this run, but {self.partial} is where its "
+                "unfinished work goes; move it, or name a new folder"
+            )
 
     def _remove_partial(self) -> None:
-        self._remove_temporaries()
-        for pattern in (RECORD, LOCK, *self.checkpoints):
-            _remove(self.partial.glob(pattern))
+        for path in self._own():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         if self.partial.is_dir() and not any(self.partial.iterdir()):
             self.partial.rmdir()
-
-
-def _remove(paths: Iterator[Path]) -> None:
-    for path in list(paths):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

@@ -21,8 +21,9 @@ from defuse.data.text import QuestionAnswer, as_chat
 from defuse.finetune import FineTuning, fine_tune
 from defuse.finetune.examples import IGNORED, collate, epoch_batches
 from defuse.models.load import LoadedModel, load_model
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import Caution, UsageError
 from tests.conftest import build_llama
+from tests.helpers.bad_disk import file_limit, flip_a_bit
 
 PAIRS = [
     QuestionAnswer("Who saw the bird?", "The cat."),
@@ -180,6 +181,63 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_model(
     assert both == pytest.approx(losses)
     for name, tensor in whole.named_parameters():
         assert torch.equal(tensor, resumed.get_parameter(name)), name
+
+
+def stopped(tokenizer: PreTrainedTokenizerBase, folder: Path, after: int) -> FineTuning:
+    """A run of six steps with a checkpoint after every second one, stopped `after` some."""
+    settings = FineTuning(epochs=3, learning_rate=1e-3, batch_size=2)
+
+    def stop(step: int, _: float) -> None:
+        if step == after:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fine_tune(loaded_llama(tokenizer), PAIRS, settings, folder, on_step=stop)
+    return settings
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    file: str, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    settings = stopped(tiny_tokenizer, tmp_path, after=5)
+    flip_a_bit(tmp_path / "checkpoint-4" / file, -10)
+    seen: list[int] = []
+    with pytest.warns(Caution, match=f"checkpoint-4/{file} is damaged"):
+        fine_tune(
+            loaded_llama(tiny_tokenizer),
+            PAIRS,
+            settings,
+            tmp_path,
+            on_step=lambda step, _: seen.append(step),
+        )
+    assert seen == [3, 4, 5, 6]
+
+
+def test_where_all_checkpoints_are_damaged_the_run_is_refused(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    settings = stopped(tiny_tokenizer, tmp_path, after=5)
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        flip_a_bit(checkpoint / "optimizer.pt", -10)
+    with pytest.raises(UsageError, match="out: .*checkpoint-4/optimizer.pt is damaged; remove"):
+        fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+def test_a_full_disk_ends_in_a_sentence_and_costs_no_checkpoint(
+    size: int, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """It is full before the weights are written, or while the optimiser's larger state is."""
+    settings = stopped(tiny_tokenizer, tmp_path, after=3)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert len(kept["model.safetensors"]) > 1000
+    sentence = "out: the checkpoint after 4 steps cannot be written"
+    with file_limit(size), pytest.raises(UsageError, match=sentence):
+        fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint-2").iterdir()} == kept
+    _, losses = fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
+    assert len(losses) == 6
 
 
 def test_bfloat16_is_trained_in_float32_and_given_back(

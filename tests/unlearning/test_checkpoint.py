@@ -2,14 +2,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -25,6 +22,7 @@ from defuse.unlearning.run import check, finished
 from defuse.unlearning.run import run as run_plan
 from defuse.utils.errors import Caution, UsageError
 from defuse.utils.files import held
+from tests.helpers.bad_disk import file_limit, flip_a_bit
 
 # What a command needs to be one of ours, on one thread, whatever directory it runs in.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -172,12 +170,6 @@ def test_a_state_that_is_no_state_is_refused(work: Path) -> None:
         run_plan(check(load_recipe(work / "recipe.yaml")))
 
 
-def flip_a_bit(path: Path, place: int) -> None:
-    damaged = bytearray(path.read_bytes())
-    damaged[place] ^= 64
-    path.write_bytes(damaged)
-
-
 def test_after_damage_to_the_latest_state_the_one_before_it_is_used(work: Path) -> None:
     run_plan(check(load_recipe(work / "recipe.yaml", ["output=plain"])))
     interrupted(work, 11)  # states after 6 and 9 steps
@@ -248,17 +240,6 @@ def test_a_finished_run_whose_output_is_damaged_is_refused(work: Path, damage: s
 def test_an_error_before_the_first_state_leaves_nothing_behind(work: Path) -> None:
     interrupted(work, 2)
     assert not list(work.glob("out*"))
-
-
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """No file may grow above `size` bytes meanwhile, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_is_full_costs_nothing_that_was_written(work: Path) -> None:

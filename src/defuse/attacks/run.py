@@ -29,6 +29,7 @@ from defuse.models.load import (
 from defuse.store import ResultStore, check_log
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held
+from defuse.utils.identity import model_identity, weights_checksum
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint, versions
 
@@ -193,18 +194,28 @@ def _identities(
     again: results of other models are refused before anything runs, and a model of 7B parameters
     that is only needed later would take memory from the attacks before.
     """
+    whole = model_identity(loaded.model, loaded.tokenizer)
     common = {
         "questions": request.questions,
+        # Results of version 0.1.0 have this sample of the weights instead of the hash of them all.
         "weights": fingerprint(loaded.model),
-        "precision": str(loaded.model.dtype).removeprefix("torch."),
+        "precision": whole["precision"],
+        "all_weights": whole["weights"],
+        "configuration": whole["configuration"],
+        "tokenizer": whole["tokenizer"],
     }
-    weights = {}
+    others: dict[str, dict[str, Any]] = {}
     for part, name in request.others.items():
-        weights[part] = fingerprint(_load_other(request, part))
+        model = _load_other(request, part)
+        others[part] = {part: fingerprint(model), f"all_weights_{part}": weights_checksum(model)}
         progress.advance(note=name)
     own = {
         attack: _identity(request, attack)
-        | {part: weights.get(part) for part in sorted(ATTACKS[attack].others)}
+        | {
+            key: value
+            for part in sorted(ATTACKS[attack].others)
+            for key, value in others.get(part, {part: None}).items()
+        }
         for attack in request.configs
     }
     return {attack: own.get(attack, {}) | common for attack in ATTACKS}

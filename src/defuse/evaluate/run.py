@@ -14,7 +14,7 @@ from defuse.evaluate.resume import check_scores, held_together, open_scores
 from defuse.models.load import LoadedModel, load_model
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.files import write_json
-from defuse.utils.identity import config_checksum, tokenizer_checksum, weights_checksum
+from defuse.utils.identity import model_identity
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint
 
@@ -50,7 +50,10 @@ def run(plan: Plan, progress: Progress = SILENT, processes: Processes = ALONE) -
 def _report(plan: Plan, name: str, progress: Progress, processes: Processes) -> Report:
     progress.start(f"{name}, questions", plan.count)
     loaded = load_model(name, device=plan.device, dtype=plan.dtype)
-    identity = {"questions": plan.digest, **_identity(loaded)}
+    identity = {
+        "questions": plan.digest,
+        **model_identity(loaded.model, loaded.tokenizer),
+    }
     scores = open_scores(plan.scores(name), identity, processes)
     answers = evaluate_parts(
         loaded, plan.parts, plan.perturbation, progress=progress, scores=scores
@@ -64,17 +67,6 @@ def _report(plan: Plan, name: str, progress: Progress, processes: Processes) -> 
         None if plan.text is None else perplexity(loaded, plan.text, scores, progress),
         None if plan.prompts is None else _generations(loaded, plan.prompts, progress),
     )
-
-
-def _identity(loaded: LoadedModel) -> dict[str, str]:
-    """All that scores depend on beside the questions."""
-    return {
-        "weights": weights_checksum(loaded.model),
-        "configuration": config_checksum(loaded.model),
-        "tokenizer": tokenizer_checksum(loaded.tokenizer),
-        "precision": str(loaded.model.dtype).removeprefix("torch."),
-        "device": loaded.model.device.type,
-    }
 
 
 def _generations(

@@ -53,7 +53,7 @@ def _place() -> Path:
 def _remembered() -> dict[str, list[Any]]:
     try:
         known = json.loads(_place().read_text(encoding="utf-8"))
-        return {key: value for key, value in known.items() if len(value) == 3}  # noqa: PLR2004
+        return {key: value for key, value in known.items() if len(value) == 3}
     except (OSError, ValueError, AttributeError, TypeError, RuntimeError):  # absent or damaged
         return {}
 

@@ -1,17 +1,27 @@
 """Files appear whole or not at all."""
 
+import glob
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from defuse.utils.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # on Windows temporaries are not locked, and those of a kill stay
+    fcntl = None
+
+SUFFIX = ".part"  # of temporary files and folders, whose names are .NAME.XXXXXXXX.part
+# The temporary name of a file is longer than its own, and may be too long for the file system.
+PROBE = f".{{}}.12345678{SUFFIX}"
 
 
 def read_utf8(path: Path) -> str:
@@ -25,7 +35,7 @@ def read_utf8(path: Path) -> str:
 def check_name(path: Path, field: str) -> None:
     """Raise UsageError, naming `field`, for a name that no file can have."""
     try:
-        path.exists()
+        path.with_name(PROBE.format(path.name)).exists() if path.name else path.exists()
     except OSError as error:
         raise UsageError(f"{field}: {path} cannot be a file's name ({error.strerror})") from error
 
@@ -78,27 +88,19 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_path(path: Path) -> Iterator[Path]:
-    """The name of a file beside `path` to write; it takes `path`'s place if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        yield temporary
-        _flush(temporary)  # else a power cut could leave the name without the bytes
-        temporary.chmod(0o644)  # mkstemp's files are for their owner alone
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """The name of a file beside `path` to write; it takes `path`'s place if the block ends well.
 
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    What a kill left half-written there is removed. An OSError names `path`.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(path)
+        with _temporary_file(path) as temporary:
+            yield temporary
+            flush(temporary)  # else a power cut could leave the name without the bytes
+            temporary.chmod(0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
+            temporary.replace(path)
+            flush(path.parent)
 
 
 @contextmanager
@@ -106,17 +108,104 @@ def new_folder(path: Path, within: Path | None = None) -> Iterator[Path]:
     """A folder beside `path` to fill; it takes `path`'s place only if the block ends well.
 
     A link to a folder is followed. `within`: a folder on the same file system to fill it in
-    instead. Raises FileExistsError when `path` already holds something.
+    instead. What a kill left half-written there is removed. Raises FileExistsError when `path`
+    already holds something.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=within or path.parent, prefix=f".{path.name}."))
-    try:
+    place = (within or path.parent) / path.name
+    remove_temporaries(place)
+    with _temporary_folder(place) as temporary:
         yield temporary
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(path)
-        temporary.chmod(0o755)
+        for part in (*temporary.rglob("*"), temporary):
+            flush(part)
+        temporary.chmod(0o777 & ~_UMASK)
         temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        flush(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError without a file's name, such as that of a full disk, the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed processes left half-written beside `path`, and nothing in use."""
+    if fcntl is None:
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{SUFFIX}"):
+        with suppress(OSError), _locked(left):  # in use, or gone
+            _remove(left)
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(SUFFIX, f".{path.name}.", path.parent)
+    os.close(handle)
+    with _in_use(Path(name)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    with _in_use(Path(tempfile.mkdtemp(SUFFIX, f".{path.name}.", path.parent))) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _in_use(temporary: Path) -> Iterator[Path]:
+    """Lock a temporary file or folder, which a kill lets go of; remove it after an error."""
+    with _locked(temporary):
+        try:
+            yield temporary
+        except BaseException:
+            _remove(temporary)
+            raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file or folder, as far as the system can. Raises OSError if another process does."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Write a file, or the names in a folder, through to the disk."""
+    if path.is_dir() and fcntl is None:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()  # read once: reading it sets it for a moment, in all threads

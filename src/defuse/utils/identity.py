@@ -12,6 +12,17 @@ NOT_OF_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version")
 TOKENIZER_OPTIONS = ("add_bos_token", "add_eos_token", "model_max_length", "truncation_side")
 
 
+def model_identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """All that a model's results depend on beside what it is asked, by name."""
+    return {
+        "weights": weights_checksum(model),
+        "configuration": config_checksum(model),
+        "tokenizer": tokenizer_checksum(tokenizer),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
 def weights_checksum(model: PreTrainedModel) -> str:
     """A hash of every value of the model's parameters and buffers.
 

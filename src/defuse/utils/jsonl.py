@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from defuse.utils.errors import UsageError
+from defuse.utils.files import naming
 
 
 def append_line(path: Path, header: Mapping[str, Any], line: Mapping[str, Any]) -> None:
     """Add `line` to the file, whose first line is `header`, and see it on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         lines = [line] if file.tell() else [header, line]
         file.write("".join(f"{json.dumps(each)}\n" for each in lines).encode())
         file.flush()

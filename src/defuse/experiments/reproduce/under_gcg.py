@@ -21,8 +21,8 @@ from defuse.evaluate.answers import Part
 from defuse.models.load import load_model, load_outline
 from defuse.questions import Question, few_shot_part
 from defuse.utils.errors import require
+from defuse.utils.identity import model_identity
 from defuse.utils.progress import SILENT, Progress
-from defuse.utils.provenance import fingerprint
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class Attack:
         identity = {
             "questions": hashlib.sha256(repr(self.questions).encode()).hexdigest(),
             "settings": asdict(self.config),
-            "weights": fingerprint(loaded.model),
-            "precision": str(loaded.model.dtype).removeprefix("torch."),
+            **model_identity(loaded.model, loaded.tokenizer),
         }
         return run(
             loaded.model,
