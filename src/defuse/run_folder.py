@@ -2,8 +2,9 @@
 
 A run writes its output whole at the end, with a record in `run.json`. Until then the neighbour
 `….partial` holds the lock, the run's identity and its checkpoints, from which the same command
-resumes. A neighbour that holds anything else is refused, and nothing in it is ever removed. The record also holds the hash
-of every file of the output, so that a damaged output does not pass for a finished one.
+resumes. A neighbour that holds anything else is refused, and nothing in it is ever removed. The
+record also holds the hash of every file of the output, so that a damaged output does not pass for a
+finished one.
 """
 
 import glob
@@ -74,7 +75,8 @@ class RunFolder:
         wanted = as_json({name: self.identity.get(name) for name in found})
         if other := differences(found, wanted):
             raise UsageError(
-                f"{self.option}: {self.path} holds another run, with other {', '.join(other)}; {remedy}"
+                f"{self.option}: {self.path} holds another run, with other {', '.join(other)}; "
+                f"{remedy}"
             )
         for name, hashed in self.record().get(FILES, {}).items():
             file = self.path / name

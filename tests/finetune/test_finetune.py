@@ -220,7 +220,7 @@ def test_where_all_checkpoints_are_damaged_the_run_is_refused(
     settings = stopped(tiny_tokenizer, tmp_path, after=5)
     for checkpoint in tmp_path.glob("checkpoint-*"):
         flip_a_bit(checkpoint / "optimizer.pt", -10)
-    with pytest.raises(UsageError, match="out: .*checkpoint-4/optimizer.pt is damaged; remove"):
+    with pytest.raises(UsageError, match=r"out: .*checkpoint-4/optimizer\.pt is damaged; remove"):
         fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_a_full_disk_is_said_of_the_file_that_did_not_fit(tmp_path: Path) -> Non
 
 def test_a_name_is_refused_early_where_its_temporary_would_not_fit(tmp_path: Path) -> None:
     check_name(tmp_path / ("x" * 200), "output")
-    with pytest.raises(UsageError, match="output: .* cannot be a file's name"):
+    with pytest.raises(UsageError, match=r"output: .* cannot be a file's name"):
         check_name(tmp_path / ("x" * 250), "output")
 
 

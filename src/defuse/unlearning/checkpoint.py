@@ -50,7 +50,7 @@ class SavedState:
         optimiser: torch.optim.Optimizer,
         records: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write a state. Raises UsageError if it cannot be written; the older ones are then kept."""
+        """Write a state. Raises UsageError if it cannot be written; older ones are then kept."""
         tensors = {f"weight/{name}": tensor.detach() for name, tensor in weights.items()}
         for name, tensor in weights.items():
             state = optimiser.state[tensor]
