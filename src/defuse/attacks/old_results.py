@@ -22,17 +22,24 @@ CONTROLS = r"random suffix|.*, random( direction)?|(worst of|all) \d+ controls.*
 
 
 def read_old(
-    document: Mapping[str, Any], data: AttackData | None = None, questions: str = ""
+    document: Mapping[str, Any],
+    data: AttackData | None = None,
+    questions: str = "",
+    weights: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a file's identity and its result as this version writes them.
 
-    `questions`: what stands in the identity for `data`, if the file is about the same questions.
+    `questions`: the identity's value for `data`, if the file is about the same questions.
+    `weights`: the identity's value for each hash of a model that the file may hold.
     """
     about, result = dict(document["about"]), dict(document["result"])
     if "gold" in about:
         about["retrained"] = about.pop("gold")
     if data is not None and about["questions"] == _digest(data):
         about["questions"] = questions
+    for part in ("weights", "reference", "retrained"):
+        if part in about:
+            about[part] = (weights or {}).get(about[part], about[part])
     result["attack"] = result.pop("kind")
     result["conditions"] = [_condition(result["attack"], each) for each in result["conditions"]]
     return about, result

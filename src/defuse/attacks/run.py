@@ -174,8 +174,8 @@ def run(plan: Plan, progress: Progress = SILENT) -> Iterator[Result]:
         progress.start("loading models", 1 + len(request.others))
         loaded = load_model(request.model, device=request.device, dtype=request.dtype)
         progress.advance(note=request.model)
-        identities = _identities(request, loaded, progress)
-        known = {name: _known(request, name, each) for name, each in identities.items()}
+        identities, samples = _identities(request, loaded, progress)
+        known = {name: _known(request, name, each, samples) for name, each in identities.items()}
         findings = {
             name: open_findings(_log(request.out, name), each) for name, each in identities.items()
         }
@@ -187,38 +187,33 @@ def run(plan: Plan, progress: Progress = SILENT) -> Iterator[Result]:
 
 def _identities(
     request: Request, loaded: LoadedModel, progress: Progress
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """What the findings of each attack depend on; for attacks not requested, the common part.
+
+    And each model's hash of all weights, by the hash of a sample that version 0.1.0 wrote.
 
     The other models are read here one at a time and released. An attack that looks at one reads it
     again: results of other models are refused before anything runs, and a model of 7B parameters
     that is only needed later would take memory from the attacks before.
     """
     whole = model_identity(loaded.model, loaded.tokenizer)
-    common = {
-        "questions": request.questions,
-        # Results of version 0.1.0 have this sample of the weights instead of the hash of them all.
-        "weights": fingerprint(loaded.model),
-        "precision": whole["precision"],
-        "all_weights": whole["weights"],
-        "configuration": whole["configuration"],
-        "tokenizer": whole["tokenizer"],
-    }
-    others: dict[str, dict[str, Any]] = {}
+    names = ("weights", "configuration", "tokenizer", "precision")
+    common = {"questions": request.questions, **{name: whole[name] for name in names}}
+    samples, weights = {fingerprint(loaded.model): whole["weights"]}, {}
     for part, name in request.others.items():
-        model = _load_other(request, part)
-        others[part] = {part: fingerprint(model), f"all_weights_{part}": weights_checksum(model)}
+        sample, weights[part] = _hashes(_load_other(request, part))
+        samples[sample] = weights[part]
         progress.advance(note=name)
     own = {
         attack: _identity(request, attack)
-        | {
-            key: value
-            for part in sorted(ATTACKS[attack].others)
-            for key, value in others.get(part, {part: None}).items()
-        }
+        | {part: weights.get(part) for part in sorted(ATTACKS[attack].others)}
         for attack in request.configs
     }
-    return {attack: own.get(attack, {}) | common for attack in ATTACKS}
+    return {attack: own.get(attack, {}) | common for attack in ATTACKS}, samples
+
+
+def _hashes(model: PreTrainedModel) -> tuple[str, str]:
+    return fingerprint(model), weights_checksum(model)
 
 
 def _load_other(request: Request, part: str) -> PreTrainedModel:
@@ -258,9 +253,11 @@ def read_results(out: Path) -> dict[str, Result]:
     return {attack: result for attack, result in found.items() if result is not None}
 
 
-def _known(request: Request, attack: str, identity: Mapping[str, Any]) -> Result | None:
+def _known(
+    request: Request, attack: str, identity: Mapping[str, Any], samples: Mapping[str, str]
+) -> Result | None:
     """The result of an attack if it is finished; of one not requested, common fields must agree."""
-    store = _store(request, identity, partial_identity=attack not in request.configs)
+    store = _store(request, identity, samples, partial_identity=attack not in request.configs)
     return _read(store, attack)
 
 
@@ -275,9 +272,13 @@ def _read(store: ResultStore, attack: str) -> Result | None:
 
 
 def _store(
-    request: Request, identity: Mapping[str, Any], *, partial_identity: bool = False
+    request: Request,
+    identity: Mapping[str, Any],
+    samples: Mapping[str, str] | None = None,
+    *,
+    partial_identity: bool = False,
 ) -> ResultStore:
-    read = partial(read_old, data=request.data, questions=request.questions)
+    read = partial(read_old, data=request.data, questions=request.questions, weights=samples or {})
     return ResultStore(request.out, identity, "out", read, partial=partial_identity)
 
 
