@@ -55,13 +55,16 @@ def test_the_temporary_of_a_writer_at_work_stays(tmp_path: Path) -> None:
 
 def test_modes_come_from_the_umask(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "")
-    with new_folder(tmp_path / "folder"):
-        pass
+    (tmp_path / "linked").touch(0o600)
+    with new_folder(tmp_path / "folder") as folder:
+        (folder / "weights").touch(0o600)
+        (folder / "shared").hardlink_to(tmp_path / "linked")
     (tmp_path / "plain").touch()
     (tmp_path / "directory").mkdir()
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-    assert modes["file"] == modes["plain"]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes["file"] == modes["weights"] == modes["plain"]
     assert modes["folder"] == modes["directory"]
+    assert modes["linked"] == 0o600  # a file of the user's
 
 
 def test_a_full_disk_is_said_of_the_file_that_did_not_fit(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 """`defuse unlearn`: run a recipe and write a checkpoint."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from defuse.unlearning.recipe import Recipe
 
 
 def unlearn(
@@ -43,4 +48,30 @@ def unlearn(
     last = StepRecord(**record["steps"][-1])
     console.print(
         f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s ({last.losses})"
+    )
+    for line in (*_check_up(settings, record), *_next(settings)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_up(recipe: "Recipe", record: Mapping[str, Any]) -> Iterator[str]:
+    """The check-up, before → after unlearning."""
+    from defuse.evaluate.check_up import PROMPTS, lines
+
+    if "check_up" not in record:
+        return
+    yield from lines(record["check_up"])
+    if not record["check_up"]["continuations"]:
+        yield (
+            "Its upper blocks were not loaded, so it wrote no text here; give "
+            f"{quote(recipe.output)} prompts such as {PROMPTS[0]!r} with "
+            "defuse evaluate --generate."
+        )
+
+
+def _next(recipe: "Recipe") -> Iterator[str]:
+    """The command that measures what is forgotten and kept, with places for the questions."""
+    yield "To measure what it has forgotten and kept, with questions about both:"
+    yield (
+        f"  defuse evaluate {quote(recipe.output)} --reference {quote(recipe.model)} "
+        "--questions QUESTIONS --perturb FORGET_TOKENS --position before --out RESULT.json"
     )

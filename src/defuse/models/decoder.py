@@ -85,6 +85,11 @@ class Decoder:
         tables = [self._part(path) for path in below if path is not None]
         return [self.model.get_input_embeddings(), *tables, *self.blocks[:stop]]
 
+    @property
+    def top(self) -> tuple[nn.Module, nn.Module]:
+        """The final norm and the head, which `logits` calls."""
+        return self._part(self.architecture.norm), self.model.get_output_embeddings()  # type: ignore[return-value]
+
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, BlockInputs]:
@@ -174,8 +179,8 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, head and soft-cap: (..., hidden) to (..., vocabulary)."""
-        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[assignment]
-        logits = head(self._part(self.architecture.norm)(hidden))
+        norm, head = self.top
+        logits = head(norm(hidden))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

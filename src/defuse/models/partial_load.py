@@ -1,6 +1,7 @@
 """Partial loading: only the lower blocks of a model are read, the rest stays on meta."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -46,6 +47,30 @@ def load_part(
         if model is not None:
             return LoadedModel(model.eval(), load_tokenizer(source), name, hub_commit(source))
     return load_model(name, device=device, dtype=dtype, revision=revision)
+
+
+@contextmanager
+def present(
+    model: PreTrainedModel, checkpoint: Checkpoint | None, part: nn.Module
+) -> Iterator[None]:
+    """Hold the weights of `part` that `load_part` left out, read from the model's files.
+
+    They are memory-mapped, and let go of at the end. Nothing happens for a part that is there.
+    """
+    absent = [(tensor, names) for tensor, names in _tensors(model, [part]) if tensor.is_meta]
+    if not absent:
+        yield
+        return
+    matched = None if checkpoint is None else _match(absent, checkpoint)
+    assert matched is not None  # noqa: S101 (only whole checkpoints are loaded in part)
+    assert checkpoint is not None  # noqa: S101
+    _fill_buffers(model, part, model.device)
+    _fill(model, matched, checkpoint, model.device)
+    try:
+        yield
+    finally:
+        state = {name: tensor for tensor, names in absent for name in names}
+        model.load_state_dict(state, strict=False, assign=True)
 
 
 def find_checkpoint(source: Source, dtype: str | torch.dtype = "auto") -> Checkpoint | None:

@@ -19,7 +19,7 @@ from defuse.utils.errors import UsageError
 from defuse.utils.provenance import run_facts
 
 # Fields that say where and how to work, and do not change the result.
-NOT_IDENTITY = ("output", "checkpoint_every", "shard", "recompute")
+NOT_IDENTITY = ("output", "checkpoint_every", "shard", "recompute", "check_up")
 
 
 @dataclass(frozen=True)

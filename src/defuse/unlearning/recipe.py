@@ -60,6 +60,7 @@ class Recipe:
     master_weights: bool = Unlearning.master_weights
     checkpoint_every: Natural = 50
     shard: bool = False
+    check_up: bool = True
 
     @classmethod
     def from_fields(cls, given: object, where: str = "") -> "Recipe":

@@ -3,11 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from defuse.evaluate.check_up import CheckUp, as_record, check_up
 from defuse.models.decoder import Decoder
 from defuse.models.file_identity import file_identity
 from defuse.models.fsdp import check_sharding
@@ -20,11 +23,13 @@ from defuse.models.load import (
     resolve_dtype,
     skeleton,
 )
+from defuse.models.partial_load import present
 from defuse.run_folder import RunFolder
 from defuse.store import as_json
 from defuse.unlearning.checkpoint import SavedState
 from defuse.unlearning.config import Topic, Training, Unlearning, validate
 from defuse.unlearning.output import (
+    Source,
     make_record,
     open_source,
     run_folder,
@@ -103,15 +108,36 @@ def run(
         began = time.perf_counter()
         progress.start(f"loading {recipe.model}", 1)
         source = open_source(recipe, plan.unlearning)
+        wanted = recipe.check_up and processes.is_first and not recipe.shard
+        before = _check_up(source, source.loaded.model, progress) if wanted else None
         result = _train(plan, source.loaded, unfinished, progress, processes, on_step)
         seconds = time.perf_counter() - began
         record = {"read": plan.read, **make_record(recipe, source.loaded, result, seconds)}
+        if before is not None:
+            after = _check_up(source, result.model, progress, before)
+            record["check_up"] = as_record(before, after)
         if processes.is_first:
             progress.start(f"writing {recipe.output}", 1)
             folder.write(partial(write_checkpoint, recipe, source, result), record, unfinished)
             progress.advance()
         processes.wait()
     return record
+
+
+def _check_up(
+    source: Source, model: PreTrainedModel, progress: Progress, before: CheckUp | None = None
+) -> CheckUp:
+    """A model loaded in part is read block by block, and writes nothing: that takes all blocks."""
+    progress.start("check-up", 1)
+    is_whole = not any(parameter.is_meta for parameter in model.parameters())
+    found = check_up(
+        replace(source.loaded, model=model),
+        before,
+        write=is_whole,
+        present=partial(present, model, source.checkpoint),
+    )
+    progress.advance()
+    return found
 
 
 def _train(

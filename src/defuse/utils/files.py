@@ -98,7 +98,7 @@ def new_path(path: Path) -> Iterator[Path]:
         with _temporary_file(path) as temporary:
             yield temporary
             flush(temporary)  # else a power cut could leave the name without the bytes
-            temporary.chmod(0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
+            _set_mode(temporary)
             temporary.replace(path)
             flush(path.parent)
 
@@ -120,8 +120,8 @@ def new_folder(path: Path, within: Path | None = None) -> Iterator[Path]:
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(path)
         for part in (*temporary.rglob("*"), temporary):
+            _set_mode(part)
             flush(part)
-        temporary.chmod(0o777 & ~_UMASK)
         temporary.replace(path)
         flush(path.parent)
 
@@ -200,6 +200,14 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _set_mode(path: Path) -> None:
+    """Give a new file or folder the usual mode; temporary ones are for their owner alone."""
+    if path.is_dir():
+        path.chmod(0o777 & ~_UMASK)
+    elif path.stat().st_nlink == 1:  # not a hard link to a file of the user's
+        path.chmod(0o666 & ~_UMASK)
 
 
 def _umask() -> int:

@@ -14,7 +14,10 @@ from defuse.utils.config import dump, without_none
 
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
 # What a recipe says of places, which decides no result; texts count by their content.
-PLACES = ("model", "revision", "output", "device", "checkpoint_every", "shard", "recompute")
+PLACES = (
+    *("model", "revision", "output", "device"),
+    *("checkpoint_every", "shard", "recompute", "check_up"),
+)
 TEXT_PLACES = ("forget", "retain", "triggers")
 
 
