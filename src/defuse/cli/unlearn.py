@@ -20,6 +20,10 @@ def unlearn(
         list[str] | None,
         typer.Argument(help="field=value, such as steps=100 or noise.std=0.1x"),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only say what is read, trained and written."),
+    ] = False,
 ) -> None:
     """Unlearn as RECIPE says and write an ordinary Hugging Face checkpoint.
 
@@ -34,17 +38,25 @@ def unlearn(
     from defuse.unlearning.run import check, finished, run
     from defuse.unlearning.train import StepRecord
     from defuse.utils.distributed import join_processes
+    from defuse.utils.errors import caution
     from defuse.utils.progress import shown
 
     settings = load_recipe(find_recipe(recipe), overrides or ())
     processes = join_processes(resolve_device(settings.device))
     console = Console(stderr=True, quiet=not processes.is_first)
-    plan = check(settings)
-    if finished(plan):
+    checked = check(settings)
+    if finished(checked):
         console.print(f"{settings.output}: this recipe's run is finished; nothing to do")
         return
+    if processes.is_first:
+        for sentence in checked.cautions:
+            caution(sentence)
+    if plan:
+        for line in checked.forecast.lines(resolve_device(settings.device)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
     with shown(quiet=not processes.is_first) as progress:
-        record = run(plan, progress, processes)
+        record = run(checked, progress, processes)
     last = StepRecord(**record["steps"][-1])
     console.print(
         f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s ({last.losses})"

@@ -23,11 +23,13 @@ from defuse.models.load import (
     resolve_dtype,
     skeleton,
 )
-from defuse.models.partial_load import present
+from defuse.models.partial_load import find_checkpoint, present
 from defuse.run_folder import RunFolder
 from defuse.store import as_json
+from defuse.unlearning.cautions import about_settings
 from defuse.unlearning.checkpoint import SavedState
 from defuse.unlearning.config import Topic, Training, Unlearning, validate
+from defuse.unlearning.forecast import Forecast, check_space, make_forecast
 from defuse.unlearning.output import (
     Source,
     make_record,
@@ -50,6 +52,7 @@ class Plan:
     """A recipe whose texts are read and which is checked against its model's configuration.
 
     `read`: hashes of what the run reads: all token ids that the steps reach, and the model's files.
+    `cautions`: sentences about settings that will hardly work.
     """
 
     recipe: Recipe
@@ -57,6 +60,8 @@ class Plan:
     topics: tuple[Topic, ...]
     training: Training
     read: Mapping[str, str]
+    forecast: Forecast
+    cautions: tuple[str, ...] = ()
 
     @property
     def folder(self) -> RunFolder:
@@ -73,7 +78,8 @@ def finished(plan: Plan) -> bool:
 
 def check(recipe: Recipe) -> Plan:
     """Check all that can be checked before the model's weights are read. Raises UsageError."""
-    check_name(Path(recipe.output), "output")
+    output = Path(recipe.output)
+    check_name(output, "output")
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
     decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
@@ -82,7 +88,19 @@ def check(recipe: Recipe) -> Plan:
     validate(unlearning, topics, decoder)
     encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
     read = {"texts": texts_digest(encoded), **file_identity(source)}
-    return Plan(recipe, unlearning, topics, training, read)
+    is_local = Path(source.path).is_dir()  # a hub model's files are not downloaded for a plan
+    forecast = make_forecast(
+        decoder,
+        unlearning,
+        training,
+        encoded,
+        find_checkpoint(source, resolve_dtype(recipe.dtype)) if is_local else None,
+        saves_states=recipe.checkpoint_every > 0,
+    )
+    if not output.exists():
+        check_space(forecast, output)
+    cautions = (*about_settings(decoder, training, encoded),)
+    return Plan(recipe, unlearning, topics, training, read, forecast, cautions)
 
 
 def run(

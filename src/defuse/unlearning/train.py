@@ -16,6 +16,7 @@ from defuse.models.fsdp import check_sharding, shard_blocks
 from defuse.models.lora import FACTOR, add_factors, factors
 from defuse.unlearning.activation_cache import ActivationCache, BucketCache
 from defuse.unlearning.batches import Collate, StepBatches
+from defuse.unlearning.cautions import about_strength
 from defuse.unlearning.checkpoint import SavedState
 from defuse.unlearning.config import (
     Topic,
@@ -32,7 +33,7 @@ from defuse.unlearning.reference import ReferenceModel
 from defuse.unlearning.step import SharedPrefixStep, StepLosses
 from defuse.unlearning.tokenized import encode_topics
 from defuse.utils.distributed import ALONE, Processes
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import UsageError, caution
 from defuse.utils.prefetch import prefetch
 from defuse.utils.progress import SILENT, Progress
 
@@ -117,6 +118,9 @@ def unlearn(
         batches = StepBatches(encoded, training, collate, processes)
         reference = ReferenceModel(decoder, unlearning.layers(decoder.num_layers)[0])
         objectives = make_objectives(reference, unlearning, batches)
+        for objective in objectives:
+            for sentence in about_strength(objective, unlearning.method):
+                caution(sentence)
         if shard_on is None:  # else all processes must run the same blocks at the same time
             reference = _with_cache(reference, unlearning, batches, cache)
         step = SharedPrefixStep(
