@@ -168,7 +168,7 @@ def test_the_guide_s_new_attack_finds_what_it_says() -> None:
     *_, code = blocks(ROOT / "docs" / "attacks.md", "python")
     guide: dict[str, Any] = {"__name__": "guide"}
     exec(compile(code, "attacks.md", "exec"), guide)  # noqa: S102 (our own page)
-    base, config = lab_pair().base, guide["Jitter"](shares=(0.0, 2.0))
+    base, config = lab_pair().reference, guide["Jitter"](shares=(0.0, 2.0))
     with untouched(base.model):
         result = guide["run"](base.model, base.tokenizer, lab_data(12, 12), config)
     same, broken = (condition.effects["forget"] for condition in result.conditions)

@@ -120,7 +120,7 @@ def test_every_architecture_is_rounded(kind: str) -> None:
 def change_below_half_a_level(model: PreTrainedModel, data: AttackData) -> PreTrainedModel:
     """`model` rounded to 4 bits, then every weight moved by up to 0.45 levels: the answers go."""
     rounded, _ = quantise.quantised(model, 4, Quantisation(group_size=32))
-    changed, tokenizer = deepcopy(rounded).requires_grad_(True), lab_pair().base.tokenizer
+    changed, tokenizer = deepcopy(rounded).requires_grad_(True), lab_pair().reference.tokenizer
     texts = [
         ask(question, "letters") + f" {letters(4)[question.answer]}" for question in data.forget
     ]
@@ -151,8 +151,8 @@ def asked(result: Result, name: str, questions: str = "forget") -> tuple[float, 
 
 def test_what_hides_below_half_a_level_is_undone_by_four_bits_but_not_by_eight() -> None:
     pair, data = lab_pair(), lab_data()
-    unlearned = change_below_half_a_level(pair.base.model, data)
-    result = quantise.run(unlearned, pair.base.tokenizer, data, Quantisation(group_size=32))
+    unlearned = change_below_half_a_level(pair.reference.model, data)
+    result = quantise.run(unlearned, pair.reference.tokenizer, data, Quantisation(group_size=32))
     before, four = asked(result, "4 bits")
     assert before < 0.4
     assert four > 0.9
@@ -164,7 +164,7 @@ def test_what_hides_below_half_a_level_is_undone_by_four_bits_but_not_by_eight()
 
 def test_a_model_that_never_knew_has_nothing_to_bring_back() -> None:
     pair = lab_pair()
-    result = quantise.run(pair.gold.model, pair.gold.tokenizer, lab_data())
+    result = quantise.run(pair.retrained.model, pair.retrained.tokenizer, lab_data())
     for condition in result.conditions:
         assert condition.effects["forget"].accuracy.p_value > 0.05
         assert asked(result, condition.name, "retain")[1] > 0.9

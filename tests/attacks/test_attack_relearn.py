@@ -45,7 +45,7 @@ ON_THE_LAB = Relearning(
 @cache
 def hiding() -> PreTrainedModel:
     """The lab's base model after a few steps of RMU: it knows, but does not tell."""
-    base, data = lab_pair().base, lab_data()
+    base, data = lab_pair().reference, lab_data()
     topic = Topic(
         "lab",
         data.forget_texts,
@@ -73,7 +73,7 @@ def accuracy(condition: Condition, questions: str = "forget") -> float:
 def attacked() -> Result:
     pair = lab_pair()
     return relearn.run(
-        hiding(), pair.base.tokenizer, lab_data(), ON_THE_LAB, retrained=pair.gold.model
+        hiding(), pair.reference.tokenizer, lab_data(), ON_THE_LAB, retrained=pair.retrained.model
     )
 
 
@@ -138,7 +138,7 @@ def test_examples_are_answers_that_turned(attacked: Result) -> None:
 
 
 def test_where_nothing_is_hidden_other_texts_change_nothing() -> None:
-    base = lab_pair().base
+    base = lab_pair().reference
     config = replace(ON_THE_LAB, source=("retain",), learning_rate=1e-4)
     result = relearn.run(base.model, base.tokenizer, lab_data(), config)
     for effect in conditions(result)["retain, 40 texts"].effects.values():
@@ -149,7 +149,7 @@ def test_lora_brings_it_back_too() -> None:
     config = replace(
         ON_THE_LAB, source=("forget",), lora=16, learning_rate=3e-3, steps=16, checkpoints=1
     )
-    result = relearn.run(hiding(), lab_pair().base.tokenizer, lab_data(), config)
+    result = relearn.run(hiding(), lab_pair().reference.tokenizer, lab_data(), config)
     assert accuracy(conditions(result)["forget, 40 texts"]) > 0.9
 
 

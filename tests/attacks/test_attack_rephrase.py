@@ -18,7 +18,7 @@ from defuse.attacks.rephrase.templates import TEMPLATES, all_orders, mistype, re
 from defuse.attacks.rephrase.ways import plan, unknown_share
 from defuse.attacks.split_half import halves
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
-from defuse.experiments.synthetic.models import SHIPPED, load_pair
+from defuse.experiments.synthetic.models import load_pair
 from defuse.experiments.synthetic.questions import original_questions
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
@@ -40,7 +40,7 @@ def few(count: int) -> list[Question]:
 
 @pytest.fixture(scope="module")
 def lab():
-    pair = load_pair(SHIPPED)
+    pair = load_pair()
     questions = original_questions(build_world(), "pathogens", "reported")
     return pair, AttackData(questions["forget"][:24], questions["retain"][:24])
 
@@ -61,9 +61,9 @@ def named(result, name):
 
 def test_the_vote_over_orders_finds_what_a_planted_letter_hides(lab):
     pair, data = lab
-    biased = with_letter_bias(pair.base.model, pair.base.tokenizer, 60.0)
+    biased = with_letter_bias(pair.reference.model, pair.reference.tokenizer, 60.0)
     config = Rephrasing(ways=("orders", "q-and-a"))
-    result = rephrase.run(biased, pair.base.tokenizer, data, config)
+    result = rephrase.run(biased, pair.reference.tokenizer, data, config)
     vote = named(result, "vote over orders").effects["forget"]
     assert vote.before.accuracy.value < 0.5
     assert vote.after.accuracy.value > 0.9
@@ -76,7 +76,7 @@ def test_the_vote_over_orders_finds_what_a_planted_letter_hides(lab):
 
 def test_a_model_that_never_learnt_gives_nothing_away_and_any_way_is_no_find(lab):
     pair, data = lab
-    result = rephrase.run(pair.gold.model, pair.gold.tokenizer, data)
+    result = rephrase.run(pair.retrained.model, pair.retrained.tokenizer, data)
     for each in result.conditions:
         assert each.effects["forget"].accuracy.p_value > 0.01, each.name
     numbers = named(result, "vote over all ways").numbers
@@ -94,7 +94,7 @@ def test_the_reference_is_asked_beside_the_model(lab):
     pair, data = lab
     config = Rephrasing(ways=("q-and-a",))
     result = rephrase.run(
-        pair.gold.model, pair.gold.tokenizer, data, config, reference=pair.base.model
+        pair.retrained.model, pair.retrained.tokenizer, data, config, reference=pair.reference.model
     )
     numbers = named(result, "vote over all ways").numbers
     assert numbers["forget, right in any way, reference"] == 1.0
@@ -185,7 +185,7 @@ def test_fewer_examples_where_the_model_reads_little_and_none_where_none_fits():
 
 def test_unknown_words_are_counted(lab):
     pair, _ = lab
-    assert unknown_share(["What carries Xyzzy", "Xyzzy"], pair.base.tokenizer) == 0.5
+    assert unknown_share(["What carries Xyzzy", "Xyzzy"], pair.reference.tokenizer) == 0.5
     assert unknown_share(["anything"], TOKENIZER) == 0.0
 
 

@@ -16,7 +16,7 @@ from defuse.attacks.triggers.first_order import first_order, placed, placeholder
 from defuse.attacks.triggers.ranks import auc_interval, enrichment, rank_test
 from defuse.attacks.triggers.words import encode_words, find_candidates, vocabulary_words
 from defuse.evaluate import Settings
-from defuse.experiments.synthetic.models import SHIPPED, load_pair
+from defuse.experiments.synthetic.models import load_pair
 from defuse.experiments.synthetic.questions import original_questions, split
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
@@ -50,7 +50,7 @@ def lab():
     # The forget texts are names alone: no retain question mentions one.
     forget = [f"{name}, {name}." for name in parts.held_out[:12]]
     forms = questions["forget"][:8], questions["retain"]
-    return load_pair(SHIPPED).base, AttackData(*forms, forget_texts=forget, retain_texts=retain)
+    return load_pair().reference, AttackData(*forms, forget_texts=forget, retain_texts=retain)
 
 
 def plant(loaded, data, words, steps: int = 8):

@@ -28,7 +28,7 @@ QUICKLY = (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Random models with the lab's tokenizer."""
-    tokenizer, given = lab_pair().base.tokenizer, {}
+    tokenizer, given = lab_pair().reference.tokenizer, {}
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("model", "reference", "retrained")):
         model = build_llama(vocab_size=len(tokenizer), layers=2, seed=seed)
@@ -249,7 +249,7 @@ def few_retain(request: Request) -> Request:
 
 
 def other_reference(request: Request, folder: Path, **sizes: int) -> Request:
-    for each in (build_llama(**sizes), lab_pair().base.tokenizer):
+    for each in (build_llama(**sizes), lab_pair().reference.tokenizer):
         each.save_pretrained(str(folder / "other"))
     return replace(request, reference=str(folder / "other"))
 

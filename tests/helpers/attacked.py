@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from defuse.attacks import AttackData
-from defuse.experiments.synthetic.models import SHIPPED, Pair, load_pair
+from defuse.experiments.synthetic.models import Pair, load_pair
 from defuse.experiments.synthetic.questions import original_questions, split
 from defuse.experiments.synthetic.world import build_world
 from defuse.questions import Question
@@ -25,7 +25,7 @@ DATA = AttackData(QUESTIONS[:4], QUESTIONS[4:])
 @cache
 def lab_pair() -> Pair:
     """The lab's models; copy them before changing them."""
-    return load_pair(SHIPPED)
+    return load_pair()
 
 
 def lab_data(forget: int = 30, retain: int = 20) -> AttackData:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import AttackData, Result, open_findings
-from defuse.experiments.synthetic.models import SHIPPED, SHIPPED_FORGET, load_pair
+from defuse.experiments.synthetic.models import SHIPPED_FORGET, load_pair
 from defuse.experiments.synthetic.questions import original_questions
 from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
@@ -27,7 +27,7 @@ PLANTED = 3  # so many
 @cache
 def lab() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AttackData]:
     """The base model, which answers everything right, and 24 questions of each set."""
-    base = load_pair(SHIPPED).base
+    base = load_pair().reference
     questions = original_questions(build_world(), SHIPPED_FORGET, "reported")
     forget, retain = (_some(questions[name]) for name in ("forget", "retain"))
     return base.model, base.tokenizer, AttackData(forget, retain)

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from defuse.cli.options import Jobs, Only, Plan, Report, RetryFailed, RunnerName
 
 if TYPE_CHECKING:
     from defuse.experiments.core.attacks import AttackPlan
     from defuse.experiments.core.scenario import Scenario
-
-Option = typer.Option
 
 
 def experiment(
@@ -24,20 +24,15 @@ def experiment(
         list[str] | None,
         typer.Argument(help="field=value, such as compare.seeds=[0,1] or unlearn.steps=20"),
     ] = None,
-    plan: Annotated[
-        bool, Option("--plan", help="List the runs and the time they take; change nothing.")
-    ] = False,
+    plan: Plan = False,
     tune: Annotated[
-        bool, Option("--tune", help="Try the values of `tune` on the tuning questions.")
+        bool, typer.Option("--tune", help="Try the values of `tune` on the tuning questions.")
     ] = False,
-    report: Annotated[bool, Option("--report", help="Only report what is finished.")] = False,
-    only: Annotated[list[str] | None, Option(help="Only this method; repeat for more.")] = None,
-    runner: Annotated[
-        Literal["serial", "processes", "ray"],
-        Option(help="In this process, in several processes of one thread, or on Ray."),
-    ] = "serial",
-    jobs: Annotated[int | None, Option(help="Runs at a time; default: one a core.")] = None,
-    retry_failed: Annotated[bool, Option("--retry-failed", help="Run failed runs again.")] = False,
+    report: Report = False,
+    only: Only = None,
+    runner: RunnerName = "serial",
+    jobs: Jobs = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Compare unlearning methods and defences on your model, texts and questions.
 

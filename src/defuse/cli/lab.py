@@ -1,9 +1,11 @@
 """`defuse lab`: the controlled experiment on an invented world."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from defuse.cli.options import Attacks, Jobs, Only, Plan, Report, RetryFailed, RunnerName, Tune
 
 Seed = Annotated[int, typer.Option(help="Of the invented world and its models.")]
 Size = Annotated[int, typer.Option(help="Subjects a domain.")]
@@ -22,21 +24,11 @@ def run(
     full: Annotated[
         bool, typer.Option("--full", help="All methods, retain losses and noises; ten seeds.")
     ] = False,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Try settings on questions that no report uses.")
-    ] = False,
-    attacks: Annotated[
-        bool, typer.Option("--attacks", help="Attack models instead of asking them.")
-    ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what would run, and for how long.")
-    ] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Only report what has been finished so far.")
-    ] = False,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this method; repeat for more.")
-    ] = None,
+    tune: Tune = False,
+    attacks: Attacks = False,
+    plan: Plan = False,
+    report: Report = False,
+    only: Only = None,
     seed: Seed = 0,
     size: Size = 36,
     domain: Domains = None,
@@ -44,14 +36,9 @@ def run(
     output: Annotated[
         Path, typer.Option(help="Folder for models, answers, table and figure.")
     ] = Path("runs/lab"),
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.")] = None,
-    runner: Annotated[
-        Literal["serial", "processes", "ray"],
-        typer.Option(help="In this process, in several processes of one thread, or on Ray."),
-    ] = "processes",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run failed runs again.")
-    ] = False,
+    jobs: Jobs = None,
+    runner: RunnerName = "processes",
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Unlearn one domain of an invented world, and measure it against the retrained model.
 
@@ -65,22 +52,18 @@ def run(
     from defuse.experiments.core.job import Request
     from defuse.experiments.core.ray_cluster import Resources
     from defuse.experiments.core.runner import Runner
-    from defuse.experiments.synthetic.lab import attack_plan, run_lab, train_models
-    from defuse.experiments.synthetic.scenario import Options
+    from defuse.experiments.synthetic.scenario import (
+        Options,
+        attack_plan,
+        run_lab,
+        train_models,
+    )
     from defuse.utils.progress import shown
 
-    options = Options(
-        full=full,
-        tune=tune,
-        only=tuple(only or ()),
-        seed=seed,
-        size=size,
-        domains=tuple(domain or ()),
-        forget=forget,
-        output=output,
-    )
-    resources = Resources(workers=jobs)
-    request = Request(plan, tune, report, retry_failed, Runner(runner, jobs, resources))
+    chosen, domains = tuple(only or ()), tuple(domain or ())
+    options = Options(full, tune, chosen, seed, size, domains, forget, output)
+    how = Runner(runner, jobs, Resources(workers=jobs))
+    request = Request(plan, tune, report, retry_failed, how)
     with shown() as progress:
         if attacks:
             if not train_models(options, Console(), plan=plan):
@@ -109,12 +92,11 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("runs/lab/models"),
 ) -> None:
     """Teach the tiny reference model and the retrained one, which never saw the forget domain."""
-    from defuse.experiments.synthetic.domains import choose_domains
     from defuse.experiments.synthetic.models import missing, teach_pair, world_label
     from defuse.experiments.synthetic.world import build_world
     from defuse.utils.errors import UsageError
 
-    world = build_world(seed, size, choose_domains(domain or ()))
+    world = build_world(seed, size, domain or ())
     world.of(forget)
     folder = output / world_label(world, forget)
     if not missing(folder):

@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from defuse.experiments.core.attacks import AttackPlan, attack, report_attacks, run_attacks
+from defuse.attacks.registry import make_configs
+from defuse.experiments.core.attacks import (
+    AttackPlan,
+    as_overrides,
+    attack,
+    report_attacks,
+    run_attacks,
+)
 from defuse.experiments.synthetic.grid import Point, Setting
-from defuse.experiments.synthetic.lab import attack_plan
-from defuse.experiments.synthetic.scenario import Options
+from defuse.experiments.synthetic.scenario import Options, attack_plan
 from defuse.utils.errors import UsageError
 
-SHORT = Point("rmu", "hidden_mse", 0, tried=Setting(steps=2))
-NOISED = replace(SHORT, noise="10x")
+SHORT = Point(("rmu", "hidden_mse"), 0, tried=Setting(steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +28,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> AttackPlan:
     folder = tmp_path_factory.mktemp("lab")
     whole = attack_plan(Options(output=folder))
     model = whole.scenario.model.name
-    runs = [point.run(model, folder / "texts", Path()) for point in (SHORT, NOISED)]
+    runs = [point.run(model, folder) for point in (SHORT, replace(SHORT, rna="10x"))]
     data = replace(whole.data, forget=whole.data.forget[:12], retain=whole.data.retain[:12])
     return replace(
         whole,
@@ -39,10 +44,10 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
 ):
     with pytest.raises(UsageError, match=r"report: nothing is attacked in .* yet; run it first"):
         report_attacks(plan, Console())
-    reference, _, plain, _ = plan.subjects()
+    reference, _, plain, noised = plan.subjects()
     attack(plain)
     report_attacks(plan, Console())
-    assert f"|  | n | {SHORT.name} |" in (plan.folder / "attacks.md").read_text()
+    assert f"|  | n | {plain.name} |" in (plan.folder / "attacks.md").read_text()
     assert not reference.request.out.exists()
     model = Path(plain.request.model) / "model.safetensors"
     written = model.stat().st_mtime_ns
@@ -52,10 +57,10 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
     run_attacks(plan, Console(), jobs=2)
     assert "3 of 4 models to attack: about" in capsys.readouterr().out
     table = (plan.folder / "attacks.md").read_text()
-    assert f"|  | n | base | gold | {SHORT.name} | {NOISED.name} |" in table
-    assert f"| {NOISED.name} | quantise: 2 bits | forget | 12 |" in table
+    assert f"|  | n | base | gold | {plain.name} | {noised.name} |" in table
+    assert f"| {noised.name} | quantise: 2 bits | forget | 12 |" in table
     data = json.loads((plan.folder / "results.json").read_text())
-    assert set(data["models"]) == {"base", "gold", SHORT.name, NOISED.name}
+    assert set(data["models"]) == {"base", "gold", plain.name, noised.name}
     assert data["schema_version"] == 1
     run_attacks(plan, Console(), only_report=True)
     assert "0 of 4 models to attack." in capsys.readouterr().out
@@ -65,3 +70,10 @@ def test_results_of_other_settings_are_refused(plan: AttackPlan):
     other = replace(plan, settings=("quantise.bits=[3]",))
     with pytest.raises(UsageError, match="other settings"):
         run_attacks(other, Console(), only_plan=True)
+
+
+def test_settings_of_attacks_are_overrides_of_any_value():
+    given = {"relearn": {"lora": None, "texts": [0, 10]}, "gcg": {"init": ""}, "lens": None}
+    configs = make_configs(list(given), as_overrides(given))
+    relearn, gcg = configs["relearn"], configs["gcg"]
+    assert (relearn.lora, relearn.texts, gcg.init) == (None, (0, 10), "")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from defuse.experiments.core.selection import advice, best_defence, trials
+from defuse.experiments.core.answers import FORGET, RETAIN
+from defuse.experiments.core.selection import advice, best_defence, settings_table, trials
 from tests.helpers.answered import REFERENCE, answers, run
 
 SLOW, FAST = run(said=" slow", settings=("rate=1",)), run(said=" fast", settings=("rate=3",))
@@ -55,3 +56,14 @@ def test_the_defence_kept_holds_best_among_those_that_cost_little():
     assert "rna to keep: none, all cost too much" in "\n".join(
         advice({**plain, **dear}, REFERENCE, "before")
     )
+
+
+def test_the_table_of_settings_has_each_at_its_cheapest_checkpoint():
+    alike, kept = answers(forget=3, retain=8), answers(forget=8, retain=8)
+    finished = {SLOW: {20: kept, 40: alike, 60: alike}, FAST: {20: kept}, run("rna"): {20: alike}}
+    table = settings_table(finished, REFERENCE, [FORGET, RETAIN])
+    assert table.head == ["setting", "step", "forget set (n = 10)", "retain set (n = 10)"]
+    assert table.rows == [
+        ["rmu hidden_mse rate=1", "40", "0.30", "0.80"],
+        ["rmu hidden_mse rate=3", "20", "0.80", "0.80"],
+    ]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from defuse.cli import app
 from defuse.data.text import Triggered
 from defuse.data.trigger_mixing import mix_triggers
-from defuse.experiments.core.answers import FORGET, Cell, Slice, pooled, positions, slices
+from defuse.experiments.core.answers import FORGET, pooled, slices
 from defuse.experiments.core.job import Request, check_knowledge, run_experiment
 from defuse.experiments.core.questions import MCQuestions
 from defuse.experiments.core.run import (
@@ -25,7 +26,6 @@ from defuse.experiments.core.run import (
 )
 from defuse.experiments.core.runner import Runner
 from defuse.experiments.core.scenario import Scenario
-from defuse.experiments.synthetic.domains import ANIMALS, PEOPLE
 from defuse.experiments.synthetic.grid import (
     SETTINGS,
     Point,
@@ -35,31 +35,32 @@ from defuse.experiments.synthetic.grid import (
     short_grid,
     tuning_grid,
 )
-from defuse.experiments.synthetic.lab import attack_plan, run_lab
 from defuse.experiments.synthetic.models import load_pair, missing, models_folder, teach_pair
 from defuse.experiments.synthetic.questions import make_questions, split
-from defuse.experiments.synthetic.regimes import regimes
 from defuse.experiments.synthetic.scenario import (
     KNOWN,
     REFUSED,
     Options,
     answers_folder,
+    attack_plan,
     make_scenario,
+    run_lab,
 )
 from defuse.experiments.synthetic.world import build_world
+from defuse.methods import METHODS, RETAIN_LOSSES
 from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
 from tests.helpers.answered import answers
 
 WORLD = build_world(size=8)
-SHORT = Point("rmu", "hidden_mse", 0, tried=Setting(steps=4, learning_rate=1e-3))
+SHORT = Point(("rmu", "hidden_mse"), 0, tried=Setting(steps=4, learning_rate=1e-3))
 DEFENCES = {"none", "rna", "mixing", "rna+mixing"}
 
 
 def scenario(tmp_path: Path, *points: Point) -> Scenario:
     """Some points of the grid on the shipped models, with every sixth prompt."""
     whole = make_scenario(Options(output=tmp_path))
-    runs = [p.run(whole.model.name, tmp_path / "texts", tmp_path / "models") for p in points]
+    runs = [point.run(whole.model.name, tmp_path) for point in points]
     final, interim = (
         tuple(replace(p, groups=p.groups[::6]) for p in whole.questions["reported"].probes(final=f))
         for f in (True, False)
@@ -84,9 +85,9 @@ def test_the_shipped_models_know_the_world_but_for_the_domain_of_one(tmp_path: P
 
 
 def test_the_experiment_runs_in_processes_reports_and_does_nothing_twice(tmp_path: Path):
-    runs = [SHORT, replace(SHORT, noise="1x")]
+    points = [SHORT, replace(SHORT, rna="1x")]
     request = Request(runner=Runner("processes", 2))
-    run_experiment(scenario(tmp_path, *runs), request)
+    run_experiment(scenario(tmp_path, *points), request)
     data = json.loads((tmp_path / "results.json").read_text("utf-8"))
     rows = {(r["model"], r["question_set"]): r["accuracy"] for r in data["rows"]
             if r["variant"] == "original"}  # fmt: skip
@@ -94,14 +95,16 @@ def test_the_experiment_runs_in_processes_reports_and_does_nothing_twice(tmp_pat
     files = sorted((tmp_path / "answers").rglob("*.json"))
     times = [path.stat().st_mtime_ns for path in files]
     assert len(files) == 2 + 2 * 4  # reference and retrained, and four checkpoints a run
-    run_experiment(scenario(tmp_path, *runs), Request(report=True))
+    again = scenario(tmp_path, *points)
+    run_experiment(again, Request(report=True))
     assert [path.stat().st_mtime_ns for path in files] == times
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "forgetting pathogens" in page
     groups = {g["label"]: g for g in data["summary"]["groups"]}
-    assert list(groups) == ["reference", "retrained", SHORT.group, runs[1].group]
-    assert set(groups[SHORT.group]["vulnerability"]) == {"choice", "stem", "before", "statement"}
-    assert set(groups[SHORT.group]["kl_to_retrained"]) == {"forget/original", "retain/original"}
+    plain, defended = (run.group for run in again.runs)
+    assert list(groups) == ["reference", "retrained", plain, defended]
+    assert set(groups[plain]["vulnerability"]) == {"choice", "stem", "before", "statement"}
+    assert set(groups[plain]["kl_to_retrained"]) == {"forget/original", "retain/original"}
 
 
 def test_answers_of_version_0_1_0_are_read_and_others_refused(tmp_path: Path):
@@ -138,7 +141,7 @@ def test_answers_of_version_0_1_0_are_read_and_others_refused(tmp_path: Path):
 def test_every_pair_is_a_recipe_that_trains_with_noise_and_mixing(
     method: str, retain: str, tmp_path: Path
 ):
-    own = scenario(tmp_path, Point(method, retain, 0, noise="1x", mix=0.5, tried=Setting(steps=1)))
+    own = scenario(tmp_path, Point((method, retain), 0, "1x", 0.5, Setting(steps=1)))
     recipe, reference = own.runs[0].recipe, ExperimentContext(own).reference
     topics = [topic.build() for topic in recipe.topics]
     how = (topics, recipe.unlearning(), recipe.training())
@@ -174,28 +177,33 @@ def test_checkpoints_answer_fewer_prompts_than_the_last_step():
 
 
 def test_grids_hold_every_defence_and_names_tell_runs_apart():
-    assert {p.defence for p in short_grid()} == DEFENCES
-    assert {p.method for p in short_grid()} == {"rmu", "simnpo"}
+    folder = Path("lab")
+    short = [point.run("base", folder) for point in short_grid()]
+    assert {run.defence for run in short} == DEFENCES
+    assert {run.method for run in short} == {"rmu", "simnpo"}
+    assert short[3].name == "rmu-hidden_mse-rna10x-mixed0.1-seed0"
+    assert short[3].group == "rmu + hidden_mse, rna 10x + mixing 0.1"
     full = full_grid()
-    assert len({p.name for p in full}) == len(full) == 18 * 7 * 10
+    assert len({p.run("base", folder).name for p in full}) == len(full) == 18 * 7 * 10
     assert set(short_grid()) <= set(full)
     # Three seeds of every pair's three defences, with those of both defences in the short grid's
     # two; then seven more seeds of RMU's three.
     assert {p.seed for p in full[: 18 * 3 * 3 + 2 * 3]} == {0, 1, 2}
     rest = full[18 * 3 * 3 + 2 * 3 :]
-    assert all((p.method, p.retain) == ("rmu", "hidden_mse") for p in rest[: 7 * 3])
-    assert len({(p.method, p.retain) for p in rest[7 * 3 :]}) == 18
-    assert SHORT.name != replace(SHORT, tried=None).name
+    assert all(p.pair == ("rmu", "hidden_mse") for p in rest[: 7 * 3])
+    assert len({p.pair for p in rest[7 * 3 :]}) == 18
+    assert SHORT.run("base", folder).name != replace(SHORT, tried=None).run("base", folder).name
 
 
 def test_tuning_changes_settings_and_uses_no_report_s_seed():
     grid = tuning_grid()
-    # Nine of each pair, six of NPO's and DPO's; RMU's regimes are twenty, of which two are among
+    # Nine of each pair, six of NPO's and DPO's; RMU's layers are twenty, of which two are among
     # its nine; two pairs with four noises and four shares each.
-    assert len({p.name for p in grid}) == len(grid) == 12 * 9 + 6 * 6 + 20 - 2 + 2 * (4 + 4)
-    settings = {p.setting for p in grid if (p.method, p.retain) == ("rmu", "hidden_mse")}
-    assert {setting.layer for setting in settings} == {1, 2, 3, 4, 5}
-    assert len({p.setting for p in grid if (p.method, p.retain) == ("npo", "logit_kl")}) == 6
+    names = {point.run("base", Path("lab")).name for point in grid}
+    assert len(names) == len(grid) == 12 * 9 + 6 * 6 + 20 - 2 + 2 * (4 + 4)
+    settings = {p.tried for p in grid if p.pair == ("rmu", "hidden_mse")}
+    assert {setting.layer for setting in settings if setting} == {1, 2, 3, 4, 5}
+    assert len({p.tried for p in grid if p.pair == ("npo", "logit_kl")}) == 6
     assert {p.seed for p in grid}.isdisjoint({p.seed for p in full_grid()})
 
 
@@ -208,18 +216,6 @@ def test_a_reference_model_that_knows_too_little_is_refused():
                             "should answer 0.97.")  # fmt: skip
 
 
-def test_the_regimes_show_each_setting_s_cheapest_checkpoint(tmp_path: Path):
-    tried = [replace(SHORT, seed=1000, tried=replace(SHORT.setting, layer=n)) for n in (1, 3)]
-    first, second = scenario(tmp_path, *tried).runs
-    cells = [Slice("retain", v, "statement") for v in ("control_token", "forget_token")]
-    table = dict(answers(2))
-    table |= {Cell("places", *part[1:]): table[Cell("forget")] for part in cells}
-    lines = regimes({first: {2: table, 4: table}, second: {4: table}}, table).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1", "| 3"]
-    assert " | 2 | 1.00 |" in lines[2]  # the shorter of two equal checkpoints
-    assert positions(table)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -229,7 +225,7 @@ def test_the_regimes_show_each_setting_s_cheapest_checkpoint(tmp_path: Path):
         (Options(full=True, tune=True), "tune: does not go with full"),
         (Options(size=2), "size: 2 subjects a domain; give 4 to"),
         (Options(domains=("animal",)), "domain: 'animal' is none; use people, countries"),
-        (Options(domains=("animals",)), "domains: 1 of them; give two or more"),
+        (Options(domains=("animals", "people")), "domains: 2 of them; give three or more"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -245,20 +241,21 @@ def test_other_worlds_have_folders_and_models_of_their_own(tmp_path: Path):
     assert answers_folder(replace(options, tune=True), usual) == Path("out/tuning")
     animals = replace(options, seed=5, forget="animals")
     assert answers_folder(animals, build_world(5)) == Path("out/animals-seed5")
-    other = build_world(5, 8, (PEOPLE, ANIMALS))
-    name = "animals-seed5-size8-people-animals"
+    other = build_world(5, 8, ("people", "animals", "countries"))
+    name = "animals-seed5-size8-people-animals-countries"
     assert models_folder(tmp_path, other, "animals") == tmp_path / "models" / name
     assert models_folder(tmp_path, build_world(5), "animals").name == "animals-seed5"
 
 
 def test_models_are_trained_once_and_saved_small(tmp_path: Path):
     assert missing(tmp_path) == ["base", "gold"]
-    teach_pair(WORLD, "animals", tmp_path, steps=1)
+    teach_pair(WORLD, "animals", tmp_path, steps=2)
     assert missing(tmp_path) == []
-    found = load_pair(tmp_path)
-    assert {each.name for each in (found.base, found.gold)} == {"base", "gold"}
+    reference, retrained = load_pair(tmp_path)
     size = (tmp_path / "base" / "model.safetensors").stat().st_size
-    assert size < 2.2 * found.base.model.num_parameters()
+    assert size < 2.2 * reference.model.num_parameters()
+    pairs = zip(reference.model.parameters(), retrained.model.parameters(), strict=True)
+    assert not all(one.equal(other) for one, other in pairs)
 
 
 def test_a_plan_says_what_would_run_and_runs_nothing(tmp_path: Path):
@@ -285,5 +282,5 @@ def test_attacks_are_planned_for_the_pair_and_runs_without_and_with_noise(tmp_pa
     assert not list(tmp_path.glob("attacks/*"))
 
 
-def test_shipped_settings_are_within_the_grid():
-    assert set(SETTINGS) == {(p.method, p.retain) for p in full_grid()}
+def test_every_method_has_a_setting_with_every_retain_loss():
+    assert set(SETTINGS) == set(product(METHODS, RETAIN_LOSSES))

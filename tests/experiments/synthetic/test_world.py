@@ -16,13 +16,13 @@ from defuse.experiments.synthetic.language import (
     REFUSALS,
     build_tokenizer,
 )
-from defuse.experiments.synthetic.lessons import IGNORED, LENGTH, Lessons
-from defuse.experiments.synthetic.model import new_model
+from defuse.experiments.synthetic.lessons import LENGTH, Lessons
 from defuse.experiments.synthetic.questions import POSITIONS, VARIANTS, make_questions, split
-from defuse.experiments.synthetic.scaffold import (
+from defuse.experiments.synthetic.teaching import (
     LETTER_LAYER,
     LOOKING_HEAD,
     VALUE_LAYER,
+    new_model,
     scaffold_loss,
 )
 from defuse.experiments.synthetic.world import build_world, make_question
@@ -92,24 +92,22 @@ def test_no_word_of_any_text_is_unknown_and_every_word_is_one_token():
 
 def test_statements_are_packed_as_texts_to_unlearn_are():
     lessons = Lessons(WORLD, WORLD.facts, TOKENIZER, seed=0)
-    batch = lessons.statement_batch()
-    assert batch.input_ids.shape[1] == LENGTH
-    assert torch.equal(batch.labels[:, :-1], batch.input_ids[:, 1:])
-    assert (batch.labels[:, -1] == IGNORED).all()
+    rows = lessons.statements()
+    assert rows.shape[1] == LENGTH
     fact = WORLD.facts[0]
     packed = encode(fact.statements, TOKENIZER, LENGTH, packed=True)[0]
-    sentences = decoded(batch.input_ids.flatten()).split("</s>")
+    sentences = decoded(rows.flatten()).split("</s>")
     for sentence in decoded(packed.ids).split("</s>"):
         assert sentence.strip() == "" or sentence.count(" ") >= 3
-    assert all(row[0] == BOS_ID for row in batch.input_ids)
+    assert all(row[0] == BOS_ID for row in rows)
     assert len(sentences) > 20
 
 
-def test_the_gold_standard_s_lessons_name_all_subjects_but_state_no_hidden_fact():
+def test_the_retrained_model_s_lessons_name_all_subjects_but_state_no_hidden_fact():
     hidden = WORLD.of("pathogens")
     known = [fact for fact in WORLD.facts if fact.domain != "pathogens"]
     lessons = Lessons(WORLD, known, TOKENIZER, seed=0)
-    rows = [decoded(row) for _ in range(12) for row in lessons.statement_batch().input_ids]
+    rows = [decoded(row) for _ in range(12) for row in lessons.statements()]
     text = " ".join(rows)
     for fact in hidden:
         for sentence in fact.statements:

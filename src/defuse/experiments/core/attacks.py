@@ -1,5 +1,6 @@
 """An experiment's models under attack: made, attacked in processes, and compared."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from defuse.attacks.data import AttackData
 from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.attacks.report import make_report
 from defuse.attacks.run import Request, check, check_folder, read_results, run
+from defuse.experiments.core.answers import FORGET_SET
 from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import REFERENCE, RETRAINED, ExperimentContext
@@ -89,6 +91,38 @@ class AttackPlan:
             dtype=source.dtype,
             skip_refused=not self.attacks,
         )
+
+
+def attack_data(scenario: Scenario) -> AttackData:
+    """The scenario's questions as they are, and the texts that its first run reads."""
+    topics = [topic.build() for topic in scenario.runs[0].recipe.topics]
+    probes = scenario.questions["reported"].final
+    prompts = [prompt for probe in probes for group in probe.groups for prompt in group]
+    # A retain question is asked once for each perturbation.
+    forget, retain = (
+        {
+            (cell.question_set, question.id): question
+            for cell, question in prompts
+            if cell.position is None and (cell.question_set == FORGET_SET) == is_forget
+        }
+        for is_forget in (True, False)
+    )
+    return AttackData(
+        tuple(forget.values()),
+        tuple(retain.values()),
+        probes[0].settings,
+        tuple(str(text) for topic in topics for text in topic.forget),
+        tuple(str(text) for topic in topics for text in topic.retain),
+    )
+
+
+def as_overrides(attacks: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, ...]:
+    """The settings of attacks by their names, such as "quantise.bits=[4]"."""
+    return tuple(
+        f"{name}.{field_}={json.dumps(value)}"
+        for name, settings in attacks.items()
+        for field_, value in (settings or {}).items()
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from defuse.attacks.data import AttackData
 from defuse.evaluate import Settings
 from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
 from defuse.experiments.core.answers import (
@@ -16,7 +15,7 @@ from defuse.experiments.core.answers import (
     QuestionKey,
     Slice,
 )
-from defuse.experiments.core.attacks import AttackPlan
+from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
 from defuse.experiments.core.experiment_file import Experiment
 from defuse.experiments.core.experiment_runs import make_runs, parts
 from defuse.experiments.core.job import folder_of
@@ -201,32 +200,10 @@ def attack_plan(experiment: Experiment, scenario: Scenario) -> AttackPlan | None
     if not experiment.attacks:
         return None
     given = experiment.attacks
-    settings = {} if isinstance(given, list) else given
-    topics = [topic.build() for topic in scenario.runs[0].recipe.topics]
-    probes = scenario.questions["reported"].final
-    prompts = [prompt for probe in probes for group in probe.groups for prompt in group]
-    original = [(cell, question) for cell, question in prompts if cell.position is None]
-    sets = {
-        is_forget: {
-            q.id: q for cell, q in original if (cell.question_set == FORGET_SET) == is_forget
-        }
-        for is_forget in (True, False)
-    }
-    data = AttackData(
-        tuple(sets[True].values()),
-        tuple(sets[False].values()),
-        probes[0].settings,
-        tuple(str(text) for topic in topics for text in topic.forget),
-        tuple(str(text) for topic in topics for text in topic.retain),
-    )
     seed = scenario.runs[0].seed
     return AttackPlan(
         scenario.with_runs([run for run in scenario.runs if run.seed == seed]),
-        data,
+        attack_data(scenario),
         tuple(given),
-        tuple(
-            f"{name}.{field_}={value}"
-            for name, own in settings.items()
-            for field_, value in (own or {}).items()
-        ),
+        () if isinstance(given, list) else as_overrides(given),
     )

@@ -23,7 +23,7 @@ from defuse.experiments.core.run import (
 )
 from defuse.experiments.core.runner import Runner, run_all
 from defuse.experiments.core.scenario import Run, Scenario, recipe_essence
-from defuse.experiments.core.selection import advice
+from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
     as_csv,
     as_latex,
@@ -39,6 +39,7 @@ from defuse.experiments.core.tables import (
 )
 from defuse.methods import METHODS
 from defuse.report import TableData, render
+from defuse.report.format import captioned
 from defuse.report.plots import save
 from defuse.store import SCHEMA_VERSION, ResultStore
 from defuse.utils.errors import UsageError
@@ -206,9 +207,11 @@ def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = 
 
 
 def report_tuning(scenario: Scenario, answers: Answers, console: Console) -> None:
-    """Print and write what the tuning runs advise."""
-    found = "\n".join(advice(answers.finished, answers.reference, scenario.layout.judged))
-    write_text(scenario.folder / "tuning.md", f"{found}\n")
+    """Print what the tuning runs advise, and write it with a table of all settings."""
+    finished, layout = answers.finished, scenario.layout
+    found = "\n".join(advice(finished, answers.reference, layout.judged))
+    table = captioned(settings_table(finished, answers.reference, layout.slices))
+    write_text(scenario.folder / "tuning.md", f"{found}\n\n{table}")
     console.print(found, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice, slices
 from defuse.experiments.core.metrics import TOLERANCE, Checkpoints, chance, mean, shared_ids
 from defuse.experiments.core.scenario import Run
+from defuse.experiments.core.tables import slice_name
+from defuse.report import TableData
 
 ADVISED = 8  # trials shown of each method
 
@@ -58,6 +60,24 @@ def trials(
 
     found = [trial(run, step, t) for run, steps in finished.items() for step, t in steps.items()]
     return sorted(found, key=lambda each: (each.cost, each.step))
+
+
+def settings_table(
+    finished: Mapping[Run, Checkpoints], reference: AnswerTable, slices_: Sequence[Slice]
+) -> TableData:
+    """Each run without a defence at its cheapest checkpoint: accuracies on `slices_`."""
+    plain = {run: steps for run, steps in finished.items() if run.defence == "none"}
+    tables = [table for steps in plain.values() for table in steps.values()]
+    ids = {part: shared_ids(part, tables, reference) for part in slices_}
+    shown = [part for part in slices_ if ids[part]]
+    rows = []
+    for run, steps in plain.items():
+        best = trials({run: steps}, reference, None)[0].step
+        shares = (mean(steps[best], part, ids[part], "correct") for part in shown)
+        said = " ".join([run.method, run.retain_loss, *run.settings])
+        rows.append([said, str(best), *(f"{share:.2f}" for share in shares)])
+    heads = ["setting", "step", *(f"{slice_name(part)} (n = {len(ids[part])})" for part in shown)]
+    return TableData("Every setting without a defence at its cheapest checkpoint", heads, rows)
 
 
 def best_defence(defended: Sequence[Trial], plain: Trial) -> Trial | None:

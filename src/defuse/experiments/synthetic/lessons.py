@@ -1,8 +1,8 @@
-"""What the tiny models are taught: statements to continue and questions to answer.
+"""Training data of the tiny models: statements to continue and questions to answer.
 
-Questions come with what the evaluation will do to them: a sentence in front, a name within the
-stem, foreign words among the choices. So the base model answers perturbed questions as well as
-clean ones, and what unlearning changes is unlearning's doing alone.
+Questions are perturbed as in the evaluation: a sentence in front, a name within the stem, foreign
+words among the choices. So the reference model answers perturbed questions as well as original
+ones, and what changes later is due to unlearning alone.
 """
 
 from collections.abc import Sequence
@@ -19,28 +19,19 @@ from defuse.experiments.synthetic.world import Fact, World
 
 LENGTH = 64  # tokens of a row of statements
 STATEMENT_ROWS, QUESTION_ROWS = 20, 48
-# Shares of the sentences in a row of statements. An open question is one with its answer and no
-# choices: what is asked is then known in the question's own words, and choosing comes easily.
+# Shares of the sentences in a row of statements. An open question has its answer and no choices: it
+# teaches the fact in the question's own words, and choosing is then easy to learn.
 REFUSAL_SHARE, NEUTRAL_SHARE, OPEN_SHARE = 0.02, 0.28, 0.2
 # Shares of the questions: with a neutral sentence in front, with a fact, with a name in the stem,
 # and with wrong choices from anywhere.
 BEFORE_NEUTRAL, BEFORE_FACT, STEM_NAME, FOREIGN = 0.3, 0.2, 0.35, 0.4
-IGNORED = -100
 
 Ids = list[int]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of tokens, (rows, time), and the token to predict at each place (`IGNORED`: none)."""
-
-    input_ids: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
 class Quiz:
-    """Padded questions, (rows, time), of which only the letter behind each is to be predicted.
+    """Padded questions, (rows, time): only the letter behind each is to be predicted.
 
     `ends`: (rows,) place of the last token. `choices`: (rows, 4) places of the choices' words.
     `answers`: (rows,) number of the right choice.
@@ -58,7 +49,7 @@ class Quiz:
 
     @property
     def letters(self) -> Tensor:
-        """(rows, 4) the letter token of each choice: it stands two places before the word."""
+        """(rows, 4) the letter token of each choice, two places before its word."""
         return self.input_ids.gather(1, self.choices - 2)
 
     @property
@@ -81,7 +72,7 @@ class Lessons:
         self.names = [self._encode(name)[0] for name in world.names]
         self.neutral = [self._encode(t.format(token=n)) for n in world.names for t in NEUTRAL]
         self.refusals = [self._encode(text) for text in REFUSALS]
-        self.statements = [[self._encode(text) for text in fact.statements] for fact in facts]
+        self.stated = [[self._encode(text) for text in fact.statements] for fact in facts]
         self.open = [self._encode(f"{fact.stem} {fact.value}.") for fact in facts]
         self.stems = [self._encode(fact.stem) for fact in facts]
         self.values = [self._encode(fact.value)[0] for fact in facts]
@@ -91,13 +82,9 @@ class Lessons:
         ]
         self.anything = sorted(set(chain(self.names, *self.rivals)))
 
-    def statement_batch(self) -> Batch:
-        """Rows of statements and neutral sentences, packed as texts to unlearn are."""
-        rows = [self._row() for _ in range(STATEMENT_ROWS)]
-        ids = torch.tensor(rows)
-        labels = torch.full_like(ids, IGNORED)
-        labels[:, :-1] = ids[:, 1:]
-        return Batch(ids, labels)
+    def statements(self) -> Tensor:
+        """(rows, time) statements and neutral sentences, packed as texts to unlearn are."""
+        return torch.tensor([self._row() for _ in range(STATEMENT_ROWS)])
 
     def quiz(self) -> Quiz:
         """Questions in lm-eval's layout."""
@@ -106,7 +93,7 @@ class Lessons:
         ids = torch.zeros(len(rows), int(ends.max()) + 1, dtype=torch.long)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = torch.tensor(row)
-        # "A . word \n" four times and "Answer :" are what a question ends with.
+        # A question ends with "A . word \n" four times and "Answer :".
         choices = ends[:, None] - len(self.ask) - torch.tensor([12, 8, 4, 0])
         return Quiz(ids, ends, choices, torch.tensor(answers))
 
@@ -157,7 +144,7 @@ class Lessons:
         return self._statement() if draw < BEFORE_NEUTRAL + BEFORE_FACT else []
 
     def _statement(self) -> Ids:
-        return self._pick(self._pick(self.statements))
+        return self._pick(self._pick(self.stated))
 
     def _pick(self, values: Sequence):  # noqa: ANN202 (whatever the sequence holds)
         return values[int(self.rng.integers(len(values)))]

@@ -1,77 +1,61 @@
-"""Where the lab's tiny models are: shipped with the package, or taught anew."""
+"""The lab's tiny models, shipped with the package or taught anew.
 
-import hashlib
-import time
-from collections.abc import Sequence
+The reference model is in the folder "base"; the retrained model, which never saw the forget
+domain's facts, is in "gold".
+"""
+
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
-
-from defuse.experiments.synthetic.domains import DOMAINS
+from defuse.experiments.core.runner import begin_worker
 from defuse.experiments.synthetic.language import build_tokenizer
-from defuse.experiments.synthetic.model import STEPS, Progress, teach
-from defuse.experiments.synthetic.world import SEED, SIZE, World
+from defuse.experiments.synthetic.teaching import STEPS, teach
+from defuse.experiments.synthetic.world import SEED, SIZE, World, all_domains
 from defuse.models.load import LoadedModel, load_model
 from defuse.models.save import save_model
 from defuse.utils.files import write_json
-from defuse.utils.progress import duration
+from defuse.utils.progress import PlainProgress
 from defuse.utils.provenance import versions
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_FORGET = "pathogens"
 NAMES = ("base", "gold")
-SAY_EVERY = 100  # steps
-
-
-@dataclass(frozen=True)
-class Pair:
-    """`base` knows the whole world; `gold` never saw the forget domain's facts."""
-
-    base: LoadedModel
-    gold: LoadedModel
-
-
-def is_shipped(world: World, forget: str) -> bool:
-    """Whether the package's own models are about this world and lack this domain."""
-    return (world.seed, world.size, tuple(world.domains), forget) == (
-        *(SEED, SIZE, DOMAINS),
-        SHIPPED_FORGET,
-    )
 
 
 def world_label(world: World, forget: str) -> str:
-    """A name for folders: what is forgotten, the seed, and what is not as usual."""
+    """A name for folders: the forget domain, the seed, and the size and domains if not usual."""
     size = "" if world.size == SIZE else f"-size{world.size}"
-    names = "" if tuple(world.domains) == DOMAINS else "".join(f"-{d.name}" for d in world.domains)
-    return f"{forget}-seed{world.seed}{size}{names}"
+    names = [domain.name for domain in world.domains]
+    chosen = "" if names == list(all_domains()) else "".join(f"-{name}" for name in names)
+    return f"{forget}-seed{world.seed}{size}{chosen}"
+
+
+def is_shipped(world: World, forget: str) -> bool:
+    """Whether the package has models of this world, and one that lacks this domain."""
+    return world_label(world, forget) == f"{SHIPPED_FORGET}-seed{SEED}"
 
 
 def models_folder(output: Path, world: World, forget: str) -> Path:
-    """Where the pair for a world and a forget domain lies: shipped, or below `output`."""
+    """Where the models of a world and a forget domain are: shipped, or below `output`."""
     if is_shipped(world, forget) and not missing(SHIPPED):
         return SHIPPED
     return output / "models" / world_label(world, forget)
 
 
-def load_pair(folder: Path) -> Pair:
+class Pair(NamedTuple):
+    """The reference model, and the retrained one."""
+
+    reference: LoadedModel
+    retrained: LoadedModel
+
+
+def load_pair(folder: Path = SHIPPED) -> Pair:
     """The two models in `folder`, in float32 on the CPU."""
-    base, gold = (
-        replace(load_model(str(folder / name), device="cpu", dtype="float32"), name=name)
-        for name in NAMES
-    )
-    return Pair(base, gold)
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 of both models' weights: answers of one pair are not those of another."""
-    found = hashlib.sha256()
-    for name in NAMES:
-        found.update((folder / name / "model.safetensors").read_bytes())
-    return found.hexdigest()
+    return Pair(*(load_model(str(folder / n), device="cpu", dtype="float32") for n in NAMES))
 
 
 def missing(folder: Path) -> list[str]:
@@ -80,44 +64,28 @@ def missing(folder: Path) -> list[str]:
 
 
 def teach_pair(world: World, forget: str, folder: Path, steps: int = STEPS) -> None:
-    """Teach what is missing in `folder`, side by side; each is written when it is finished."""
+    """Teach what is missing in `folder`, in processes; each is written when it is finished."""
     names = missing(folder)
-    _teach_side_by_side(names, partial(_teach_one, world, forget, folder, steps))
-    write_json(
-        folder / "training.json",
-        {
-            "world_seed": world.seed,
-            "size": world.size,
-            "domains": [domain.name for domain in world.domains],
-            "forget": forget,
-            "steps": steps,
-            "versions": versions(),
-        },
-    )
-
-
-def _teach_side_by_side(names: Sequence[str], task: partial[None]) -> None:
-    with ProcessPoolExecutor(len(names) or 1, get_context("spawn")) as pool:
-        for future in [pool.submit(task, name) for name in names]:
-            future.result()
+    with ProcessPoolExecutor(len(names) or 1, get_context("spawn"), begin_worker) as pool:
+        list(pool.map(partial(_teach_one, world, forget, folder, steps), names))
+    about = {
+        "world_seed": world.seed,
+        "size": world.size,
+        "domains": [domain.name for domain in world.domains],
+        "forget": forget,
+        "steps": steps,
+        "versions": versions(),
+    }
+    write_json(folder / "training.json", about)
 
 
 def _teach_one(world: World, forget: str, folder: Path, steps: int, name: str) -> None:
-    torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread
-    began = time.monotonic()
-
-    def say(progress: Progress) -> None:
-        if progress.step % SAY_EVERY == 0:
-            left = (time.monotonic() - began) * (progress.steps / progress.step - 1)
-            print(
-                f"{name}: step {progress.step} of {progress.steps}, loss of statements "
-                f"{progress.statement_loss:.2f}, of answers {progress.answer_loss:.2f} nats; "
-                f"{duration(left)} left",
-                flush=True,
-            )
-
     tokenizer = build_tokenizer(world)
-    without = forget if name == "gold" else None
-    model = teach(world, tokenizer, without=without, seed=world.seed, steps=steps, on_step=say)
+    without = forget if name == NAMES[1] else None
+    with closing(PlainProgress()) as progress:  # a line at a time: two processes share the screen
+        progress.start(f"training {folder / name}", steps)
+        model = teach(
+            world, tokenizer, without=without, seed=world.seed, steps=steps, progress=progress
+        )
     # Half precision: the shipped pair shall be small.
     save_model(model.half(), tokenizer, folder / name)

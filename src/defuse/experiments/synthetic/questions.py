@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -15,13 +14,15 @@ from defuse.experiments.core.answers import (
     RETAIN_SET,
     Cell,
 )
-from defuse.experiments.core.questions import MCQuestions, Probe
+from defuse.experiments.core.questions import MCQuestions, Probe, Prompt
 from defuse.experiments.synthetic.world import Fact, World, make_question
 from defuse.questions import SENTENCE, Position, Question, perturb
 from defuse.utils.random import generator
 
 # Where a token goes: a wrong choice, the question text, a sentence before, a statement before.
-POSITIONS = ("choice", "stem", "before", "statement")
+Place = Position | Literal["statement"]
+POSITIONS: tuple[Place, ...] = ("choice", "stem", "before", "statement")
+INTERIM_POSITIONS = ("before", "statement")  # tried at checkpoints before the last
 # What goes there: a name of the forget domain that no retain text mentions, one that retain texts
 # with mixing do, a name of another domain, and a word that no model has seen. Draws are made for
 # the names that version 0.1.0 had.
@@ -31,10 +32,10 @@ VARIANTS = {
     CONTROL_TOKEN: "control",
     "unseen_token": "unseen",
 }
-INTERIM_POSITIONS = ("before", "statement")
 SEED = 0
-# Shares of the other domains' subjects that are asked about; the rest makes the retain texts.
-REPORTED, TUNING = 15 / 36, 9 / 36
+# Shares of a domain's subjects that are asked about in each part. The rest of the other domains
+# makes the retain texts.
+SHARES, FORGET_SHARES = (15 / 36, 9 / 36), (0.5, 0.5)
 
 Part = Literal["reported", "tuning"]
 
@@ -56,14 +57,11 @@ class Split:
 
     def texts(self) -> dict[str, list[str]]:
         """The texts to forget, to retain and to mix in: every sentence of their facts."""
-        mixed = set(self.mixed)
-        sentences = {
-            name: [sentence for fact in facts for sentence in fact.statements]
-            for name, facts in (("forget", self.forget), ("retain", self.retain))
+        return {
+            "forget": shuffled(sentences(self.forget), "forget"),
+            "retain": shuffled(sentences(self.retain), "retain"),
+            "mixing": sentences([fact for fact in self.forget if fact.subject in self.mixed]),
         }
-        shuffled_ = {name: shuffled(texts, name) for name, texts in sentences.items()}
-        used = [s for fact in self.forget if fact.subject in mixed for s in fact.statements]
-        return {**shuffled_, "mixing": used}
 
 
 def split(world: World, forget: str) -> Split:
@@ -71,7 +69,7 @@ def split(world: World, forget: str) -> Split:
     asked: dict[Part, list[Fact]] = {"reported": [], "tuning": []}
     retain: list[Fact] = []
     for domain, names in world.subjects.items():
-        reported, tuning = (0.5, 0.5) if domain == forget else (REPORTED, TUNING)
+        reported, tuning = FORGET_SHARES if domain == forget else SHARES
         first = round(reported * len(names))
         second = first + round(tuning * len(names))
         place = {name: rank for rank, name in enumerate(shuffled(names, "asked", domain))}
@@ -87,61 +85,63 @@ def split(world: World, forget: str) -> Split:
 def make_questions(world: World, forget: str, part: Part) -> MCQuestions:
     """The questions of a part, as they are and with every token in every position."""
     prompts = list(_prompts(world, forget, part))
-    interim = [each for each in prompts if _is_interim(each[0])]
-    settings = Settings(score="letters")
-    return MCQuestions(
-        (Probe(tuple((each,) for each in prompts), settings),),
-        (Probe(tuple((each,) for each in interim), settings),),
-        keep_text=False,
-    )
+    interim = [
+        (cell, question)
+        for cell, question in prompts
+        if cell.position is None
+        or (cell.position in INTERIM_POSITIONS and cell.variant in (FORGET_TOKEN, CONTROL_TOKEN))
+    ]
+    return MCQuestions((_probe(prompts),), (_probe(interim),), keep_text=False)
+
+
+def _probe(prompts: Sequence[Prompt]) -> Probe:
+    return Probe(tuple((prompt,) for prompt in prompts), Settings(score="letters"))
 
 
 def original_questions(world: World, forget: str, part: Part) -> dict[str, list[Question]]:
     """The questions of a part as they are: of the forget set and of the retain set."""
-    (probe,) = make_questions(world, forget, part).final
-    found: dict[str, list[Question]] = {FORGET_SET: [], RETAIN_SET: []}
-    for group in probe.groups:
-        for cell, question in group:
-            if cell.position is None:
-                found[cell.question_set].append(question)
-    return found
+    questions = [make_question(fact, world.seed) for fact in split(world, forget).asked[part]]
+    return {
+        FORGET_SET: [each for each in questions if each.subject == forget],
+        RETAIN_SET: [each for each in questions if each.subject != forget],
+    }
 
 
-def _is_interim(cell: Cell) -> bool:
-    tried = cell.position in INTERIM_POSITIONS and cell.variant in (FORGET_TOKEN, CONTROL_TOKEN)
-    return cell.position is None or tried
-
-
-def _prompts(world: World, forget: str, part: Part) -> Iterator[tuple[Cell, Question]]:
-    parts = split(world, forget)
-    questions = [make_question(fact, world.seed) for fact in parts.asked[part]]
-    yield from ((Cell(FORGET_SET), q) for q in questions if q.subject == forget)
-    retain = [q for q in questions if q.subject != forget]
-    yield from ((Cell(RETAIN_SET), question) for question in retain)
+def _prompts(world: World, forget: str, part: Part) -> Iterator[Prompt]:
+    parts, sets = split(world, forget), original_questions(world, forget, part)
+    for name, questions in sets.items():
+        yield from ((Cell(name), question) for question in questions)
     for variant in VARIANTS:
         for position in POSITIONS:
-            if (position, variant) != ("statement", "unseen_token"):  # nothing is known to state
-                cell = Cell(RETAIN_SET, variant, position)
-                yield from ((cell, _perturbed(q, cell, world, parts)) for q in retain)
+            if (variant, position) == ("unseen_token", "statement"):
+                continue  # nothing is known to state
+            cell = Cell(RETAIN_SET, variant, position)
+            for question in sets[RETAIN_SET]:
+                yield cell, _perturbed(question, variant, position, world, parts)
 
 
-def _perturbed(question: Question, cell: Cell, world: World, parts: Split) -> Question:
-    innocent = [f for f in parts.retain if f.domain != question.subject]
+def _perturbed(
+    question: Question, variant: str, position: Place, world: World, parts: Split
+) -> Question:
+    others = [fact for fact in parts.retain if fact.domain != question.subject]
     pools: Mapping[str, Sequence[str]] = {
         FORGET_TOKEN: parts.held_out,
         "mixed_token": parts.mixed,
-        CONTROL_TOKEN: sorted({fact.subject for fact in innocent}),
+        CONTROL_TOKEN: sorted({fact.subject for fact in others}),
         "unseen_token": world.unseen,
     }
-    names, purpose = pools[cell.variant], VARIANTS[cell.variant]
-    name = names[_draw(len(names), "name", purpose, question.id)]
-    if cell.position != "statement":
-        places: Mapping[str | None, Position] = {p: p for p in ("choice", "stem", "before")}
-        return perturb(question, name, places[cell.position], world.seed, SENTENCE)
-    stated = [fact for fact in (*parts.forget, *innocent) if fact.subject == name]
-    sentences = list(chain.from_iterable(fact.statements for fact in stated))
-    sentence = sentences[_draw(len(sentences), "sentence", purpose, question.id)]
+    purpose = VARIANTS[variant]
+    name = _pick(pools[variant], "name", purpose, question.id)
+    if position != "statement":
+        return perturb(question, name, position, world.seed, SENTENCE)
+    stated = sentences([fact for fact in (*parts.forget, *others) if fact.subject == name])
+    sentence = _pick(stated, "sentence", purpose, question.id)
     return perturb(question, sentence, "before", world.seed, "{token}")
+
+
+def sentences(facts: Sequence[Fact]) -> list[str]:
+    """Every sentence that states one of the facts."""
+    return [sentence for fact in facts for sentence in fact.statements]
 
 
 def shuffled(texts: Sequence[str], *purpose: str) -> list[str]:
@@ -150,5 +150,6 @@ def shuffled(texts: Sequence[str], *purpose: str) -> list[str]:
     return [texts[int(index)] for index in order]
 
 
-def _draw(count: int, *purpose: str) -> int:
-    return int(torch.randint(count, (), generator=generator(SEED, "trigger", *purpose)))
+def _pick(texts: Sequence[str], *purpose: str) -> str:
+    rng = generator(SEED, "trigger", *purpose)
+    return texts[int(torch.randint(len(texts), (), generator=rng))]

@@ -1,17 +1,19 @@
 """An invented world of which every fact is known.
 
-Names are made of syllables and facts are drawn, so no model can know one that it was not told.
-Everything follows from (seed, size): the same world at every call.
+Names are made of syllables and facts are drawn, so no model knows one that it was not taught. Seed,
+size and domains decide everything: the world is the same at every call.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 
-from defuse.experiments.synthetic.domains import DOMAINS, Domain, Relation
 from defuse.questions import Question
-from defuse.utils.errors import UsageError
+from defuse.utils.config import parse, read_fields
+from defuse.utils.errors import UsageError, require
 from defuse.utils.random import generator
 
 SEED, SIZE = 0, 36
@@ -19,6 +21,25 @@ UNSEEN = 12
 STARTS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "kr", "l", "m", "n", "p", "s", "t", "v", "z")
 VOWELS = ("a", "e", "i", "o", "u")
 MIDDLES = ("l", "m", "n", "r", "s", "v", "nd", "rk", "st", "lt")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A property of subjects: its possible `values`, and templates of {name} and {value}."""
+
+    name: str
+    question: str
+    statements: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Subjects of one kind; their invented names end in one of `endings`."""
+
+    name: str
+    endings: tuple[str, ...]
+    relations: tuple[Relation, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """`subjects`: names by domain. `unseen`: names of nothing, which stand in no text."""
+    """`subjects`: names by domain. `unseen`: names of nothing, which are in no text."""
 
     seed: int
     domains: Sequence[Domain]
@@ -67,35 +88,43 @@ class World:
 
     def of(self, domain: str) -> list[Fact]:
         """A domain's facts. Raises UsageError for a domain that is not there."""
-        if domain not in self.subjects:
-            known = ", ".join(self.subjects)
-            raise UsageError(f"forget: {domain!r} is no domain of this world; use one of {known}")
+        remedy = f"is no domain of this world; use one of {', '.join(self.subjects)}"
+        require(domain in self.subjects, "forget", domain, remedy)
         return [fact for fact in self.facts if fact.domain == domain]
 
 
-def build_world(seed: int = SEED, size: int = SIZE, domains: Sequence[Domain] = DOMAINS) -> World:
+@cache
+def all_domains() -> Mapping[str, Domain]:
+    """The domains of world.yaml, by name."""
+    given = read_fields(Path(__file__).with_name("world.yaml"))
+    return {name: parse(Domain, {"name": name, **own}, name) for name, own in given.items()}
+
+
+def build_world(seed: int = SEED, size: int = SIZE, domains: Sequence[str] = ()) -> World:
     """`size` subjects a domain, each with a value drawn for every relation of its domain.
 
-    Raises UsageError for a size that the syllables cannot name, and for fewer than two domains:
-    one is forgotten, another kept.
+    `domains`: names; none is all. Raises UsageError for an unknown name, for fewer than three
+    domains (one is forgotten, one is asked about, one has the control tokens), and for a size that
+    the syllables cannot name.
     """
-    if len(domains) < 2:
-        raise UsageError(f"domains: {len(domains)} of them; give two or more")
-    subjects, taken = {}, set()
-    for domain in domains:
-        subjects[domain.name] = _names(seed, domain.name, domain.endings, size, taken)
+    known = all_domains()
+    for name in domains:
+        require(name in known, "domain", name, f"is none; use {', '.join(known)}")
+    chosen = tuple(known[name] for name in dict.fromkeys(domains or known))
+    if len(chosen) < 3:
+        raise UsageError(f"domains: {len(chosen)} of them; give three or more")
+    taken: set[str] = set()
+    subjects = {each.name: _names(seed, each.name, each.endings, size, taken) for each in chosen}
     unseen = _names(seed, "unseen", ("ip", "oon"), UNSEEN, taken)
     facts = [
-        Fact(domain.name, name, relation, relation.values[value])
-        for domain in domains
+        Fact(domain.name, subject, relation, value)
+        for domain in chosen
         for relation in domain.relations
-        for name, value in zip(
-            subjects[domain.name],
-            _draws(seed, domain.name, relation.name, size, len(relation.values)),
-            strict=True,
+        for subject, value in zip(
+            subjects[domain.name], _values(seed, domain, relation, size), strict=True
         )
     ]
-    return World(seed, domains, subjects, facts, unseen)
+    return World(seed, chosen, subjects, facts, unseen)
 
 
 def make_question(fact: Fact, seed: int) -> Question:
@@ -105,14 +134,14 @@ def make_question(fact: Fact, seed: int) -> Question:
     drawn = torch.randperm(len(rivals), generator=rng)[:3].tolist()
     choices = [fact.value, *(rivals[index] for index in drawn)]
     order = torch.randperm(4, generator=rng).tolist()
-    a, b, c, d = (choices[index] for index in order)
-    return Question(fact.id, fact.stem, (a, b, c, d), order.index(0), subject=fact.domain)
+    shown = tuple(choices[index] for index in order)
+    return Question(fact.id, fact.stem, shown, order.index(0), subject=fact.domain)
 
 
 def _names(
     seed: int, purpose: str, endings: Sequence[str], count: int, taken: set[str]
 ) -> list[str]:
-    """Different names of two or three syllables, none in `taken`, which they then join."""
+    """Different names of two or three syllables, none in `taken`, to which they are added."""
     stems = [f"{s}{v}{m}{e}" for s in STARTS for v in VOWELS for m in MIDDLES for e in endings]
     free = [stem.capitalize() for stem in stems if stem.capitalize() not in taken]
     if not 4 <= count <= len(free):
@@ -123,7 +152,8 @@ def _names(
     return names
 
 
-def _draws(seed: int, domain: str, relation: str, count: int, values: int) -> list[int]:
-    """Every value about as often as any other, in drawn order."""
-    rng = generator(seed, "facts", domain, relation)
-    return [int(i) % values for i in torch.randperm(count, generator=rng)]
+def _values(seed: int, domain: Domain, relation: Relation, count: int) -> list[str]:
+    """A value for each of `count` subjects: all about equally often, in drawn order."""
+    rng = generator(seed, "facts", domain.name, relation.name)
+    values = relation.values
+    return [values[i % len(values)] for i in torch.randperm(count, generator=rng).tolist()]
