@@ -112,7 +112,7 @@ def test_neutral_text_that_says_nothing_about_the_model_is_left_out(
     assert check_up(loaded, before, write=False) == before
     monkeypatch.setattr(module, "MOST_PERPLEXITY", math.inf)
     assert check_up(loaded, write=False).perplexity
-    unknown = check_up(lab_pair().base, write=False)  # its tokenizer knows a small world's words
+    unknown = check_up(lab_pair().reference, write=False)  # it knows only a small world's words
     assert unknown.perplexity is None
     assert "whose words the tokenizer does not know" in (unknown.left_out or "")
 
