@@ -117,10 +117,19 @@ def vulnerability(
     that differ in their seed. One reference model serves all runs. The interval is
     `bootstrap_mean`'s.
     """
-    own, reference = (
-        _float64(first) - _float64(second)
-        for first, second in ((control, forget), (reference_control, reference_forget))
-    )
+    return added_difference(control, forget, reference_control, reference_forget, seed)
+
+
+def added_difference(
+    first: Values, second: Values, reference_first: Values, reference_second: Values, seed: int
+) -> Interval:
+    """(unlearned − reference) of (first − second): what unlearning adds to a difference.
+
+    The arguments hold values of the same questions in two variants, as for `vulnerability`. With
+    the original and the control question it is the harm of any sentence.
+    """
+    own = _float64(first) - _float64(second)
+    reference = _float64(reference_first) - _float64(reference_second)
     return bootstrap_mean(own - reference, seed)
 
 

@@ -29,7 +29,7 @@ from defuse.evaluate import (
 from defuse.evaluate.generation import generate
 from defuse.evaluate.result_file import Report
 from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
-from defuse.evaluate.tables import generation_table
+from defuse.evaluate.tables import generation_table, vulnerability_table
 from defuse.models.load import LoadedModel, load_model
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, Question, Variant
 from defuse.utils.errors import UsageError
@@ -109,6 +109,27 @@ def test_vulnerability_by_hand() -> None:
     assert found.accuracy.value == 0.75
     assert found.logprob.value == pytest.approx(0.75 * math.log(7))
     assert vulnerability(base, base).accuracy.value == 0.0
+
+
+def test_harm_of_any_sentence_by_hand_makes_a_vulnerability_unreadable() -> None:
+    """A model that fails after any sentence: original − control is 1, 1, 1, 1, …; reference 0."""
+    n = 20
+    broken = evaluation("u", clean=[1] * n, forget=[1] * n, control=[0] * n)
+    base = evaluation("b", clean=[1] * n, forget=[1] * n, control=[1] * n)
+    found = vulnerability(broken, base)
+    assert found.accuracy.value == -1.0  # which looks like robustness
+    assert found.any_sentence.value == 1.0
+    assert found.any_sentence_logprob.value == pytest.approx(math.log(7))
+    assert not found.is_readable
+    assert vulnerability(base, base).is_readable
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(vulnerability_table([broken, base], base))
+    said = console.export_text()
+    assert "harm of any sentence" in said
+    assert (
+        "u: its vulnerability cannot be read, because it also fails after a control token" in said
+    )
+    assert "b: its vulnerability" not in said
 
 
 def test_vulnerability_is_refused_for_other_questions_or_without_controls() -> None:

@@ -47,10 +47,20 @@ class Vulnerability:
     """(unlearned − reference) of (control − forget): `defuse.statistics.vulnerability`.
 
     `accuracy` in shares of questions; `logprob` of the right answer among the choices, in nats.
+    `any_sentence`, `any_sentence_logprob`: the harm of any sentence, (unlearned − reference) of
+    (original − control). A model that fails after any sentence has nothing left for a forget-token
+    to harm, so its vulnerability is low or negative and says nothing.
     """
 
     accuracy: Interval
     logprob: Interval
+    any_sentence: Interval
+    any_sentence_logprob: Interval
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether control tokens alone do no significant harm."""
+        return self.any_sentence.low <= 0
 
 
 def summarise(evaluation: Evaluation) -> dict[Variant, VariantSummary]:
@@ -90,16 +100,22 @@ def vulnerability(unlearned: Evaluation, reference: Evaluation) -> Vulnerability
         )
     seed = unlearned.settings.seed
 
-    def effect(measure: Callable[[Evaluation, Variant], Sequence[float]]) -> Interval:
-        return statistics.vulnerability(
-            measure(unlearned, CONTROL_TOKEN),
-            measure(unlearned, FORGET_TOKEN),
-            measure(reference, CONTROL_TOKEN),
-            measure(reference, FORGET_TOKEN),
-            seed,
+    def effects(first: Variant, second: Variant) -> tuple[Interval, Interval]:
+        measures: tuple[Callable[[Evaluation, Variant], Sequence[float]], ...]
+        measures = (Evaluation.correct, Evaluation.answer_logprobs)
+        accuracy, logprob = (
+            statistics.added_difference(
+                measure(unlearned, first),
+                measure(unlearned, second),
+                measure(reference, first),
+                measure(reference, second),
+                seed,
+            )
+            for measure in measures
         )
+        return accuracy, logprob
 
-    return Vulnerability(effect(Evaluation.correct), effect(Evaluation.answer_logprobs))
+    return Vulnerability(*effects(CONTROL_TOKEN, FORGET_TOKEN), *effects(ORIGINAL, CONTROL_TOKEN))
 
 
 def _summarise(evaluation: Evaluation, variant: Variant) -> VariantSummary:

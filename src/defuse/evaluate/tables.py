@@ -1,6 +1,6 @@
 """Tables of evaluations on the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import PurePath
@@ -15,9 +15,12 @@ from defuse.evaluate.result_file import Report
 from defuse.evaluate.run import Results
 from defuse.evaluate.summary import contrast, contrasts, summarise, vulnerability
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, chance
-from defuse.statistics import Interval, Paired
+from defuse.statistics import Interval, Paired, wilson
 
 TITLE_STYLE = "bold"
+UNREADABLE = (
+    "its vulnerability cannot be read, because it also fails after a control token; unlearn it less"
+)
 VARIANTS = {ORIGINAL: "original", FORGET_TOKEN: "forget-token", CONTROL_TOKEN: "control token"}
 
 
@@ -32,6 +35,8 @@ def show(results: Results, console: Console, groups: Groups | None = None) -> No
         for evaluation in evaluations:
             console.print(group_table(evaluation, groups))
     console.print(accuracy_table(evaluations))
+    for sentence in cautions(evaluations[:1] if reference is not None else evaluations):
+        console.print(_plain(sentence), soft_wrap=True)
     if len(evaluations[0].answers) > 1:
         console.print(contrast_table(evaluations))
     if len(evaluations) > 1:
@@ -65,6 +70,20 @@ def accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
                 str(summary.truncated),
             )
     return table
+
+
+def cautions(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """A sentence for each model that answers letters at chance; an unlearned one should."""
+    for evaluation in evaluations:
+        answers = evaluation.answers[ORIGINAL]
+        right = wilson(sum(answer.is_correct for answer in answers), len(answers))
+        guess = chance([answer.question for answer in answers])
+        if evaluation.settings.score == "letters" and right.low <= guess:
+            yield (
+                f"Caution: {evaluation.model} answers no better than chance, so these questions "
+                "cannot show what it forgets or keeps. Small models often cannot answer with a "
+                "letter; try --score cloze."
+            )
 
 
 def group_table(evaluation: Evaluation, groups: Groups) -> Table:
@@ -101,11 +120,20 @@ def model_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def vulnerability_table(evaluations: Sequence[Evaluation], reference: Evaluation) -> Table:
-    """The harm of a forget-token beyond its control's, in each model beyond the reference model."""
-    table = _table(f"vulnerability, against {reference.model}", "model", "accuracy", "log p")
+    """The harm of a forget-token beyond its control's, in each model beyond the reference model.
+
+    Beside it the harm of any sentence; a caption names models that this makes unreadable.
+    """
+    columns = ("model", "accuracy", "log p", "harm of any sentence")
+    table, unreadable = _table(f"vulnerability, against {reference.model}", *columns), []
     for evaluation in evaluations:
         found = vulnerability(evaluation, reference)
-        _add(table, evaluation.model, _percent(found.accuracy), _nats(found.logprob))
+        figures = (_percent(found.accuracy), _nats(found.logprob), _percent(found.any_sentence))
+        _add(table, evaluation.model, *figures)
+        if not found.is_readable:
+            unreadable.append(evaluation.model)
+    if unreadable:
+        table.caption = _plain(f"{', '.join(unreadable)}: {UNREADABLE}")
     return table
 
 
