@@ -12,7 +12,6 @@ from defuse.evaluate.encoding import encode_pairs
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.evaluate.token_tree import TokenPair
 from defuse.models.decoder import Decoder
-from defuse.questions import Question, ask, continuations, few_shot_part
 
 ROW = 8  # prompts of a question in one row: more share more, but attention grows with the row
 
@@ -36,18 +35,6 @@ class Prompt:
     def behind(self, prefix: str) -> "Prompt":
         """The same prompt after `prefix`, such as a description and examples."""
         return Prompt(prefix + self.text, self.answers)
-
-
-def question_requests(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], settings: Settings
-) -> list[list[TokenPair]]:
-    """Encode each question, as the evaluation asks it, with each of its answers."""
-    front = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    prompts = [
-        Prompt(front + ask(each, settings.score), continuations(each, settings.score))
-        for each in questions
-    ]
-    return prompt_requests(tokenizer, prompts)
 
 
 def prompt_requests(

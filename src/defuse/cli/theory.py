@@ -36,36 +36,38 @@ def theory(
     Compares the measurements on MODEL and its reference with the predictions of docs/theory.md.
     """
     from rich.console import Console
-    from rich.table import Table
 
-    from defuse.experiments.theory.run import HEAD, Request, check, run, table
+    from defuse.evaluate.sources import Asking
+    from defuse.experiments.theory.run import Request, check, run
     from defuse.questions import SENTENCE
+    from defuse.report.format import screen_table
     from defuse.utils.progress import shown
 
-    plan = check(
-        Request(
-            model,
-            reference,
-            questions,
-            perturb,
-            out,
-            position,
-            sentence or SENTENCE,
-            score,
-            subject,
-            limit,
-            tuple(layers or ()),
-            tuple(noise_std or Request.noise_stds),
-            device,
-            dtype,
-            seed,
-        )
+    request = Request(
+        model,
+        reference,
+        questions,
+        perturb,
+        out,
+        position,
+        sentence or SENTENCE,
+        subject,
+        Asking(limit=limit, score=score, seed=seed),
+        tuple(layers or ()),
+        tuple(map(_number, noise_std or Request.noise_stds)),
+        device,
+        dtype,
     )
+    plan = check(request)
     with shown() as progress:
-        result = run(plan, progress)
-    rows = Table(*HEAD, title="flip rates: predicted, and measured on the model itself")
-    for row in table(result):
-        rows.add_row(*row)
+        table = run(plan, progress)
     console = Console()
-    console.print(rows)
-    console.print(f"written: {out}", markup=False)
+    console.print(screen_table(table))
+    console.print(f"Written: {out}", markup=False)
+
+
+def _number(text: str | float) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # such as "1x"

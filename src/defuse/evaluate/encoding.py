@@ -8,8 +8,24 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from defuse.evaluate.answers import Settings
 from defuse.evaluate.token_tree import TokenPair
+from defuse.questions import Question, ask, continuations, few_shot_part
 from defuse.utils.errors import UsageError
+
+
+def encode_questions(
+    questions: Sequence[Question], settings: Settings, tokenizer: PreTrainedTokenizerBase
+) -> list[list[TokenPair]]:
+    """Encode each question, as the evaluation asks it, with each of its answers."""
+    front = few_shot_part(settings.subject, settings.few_shot, settings.score)
+    pairs = [
+        (front + ask(question, settings.score), answer)
+        for question in questions
+        for answer in continuations(question, settings.score)
+    ]
+    encoded = iter(encode_pairs(pairs, tokenizer))
+    return [[next(encoded) for _ in question.choices] for question in questions]
 
 
 def encode_pairs(

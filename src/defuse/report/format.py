@@ -3,6 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
 from defuse.report import TableData
 from defuse.statistics import Interval
 
@@ -34,3 +38,13 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def captioned(table: TableData) -> str:
     """The same behind its caption."""
     return f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}"
+
+
+def screen_table(table: TableData) -> Table:
+    """The same for a terminal, with its caption above; brackets in cells are no markup."""
+    shown = Table(title=table.caption, box=SIMPLE_HEAD)
+    for name in table.head:
+        shown.add_column(name, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    return shown

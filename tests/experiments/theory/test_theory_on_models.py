@@ -9,32 +9,39 @@ import torch
 
 from defuse import cli
 from defuse.evaluate import Settings
-from defuse.experiments.theory import compare_layer, measure_shifts
+from defuse.evaluate.answers import Part
+from defuse.experiments.theory.rates import compare_layer
 from defuse.experiments.theory.run import quarter_points
-from defuse.experiments.theory.shifts import answer_loss, request_of, start
+from defuse.experiments.theory.shifts import (
+    answer_loss,
+    encode_right,
+    measure_flips,
+    measure_shifts,
+    start,
+)
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
 from defuse.questions import FORGET_TOKEN, Perturbation, Question
 from tests.conftest import build_llama, build_tokenizer
+from tests.helpers.schemas import validate
 
-QUESTIONS = [
+QUESTIONS = tuple(
     Question(f"q{i}", f"What does the cat number {i} see?", ("bird", "tree", "moon", "cat"), i % 4)
     for i in range(24)
-]
+)
 PERTURBATION = Perturbation(("mumps", "rabies"), "before")
-PAIRS = [(q, PERTURBATION.variants(q, 0)[FORGET_TOKEN]) for q in QUESTIONS]
 LOADED = LoadedModel(build_llama(), build_tokenizer(), "tiny")
 
 
 @pytest.mark.parametrize("score", ["letters", "cloze"])
 def test_states_and_shifts_are_those_of_plain_forward_passes(score):
-    settings = Settings(score)
-    shifts = measure_shifts(LOADED, PAIRS[:3], settings)
+    part = Part(QUESTIONS[:3], Settings(score, seed=0))
+    shifts = measure_shifts(LOADED, part, PERTURBATION)
     assert shifts.shift.shape == shifts.gradient.shape == (4, 3, 32)
-    for number, pair in enumerate(PAIRS[:3]):
+    for number, question in enumerate(part.questions):
         states = []
-        for question in pair:
-            request = request_of(question, LOADED, settings)
+        perturbed = PERTURBATION.variants(question, 0)[FORGET_TOKEN]
+        for request in encode_right([question, perturbed], part.settings, LOADED):
             ids = torch.tensor([request.context])
             with torch.no_grad():
                 seen = LOADED.model(ids, output_hidden_states=True).hidden_states
@@ -45,9 +52,9 @@ def test_states_and_shifts_are_those_of_plain_forward_passes(score):
 
 
 def test_gradients_are_the_loss_s_slope_along_any_direction():
-    settings, decoder = Settings("cloze"), Decoder(LOADED.model)
-    shifts = measure_shifts(LOADED, PAIRS[:2], settings)
-    request = request_of(QUESTIONS[1], LOADED, settings)
+    part, decoder = Part(QUESTIONS[:2], Settings("cloze")), Decoder(LOADED.model)
+    shifts = measure_shifts(LOADED, part, PERTURBATION)
+    _, request = encode_right(part.questions, part.settings, LOADED)
     hidden, inputs, last = start(decoder, request)
     direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
     for layer in (0, 2):
@@ -64,7 +71,7 @@ def test_gradients_are_the_loss_s_slope_along_any_direction():
 
 
 def test_the_loss_is_the_answer_s_negative_log_probability():
-    request = request_of(QUESTIONS[2], LOADED, Settings("cloze"))
+    (request,) = encode_right(QUESTIONS[2:3], Settings("cloze"), LOADED)
     decoder = Decoder(LOADED.model)
     with torch.no_grad():
         hidden, inputs, last = start(decoder, request)
@@ -79,9 +86,12 @@ def test_the_loss_is_the_answer_s_negative_log_probability():
 
 
 def test_little_noise_reverses_no_effect_and_much_noise_reverses_many():
-    settings = Settings("letters")
-    shifts = measure_shifts(LOADED, PAIRS, settings)
-    found = [compare_layer(LOADED, QUESTIONS, settings, shifts, 1, std) for std in (1e-5, 10.0)]
+    part = Part(QUESTIONS, Settings("letters", seed=0))
+    shifts = measure_shifts(LOADED, part, PERTURBATION)
+    found = [
+        compare_layer(shifts, 1, std, measure_flips(LOADED, part, shifts, 1, std))
+        for std in (1e-5, 10.0)
+    ]
     assert found[0].measured.value < 0.05
     assert found[0].isotropic < 0.01
     assert found[1].measured.value > 0.2
@@ -121,6 +131,8 @@ def test_the_command_writes_table_figure_and_data(
     assert not Path("found").exists()
     assert call() == 0
     data = json.loads(Path("found/theory.json").read_text())
+    validate("theory", data)
+    assert data["fingerprints"]["model"] == data["fingerprints"]["reference"]
     assert [report["layer"] for report in data["reports"]["model"]] == [1]
     assert data["reports"]["model"] == data["reports"]["reference"]  # one model, twice
     for name in ("theory.md", "theory.png", "theory.svg"):

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.lens.probe import alike, mask
-from defuse.attacks.prompts import question_requests
 from defuse.evaluate import Settings
+from defuse.evaluate.encoding import encode_questions
 from defuse.evaluate.loglikelihood import (
     DEVICE_TOKEN_BUDGET,
     TOKEN_BUDGET,
@@ -47,7 +47,7 @@ def prompts_of(
     length: int,
 ) -> list[TextPrompt]:
     """Encode the questions as they are asked, cut on the left to `length` tokens."""
-    return [_prompt(each, length) for each in question_requests(tokenizer, questions, settings)]
+    return [_prompt(each, length) for each in encode_questions(questions, settings, tokenizer)]
 
 
 def _prompt(requests: Sequence[TokenPair], length: int) -> TextPrompt:

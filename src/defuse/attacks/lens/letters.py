@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.lens.probe import alike
-from defuse.attacks.prompts import question_requests
 from defuse.evaluate import Settings
+from defuse.evaluate.encoding import encode_questions
 from defuse.evaluate.loglikelihood import DEVICE_TOKEN_BUDGET, TOKEN_BUDGET, batches_by_length
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import evaluation_mode
@@ -43,7 +43,7 @@ def prompts_of(
 
     Raises UsageError for a letter of several tokens.
     """
-    asked = question_requests(tokenizer, questions, settings)
+    asked = encode_questions(questions, settings, tokenizer)
     for question, requests in zip(questions, asked, strict=True):
         for letter, request in zip(continuations(question, "letters"), requests, strict=True):
             if len(request.continuation) != 1:

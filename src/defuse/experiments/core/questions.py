@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from defuse.evaluate import Settings
-from defuse.evaluate.encoding import encode_pairs
+from defuse.evaluate.encoding import encode_questions
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import (
@@ -23,7 +23,7 @@ from defuse.experiments.core.answers import (
 )
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
-from defuse.questions import Perturbation, Question, ask, continuations, few_shot_part
+from defuse.questions import Perturbation, Question, ask
 from defuse.utils.progress import SILENT, Progress
 
 QuestionSets = Mapping[str, Sequence[Question]]  # "forget", then retain sets, by name
@@ -49,19 +49,9 @@ class Probe:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenPair]]:
         """Token ids of every group's prompts, each with all of its continuations."""
-        score_by = self.settings.score
-        before = few_shot_part(self.settings.subject, self.settings.few_shot, score_by)
-        pairs = [
-            (before + ask(question, score_by), continuation)
-            for group in self.groups
-            for _, question in group
-            for continuation in continuations(question, score_by)
-        ]
-        requests = iter(encode_pairs(pairs, tokenizer))
-        return [
-            [next(requests) for _, question in group for _ in question.choices]
-            for group in self.groups
-        ]
+        questions = [question for group in self.groups for _, question in group]
+        asked = iter(encode_questions(questions, self.settings, tokenizer))
+        return [[pair for _ in group for pair in next(asked)] for group in self.groups]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shifts of hidden states by a forget-token, and gradients there, measured on a model.
+"""What a forget-token and noise do to hidden states and to the loss, measured on a model.
 
 All values are those at the last token of the prompt, where the answer is predicted.
 """
@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from defuse.evaluate import Settings
-from defuse.evaluate.encoding import encode_pairs
+from defuse.evaluate.answers import Part
+from defuse.evaluate.encoding import encode_questions
 from defuse.evaluate.token_tree import TokenPair
 from defuse.losses.tokens import next_token_log_probs
 from defuse.models.decoder import BlockInputs, Decoder
 from defuse.models.freeze import frozen_model
 from defuse.models.load import LoadedModel
-from defuse.questions import Question, Score, ask, continuations, few_shot_part
+from defuse.questions import FORGET_TOKEN, Perturbation, Question
 from defuse.utils.precision import upcast
 from defuse.utils.progress import SILENT, Progress
+from defuse.utils.random import generator
+
+NOISE_DRAWS = 4  # for each question
 
 
 @dataclass(frozen=True)
@@ -41,33 +45,59 @@ class Shifts:
 
 
 def measure_shifts(
-    loaded: LoadedModel,
-    pairs: Sequence[tuple[Question, Question]],
-    settings: Settings,
-    progress: Progress = SILENT,
+    loaded: LoadedModel, part: Part, perturbation: Perturbation, progress: Progress = SILENT
 ) -> Shifts:
-    """Run (original, perturbed) pairs of questions and keep the values at every layer."""
-    decoder = Decoder(loaded.model)
-    shifts, gradients, states = [], [], []
+    """Run each question without and with a forget-token, and keep the values at every layer."""
+    settings = part.settings
+    perturbed = [perturbation.variants(q, settings.seed)[FORGET_TOKEN] for q in part.questions]
+    both = (encode_right(each, settings, loaded) for each in (part.questions, perturbed))
+    decoder, states, gradients, shifts = Decoder(loaded.model), [], [], []
     with frozen_model(loaded.model):
-        for original, perturbed in pairs:
-            state, gradient = _state_and_gradient(decoder, request_of(original, loaded, settings))
-            other = _states(decoder, request_of(perturbed, loaded, settings))
+        for original, other in zip(*both, strict=True):
+            state, gradient = _state_and_gradient(decoder, original)
             states.append(state)
             gradients.append(gradient)
-            shifts.append(other - state)
+            shifts.append(_state(decoder, other) - state)
             progress.advance()
-    stacked = torch.stack(states, dim=1)
-    spread = stacked.var(dim=1, unbiased=False).mean(dim=-1).sqrt()
+    spread = torch.stack(states, dim=1).var(dim=1, unbiased=False).mean(dim=-1).sqrt()
     return Shifts(torch.stack(shifts, dim=1), torch.stack(gradients, dim=1), spread)
 
 
-def request_of(question: Question, loaded: LoadedModel, settings: Settings) -> TokenPair:
-    """Encode the prompt and the right answer of a question."""
-    how: Score = settings.score
-    context = few_shot_part(settings.subject, settings.few_shot, how) + ask(question, how)
-    answer = continuations(question, how)[question.answer]
-    return encode_pairs([(context, answer)], loaded.tokenizer)[0]
+@torch.no_grad()
+def measure_flips(
+    loaded: LoadedModel, part: Part, shifts: Shifts, layer: int, noise_std: float
+) -> list[bool]:
+    """Whether noise reverses the sign of the loss change, for each question and draw of noise.
+
+    The model continues from the shifted state of `layer`, without and with noise of the standard
+    deviation `noise_std`.
+    """
+    decoder, found = Decoder(loaded.model), []
+    requests = encode_right(part.questions, part.settings, loaded)
+    with frozen_model(loaded.model):
+        for question, request, shift in zip(
+            part.questions, requests, shifts.shift[layer], strict=True
+        ):
+            hidden, inputs, last = start(decoder, request)
+            hidden = decoder.run(hidden, inputs, 0, layer + 1)
+            rows = hidden.expand(2 + NOISE_DRAWS, -1, -1).clone()  # as it is, shifted, and noised
+            rng = generator(part.settings.seed, "theory", layer, question.id)
+            noise = torch.randn(NOISE_DRAWS, hidden.shape[-1], generator=rng)
+            rows[1:, last] += shift.to(rows)
+            rows[2:, last] += (noise_std * noise).to(rows)
+            final = decoder.run(rows, inputs, layer + 1, decoder.num_layers)
+            losses = answer_loss(decoder, final, request, last)
+            without, with_noise = losses[1] - losses[0], losses[2:] - losses[0]
+            found += (without * with_noise < 0).tolist()
+    return found
+
+
+def encode_right(
+    questions: Sequence[Question], settings: Settings, loaded: LoadedModel
+) -> list[TokenPair]:
+    """Encode each question's prompt with its right answer."""
+    asked = encode_questions(questions, settings, loaded.tokenizer)
+    return [pairs[question.answer] for question, pairs in zip(questions, asked, strict=True)]
 
 
 def start(decoder: Decoder, request: TokenPair) -> tuple[Tensor, BlockInputs, int]:
@@ -89,21 +119,25 @@ def answer_loss(decoder: Decoder, hidden: Tensor, request: TokenPair, last: int)
 def _state_and_gradient(decoder: Decoder, request: TokenPair) -> tuple[Tensor, Tensor]:
     """Compute the states at the last prompt token and the loss's gradients there, both (L, d)."""
     hidden, inputs, last = start(decoder, request)
-    seen = [hidden.detach().requires_grad_()]
-    for layer in range(decoder.num_layers):
-        seen.append(decoder.run(seen[-1], inputs, layer, layer + 1))
-    loss = answer_loss(decoder, seen[-1], request, last)
-    gradients = torch.autograd.grad(loss.sum(), seen[1:])
-    picked = [torch.stack([each[0, last] for each in some]) for some in (seen[1:], gradients)]
-    state, gradient = (upcast(each.detach()).cpu() for each in picked)
-    return state, gradient
+    states = _by_layer(decoder, hidden.detach().requires_grad_(), inputs)
+    loss = answer_loss(decoder, states[-1], request, last)
+    return _at(last, states), _at(last, torch.autograd.grad(loss.sum(), states))
 
 
 @torch.no_grad()
-def _states(decoder: Decoder, request: TokenPair) -> Tensor:
+def _state(decoder: Decoder, request: TokenPair) -> Tensor:
     hidden, inputs, last = start(decoder, request)
-    states = []
+    return _at(last, _by_layer(decoder, hidden, inputs))
+
+
+def _by_layer(decoder: Decoder, hidden: Tensor, inputs: BlockInputs) -> list[Tensor]:
+    """The output of every block, (1, time, d) each."""
+    states = [hidden]
     for layer in range(decoder.num_layers):
-        hidden = decoder.run(hidden, inputs, layer, layer + 1)
-        states.append(upcast(hidden[0, last]).cpu())
-    return torch.stack(states)
+        states.append(decoder.run(states[-1], inputs, layer, layer + 1))
+    return states[1:]
+
+
+def _at(token: int, by_layer: Sequence[Tensor]) -> Tensor:
+    """The values at one token, (L, d)."""
+    return upcast(torch.stack([each[0, token] for each in by_layer]).detach()).cpu()
