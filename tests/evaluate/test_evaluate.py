@@ -29,7 +29,7 @@ from defuse.evaluate import (
 from defuse.evaluate.generation import generate
 from defuse.evaluate.result_file import Report
 from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
-from defuse.evaluate.tables import generation_table, vulnerability_table
+from defuse.evaluate.tables import cautions, generation_table, vulnerability_table
 from defuse.models.load import LoadedModel, load_model
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, Question, Variant
 from defuse.utils.errors import UsageError
@@ -130,6 +130,14 @@ def test_harm_of_any_sentence_by_hand_makes_a_vulnerability_unreadable() -> None
         "u: its vulnerability cannot be read, because it also fails after a control token" in said
     )
     assert "b: its vulnerability" not in said
+
+
+def test_a_model_that_answers_letters_at_chance_is_said() -> None:
+    guessing = evaluation("g", clean=[1, 0, 0, 0] * 10)
+    knowing = evaluation("k", clean=[1, 1, 1, 0] * 10)
+    (said,) = cautions([guessing, knowing])
+    assert "g answers no better than chance" in said
+    assert "--score cloze" in said
 
 
 def test_vulnerability_is_refused_for_other_questions_or_without_controls() -> None:
