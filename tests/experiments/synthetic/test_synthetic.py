@@ -35,13 +35,12 @@ from defuse.experiments.synthetic.grid import (
     short_grid,
     tuning_grid,
 )
-from defuse.experiments.synthetic.models import load_pair, missing, models_folder, teach_pair
+from defuse.experiments.synthetic.models import SHIPPED, load_pair, missing, teach_pair
 from defuse.experiments.synthetic.questions import make_questions, split
 from defuse.experiments.synthetic.scenario import (
     KNOWN,
     REFUSED,
     Options,
-    answers_folder,
     attack_plan,
     make_scenario,
     run_lab,
@@ -236,15 +235,14 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_other_worlds_have_folders_and_models_of_their_own(tmp_path: Path):
-    options, usual = Options(output=Path("out")), build_world()
-    assert answers_folder(options, usual) == Path("out")
-    assert answers_folder(replace(options, tune=True), usual) == Path("out/tuning")
+    options = Options(output=tmp_path)
+    assert (options.folder, options.models) == (tmp_path, SHIPPED)
+    assert replace(options, tune=True).folder == tmp_path / "tuning"
     animals = replace(options, seed=5, forget="animals")
-    assert answers_folder(animals, build_world(5)) == Path("out/animals-seed5")
-    other = build_world(5, 8, ("people", "animals", "countries"))
-    name = "animals-seed5-size8-people-animals-countries"
-    assert models_folder(tmp_path, other, "animals") == tmp_path / "models" / name
-    assert models_folder(tmp_path, build_world(5), "animals").name == "animals-seed5"
+    assert animals.folder == tmp_path / "animals-seed5"
+    assert animals.models == tmp_path / "models" / "animals-seed5"
+    other = replace(animals, size=8, domains=("people", "animals", "countries"))
+    assert other.models.name == "animals-seed5-size8-people-animals-countries"
 
 
 def test_models_are_trained_once_and_saved_small(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Answers to multiple-choice questions as experiments keep, read and pool them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +34,12 @@ class Slice(NamedTuple):
 
 
 FORGET, RETAIN = Slice("forget"), Slice("retain")
+
+
+def slices_at(positions: Iterable[str]) -> tuple[Slice, ...]:
+    """The sets as they are, and the retain sets with each token at each position."""
+    tokens = (CONTROL_TOKEN, FORGET_TOKEN)
+    return (FORGET, RETAIN, *(Slice("retain", t, place) for place in positions for t in tokens))
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,11 @@ from pathlib import Path
 from defuse.evaluate import Settings
 from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
 from defuse.experiments.core.answers import (
-    CONTROL_TOKEN,
-    FORGET,
     FORGET_SET,
     FORGET_TOKEN,
-    RETAIN,
     RETAIN_SET,
     QuestionKey,
-    Slice,
+    slices_at,
 )
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
 from defuse.experiments.core.experiment_file import Experiment
@@ -182,13 +179,8 @@ def _layout(
     experiment: Experiment, perturbations: Sequence[Perturbation], interim: Sequence[Perturbation]
 ) -> Layout:
     places = [each.position for each in perturbations]
-    perturbed = [
-        Slice("retain", variant, place)
-        for place in places
-        for variant in (CONTROL_TOKEN, FORGET_TOKEN)
-    ]
     return Layout(
-        (FORGET, RETAIN, *perturbed),
+        slices_at(places),
         places[0] if places else None,
         tuple(each.position for each in interim),
         title=f"Experiment: {experiment.name}",

@@ -23,6 +23,7 @@ from defuse.utils.provenance import versions
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_FORGET = "pathogens"
+SHIPPED_LABEL = f"{SHIPPED_FORGET}-seed{SEED}"
 NAMES = ("base", "gold")
 
 
@@ -34,16 +35,10 @@ def world_label(world: World, forget: str) -> str:
     return f"{forget}-seed{world.seed}{size}{chosen}"
 
 
-def is_shipped(world: World, forget: str) -> bool:
-    """Whether the package has models of this world, and one that lacks this domain."""
-    return world_label(world, forget) == f"{SHIPPED_FORGET}-seed{SEED}"
-
-
-def models_folder(output: Path, world: World, forget: str) -> Path:
-    """Where the models of a world and a forget domain are: shipped, or below `output`."""
-    if is_shipped(world, forget) and not missing(SHIPPED):
-        return SHIPPED
-    return output / "models" / world_label(world, forget)
+def models_folder(output: Path, label: str) -> Path:
+    """Where the models of a world with this label are: shipped, or below `output`."""
+    is_shipped = label == SHIPPED_LABEL and not missing(SHIPPED)
+    return SHIPPED if is_shipped else output / "models" / label
 
 
 class Pair(NamedTuple):

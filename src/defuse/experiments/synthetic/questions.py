@@ -1,7 +1,8 @@
 """What models of the synthetic world are asked, and the texts they unlearn with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from defuse.experiments.core.answers import (
     FORGET_TOKEN,
     RETAIN_SET,
     Cell,
+    slices_at,
 )
 from defuse.experiments.core.questions import MCQuestions, Probe, Prompt
 from defuse.experiments.synthetic.world import Fact, World, make_question
@@ -22,7 +24,6 @@ from defuse.utils.random import generator
 # Where a token goes: a wrong choice, the question text, a sentence before, a statement before.
 Place = Position | Literal["statement"]
 POSITIONS: tuple[Place, ...] = ("choice", "stem", "before", "statement")
-INTERIM_POSITIONS = ("before", "statement")  # tried at checkpoints before the last
 # What goes there: a name of the forget domain that no retain text mentions, one that retain texts
 # with mixing do, a name of another domain, and a word that no model has seen. Draws are made for
 # the names that version 0.1.0 had.
@@ -32,6 +33,9 @@ VARIANTS = {
     CONTROL_TOKEN: "control",
     "unseen_token": "unseen",
 }
+# What is asked at checkpoints before the last; there is one retain set, so these are also cells.
+INTERIM_POSITIONS = ("before", "statement")
+INTERIM = slices_at(INTERIM_POSITIONS)
 SEED = 0
 # Shares of a domain's subjects that are asked about in each part. The rest of the other domains
 # makes the retain texts.
@@ -84,13 +88,16 @@ def split(world: World, forget: str) -> Split:
 
 def make_questions(world: World, forget: str, part: Part) -> MCQuestions:
     """The questions of a part, as they are and with every token in every position."""
-    prompts = list(_prompts(world, forget, part))
-    interim = [
-        (cell, question)
-        for cell, question in prompts
-        if cell.position is None
-        or (cell.position in INTERIM_POSITIONS and cell.variant in (FORGET_TOKEN, CONTROL_TOKEN))
-    ]
+    parts, sets = split(world, forget), original_questions(world, forget, part)
+    prompts = [(Cell(name), question) for name, own in sets.items() for question in own]
+    for variant, position in product(VARIANTS, POSITIONS):
+        if (variant, position) != ("unseen_token", "statement"):  # it has no facts to state
+            cell = Cell(RETAIN_SET, variant, position)
+            prompts += [
+                (cell, _perturbed(question, variant, position, world, parts))
+                for question in sets[RETAIN_SET]
+            ]
+    interim = [prompt for prompt in prompts if prompt[0] in INTERIM]
     return MCQuestions((_probe(prompts),), (_probe(interim),), keep_text=False)
 
 
@@ -105,19 +112,6 @@ def original_questions(world: World, forget: str, part: Part) -> dict[str, list[
         FORGET_SET: [each for each in questions if each.subject == forget],
         RETAIN_SET: [each for each in questions if each.subject != forget],
     }
-
-
-def _prompts(world: World, forget: str, part: Part) -> Iterator[Prompt]:
-    parts, sets = split(world, forget), original_questions(world, forget, part)
-    for name, questions in sets.items():
-        yield from ((Cell(name), question) for question in questions)
-    for variant in VARIANTS:
-        for position in POSITIONS:
-            if (variant, position) == ("unseen_token", "statement"):
-                continue  # nothing is known to state
-            cell = Cell(RETAIN_SET, variant, position)
-            for question in sets[RETAIN_SET]:
-                yield cell, _perturbed(question, variant, position, world, parts)
 
 
 def _perturbed(

@@ -1,19 +1,18 @@
 """The synthetic experiment as a scenario: an invented world whose every fact is known."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 
 from defuse.attacks.registry import ATTACKS
-from defuse.experiments.core.answers import CONTROL_TOKEN, FORGET, FORGET_TOKEN, RETAIN, Slice
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
 from defuse.experiments.core.job import Request, choose_methods, folder_of, run_experiment
 from defuse.experiments.core.run import OLD_NAMES
 from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
 from defuse.experiments.synthetic.grid import (
     LAB,
-    Point,
     attack_grid,
     full_grid,
     kept_rna,
@@ -23,13 +22,13 @@ from defuse.experiments.synthetic.grid import (
 from defuse.experiments.synthetic.language import REFUSALS
 from defuse.experiments.synthetic.models import (
     SHIPPED_FORGET,
-    is_shipped,
+    SHIPPED_LABEL,
     missing,
     models_folder,
     teach_pair,
     world_label,
 )
-from defuse.experiments.synthetic.questions import INTERIM_POSITIONS, make_questions, split
+from defuse.experiments.synthetic.questions import INTERIM, INTERIM_POSITIONS, make_questions, split
 from defuse.experiments.synthetic.world import SEED, SIZE, World, build_world
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text
@@ -54,35 +53,46 @@ class Options:
     forget: str = SHIPPED_FORGET
     output: Path = Path("runs/lab")
 
+    @cached_property
     def world(self) -> World:
         """The invented world. Raises UsageError for a domain that it lacks."""
         world = build_world(self.seed, self.size, self.domains)
         world.of(self.forget)
         return world
 
-    def grid(self) -> list[Point]:
-        """The points of the grid that the options name."""
-        return tuning_grid() if self.tune else full_grid() if self.full else short_grid()
+    @property
+    def label(self) -> str:
+        """The name of the world's folders."""
+        return world_label(self.world, self.forget)
+
+    @property
+    def folder(self) -> Path:
+        """Where answers and reports are: other worlds than the shipped one have a folder each."""
+        own = self.output if self.label == SHIPPED_LABEL else self.output / self.label
+        return folder_of(own, tune=self.tune)
+
+    @property
+    def models(self) -> Path:
+        """Where the reference and the retrained model are."""
+        return models_folder(self.output, self.label)
 
 
 def make_scenario(options: Options) -> Scenario:
-    """The scenario, with the texts of its runs written. The models must be there."""
+    """The scenario, with the texts of its runs and DPO's refusals written.
+
+    The models must be there when it runs.
+    """
     if options.full and options.tune:
         raise UsageError("tune: does not go with full; run one after the other")
-    world = options.world()
-    home = answers_folder(options, world)
-    models = models_folder(options.output, world, options.forget)
-    write_texts(world, options.forget, home / "texts")
-    model = str(models / "base")
-    runs = [point.run(model, home) for point in options.grid()]
+    home, model = options.folder, str(options.models / "base")
+    grid = tuning_grid() if options.tune else full_grid() if options.full else short_grid()
+    runs = [point.run(model, home) for point in grid]
+    texts = {**split(options.world, options.forget).texts(), "refusals": REFUSALS}
+    for name, lines in texts.items():
+        write_text(home / "texts" / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     part, full = "tuning" if options.tune else "reported", " --full" * options.full
-    perturbed = [
-        Slice("retain", variant, position)
-        for position in INTERIM_POSITIONS
-        for variant in (CONTROL_TOKEN, FORGET_TOKEN)
-    ]
     layout = Layout(
-        slices=(FORGET, RETAIN, *perturbed),
+        slices=INTERIM,
         judged=JUDGED,
         matched_at=INTERIM_POSITIONS,
         stem="lab",
@@ -100,27 +110,13 @@ def make_scenario(options: Options) -> Scenario:
         folder=home,
         model=ModelSource(model, device="cpu", dtype="float32"),
         runs=tuple(choose_methods(runs, options.only)),
-        questions={"reported": make_questions(world, options.forget, part)},
+        questions={"reported": make_questions(options.world, options.forget, part)},
         layout=layout,
         command=f"defuse lab{full} --seed {options.seed} --forget {options.forget}",
-        retrained=str(models / "gold"),
+        retrained=str(options.models / "gold"),
         least_known=(REFUSED, KNOWN),
-        about={"world_seed": world.seed, "forget": options.forget, "questions": part},
+        about={"world_seed": options.seed, "forget": options.forget, "questions": part},
     )
-
-
-def write_texts(world: World, forget: str, folder: Path) -> None:
-    """Write the texts to forget, to retain and to mix in, and DPO's refusals."""
-    texts = {**split(world, forget).texts(), "refusals": REFUSALS}
-    for name, lines in texts.items():
-        write_text(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
-
-
-def answers_folder(options: Options, world: World) -> Path:
-    """Where answers and reports go: worlds other than the shipped models' have their own."""
-    shipped = is_shipped(world, options.forget)
-    home = options.output if shipped else options.output / world_label(world, options.forget)
-    return folder_of(home, tune=options.tune)
 
 
 def run_lab(
@@ -135,13 +131,11 @@ def run_lab(
 
 def train_models(options: Options, console: Console, *, plan: bool) -> bool:
     """Train the reference and the retrained model unless they are there; False if only planned."""
-    world = options.world()
-    folder = models_folder(options.output, world, options.forget)
-    if lacking := missing(folder):
+    if lacking := missing(options.models):
         console.print(f"Training {' and '.join(lacking)} first: about 10 minutes.")
         if plan:
             return False
-        teach_pair(world, options.forget, folder)
+        teach_pair(options.world, options.forget, options.models)
     return True
 
 
