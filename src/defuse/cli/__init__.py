@@ -1,12 +1,15 @@
 """The command line: one file per verb, heavy imports inside the verbs."""
 
+import os
 import sys
 import warnings
-from typing import TextIO
+from collections.abc import Sequence
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 from defuse.cli.attack import attack
+from defuse.cli.crash import prepare_streams, sentence, shows_traceback, write_report
 from defuse.cli.evaluate import evaluate
 from defuse.cli.experiment import experiment
 from defuse.cli.finetune import finetune
@@ -27,6 +30,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
+    ] = False,
+) -> None:
+    """Unlearn knowledge from language models, and measure whether it holds."""
+
+
 app.command()(unlearn)
 app.command()(evaluate)
 app.command()(attack)
@@ -43,20 +57,40 @@ app.add_typer(recipes, name="recipes")
 
 
 def main() -> None:
-    """Run the command line: bad input is one line and exit code 2, Ctrl-C exit code 130."""
+    """Run the command line: bad input is one line and exit code 2, Ctrl-C exit code 130.
+
+    An error that nobody foresaw is one line with the name of a report, and exit code 1; `--debug`
+    shows its traceback.
+    """
+    prepare_streams()
+    debug = shows_traceback(sys.argv)
+    arguments = sys.argv[1:]
     warnings.simplefilter("always", Caution)
     warnings.showwarning = _show
     try:
         app()
     except UsageError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever reads the output has left, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
+        if debug:
+            raise
         _fail(f"{error.filename or 'file'}: {error.strerror or error}; mend that and run it again")
     except RuntimeError as error:
         # By name, so that no verb has to wait for PyTorch.
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        _fail("device: out of memory; lower batch_size or the topics' lengths, or use another")
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail("device: out of memory; lower batch_size or the topics' lengths, or use another")
+        _crash(error, arguments, debug=debug)
+    except Exception as error:
+        _crash(error, arguments, debug=debug)
+
+
+def _crash(error: Exception, arguments: Sequence[str], *, debug: bool) -> NoReturn:
+    if debug:
+        raise error
+    _fail(sentence(error, write_report(error, arguments)), code=1)
 
 
 def _show(
@@ -75,6 +109,6 @@ def _show(
         stream.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
-def _fail(sentence: str) -> None:
-    print(f"defuse: {sentence}", file=sys.stderr)
-    sys.exit(2)
+def _fail(said: str, code: int = 2) -> NoReturn:
+    print(f"defuse: {said}", file=sys.stderr)
+    sys.exit(code)
