@@ -16,16 +16,17 @@ from defuse.attacks.gcg.search import Search
 from defuse.cli.reproduce import reproduce as command
 from defuse.evaluate.answers import Part, Settings
 from defuse.evaluate.tasks import SUITES, load_parts
-from defuse.experiments.reproduce.paper import ROWS
-from defuse.experiments.reproduce.request import Request
+from defuse.experiments.reproduce.request import Effort, Request
 from defuse.experiments.reproduce.run import check
 from defuse.experiments.reproduce.run import run as measure
-from defuse.experiments.reproduce.under_gcg import Effort, spread
+from defuse.experiments.reproduce.table import ROWS
+from defuse.experiments.reproduce.under_gcg import spread
 from defuse.questions import ORIGINAL, Question, ask, few_shot_part
 from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError
-from tests.conftest import CORPUS, build_llama
+from tests.conftest import CORPUS, build_llama, build_tokenizer
 from tests.helpers.benchmark_files import MMLU, write_mmlu_csv, write_wmdp_json
+from tests.helpers.schemas import validate
 from tests.helpers.tokenizers_on_the_spot import byte_bpe
 
 PAPER = {
@@ -87,7 +88,7 @@ def table() -> dict[str, list[str]]:
 def test_the_rows_are_the_paper_s() -> None:
     assert {row.benchmark: row.paper for row in ROWS} == PAPER
     for row in ROWS:
-        assert SUITES[row.suite].only(row.subjects).perturbation or row.variant == ORIGINAL
+        assert SUITES[row.suite].only(row.asked).perturbation or row.variant == ORIGINAL
     (gcg,) = (row for row in ROWS if row.is_attacked)
     assert gcg.benchmark == "MMLU under GCG"
 
@@ -134,9 +135,12 @@ def test_every_row_with_its_questions_is_measured_on_model_and_reference(run: Ru
     assert "with the control token" in shown["MMLU perturbed"][6]
     assert shown["MMLU under GCG"][2:5] == ["", "", ""]
     assert shown["MMLU under GCG"][6] == (
-        "needs --gcg N: how many questions to attack; each takes up to 500 steps of 512 suffixes"
+        "no protocol of 43.5 is known; needs --gcg N: how many questions to attack; each takes up "
+        "to 500 steps of 512 suffixes"
     )
     assert "from different runs" in " ".join(said.split())
+    assert "87 of 144" in shown["MMLU college biology"][6]
+    validate("reproduce", read())
 
 
 def test_rows_without_questions_say_what_they_need_and_come_later(
@@ -217,6 +221,18 @@ def test_rows_of_another_request_are_refused(run: Run) -> None:
     code, said = run("--limit", "2")
     assert code == 2
     assert "out: runs/reproduce/rows/wmdp-bio.json belongs to other limit" in said
+
+
+def test_rows_of_another_model_of_the_same_name_are_refused(run: Run) -> None:
+    write_wmdp_json(Path("data"), ["bio"])
+    assert run()[0] == 0
+    validate("reproduce", read())
+    Path("model").unlink()
+    build_llama(seed=1).save_pretrained("model")
+    build_tokenizer().save_pretrained("model")
+    code, said = run()
+    assert code == 2
+    assert "wmdp-bio.json belongs to other model files; name a new folder" in said
 
 
 # As version 0.1.0 wrote it: rows were kept in this file alone.
@@ -318,9 +334,7 @@ def test_some_questions_are_attacked_and_compared_with_themselves(
     assert re.search(r"before the attack; .* with random suffixes$", shown[6])
     assert not Path("runs/reproduce.partial").exists()
 
-    monkeypatch.setattr(
-        "defuse.experiments.reproduce.under_gcg.load_model", None
-    )  # it is not attacked again
+    monkeypatch.setattr("defuse.attacks.run.load_model", None)  # it is not attacked again
     assert lettered("--reference", "model", *GCG)[0] == 0
     code, said = lettered("--reference", "model", "--gcg", "6", *GCG[2:])
     assert code == 2
@@ -362,7 +376,7 @@ def test_a_model_that_cannot_be_attacked_is_refused_first(
 ) -> None:
     write_mmlu_csv(Path("data"))
     with monkeypatch.context() as patched:
-        for module in ("evaluate.run", "experiments.reproduce.under_gcg"):
+        for module in ("evaluate.run", "attacks.run"):
             patched.setattr(f"defuse.{module}.load_model", None)
         code, said = run("--gcg", "2")
     assert code == 2
@@ -396,7 +410,7 @@ class Recorded:
 
     def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
         self.stages[self._name].append(count)
-        if "GCG" in self._name and len(self.stages[self._name]) - 1 == self._stop:
+        if "GCG: gcg" in self._name and len(self.stages[self._name]) - 1 == self._stop:
             raise KeyboardInterrupt
 
 
@@ -408,22 +422,22 @@ def attack_stages(reference: str | None = None, stop: int = 0) -> dict[str, list
     progress = Recorded(stop)
     with suppress(KeyboardInterrupt):
         measure(check(request), progress)
-    return {name: values for name, values in progress.stages.items() if "GCG" in name}
+    return {name: values for name, values in progress.stages.items() if "GCG: gcg" in name}
 
 
 @pytest.mark.usefixtures("lettered")
 def test_progress_resumes_where_it_was_and_ends_complete() -> None:
-    count, *before = attack_stages(stop=8)["model under GCG"]
+    count, *before = attack_stages(stop=8)["model under GCG: gcg"]
     assert len(before) == 8
     assert count == 5 * (1 + 4) + 5  # steps; answers before, with random and with found suffixes
-    count, *after = attack_stages()["model under GCG"]
+    count, *after = attack_stages()["model under GCG: gcg"]
     assert min(before + after) > 0
     assert sum(after) == count
 
 
 @pytest.mark.usefixtures("lettered")
 def test_a_reference_that_is_the_model_is_attacked_once() -> None:
-    assert set(attack_stages(reference="model")) == {"model under GCG"}
+    assert set(attack_stages(reference="model")) == {"model under GCG: gcg"}
     found = json.loads(Path("out/mmlu-under-gcg.json").read_text())
     assert found["base"] == found["model"]
 

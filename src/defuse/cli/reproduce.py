@@ -31,14 +31,13 @@ def reproduce(
     A row whose questions are missing says what it needs. Measured rows are kept in OUT.
     """
     from rich.console import Console
-    from rich.table import Table
 
-    from defuse.experiments.reproduce.paper import CAPTION
-    from defuse.experiments.reproduce.request import Request
+    from defuse.experiments.reproduce.request import Effort, Request
     from defuse.experiments.reproduce.run import check, run
-    from defuse.experiments.reproduce.table import HEAD, table
-    from defuse.experiments.reproduce.under_gcg import Effort
+    from defuse.experiments.reproduce.table import table
     from defuse.models.load import resolve_device
+    from defuse.report import TableData
+    from defuse.report.format import screen_table
     from defuse.utils.distributed import join_processes
     from defuse.utils.progress import shown
 
@@ -49,12 +48,10 @@ def reproduce(
     with shown(quiet=not processes.is_first) as progress:
         found = run(plan, progress, processes)
     if processes.is_first:
-        console, printed = Console(), Table(*HEAD[:-1], title=CAPTION)
-        rows = table(found)
-        for row in rows:
-            printed.add_row(*row[:-1])
-        console.print(printed)
-        for row in rows:
+        console, rows = Console(), table(found)
+        figures = [row[:-1] for row in rows.rows]
+        console.print(screen_table(TableData(rows.caption, rows.head[:-1], figures)))
+        for row in rows.rows:
             if row[-1]:
-                console.print(f"{row[0]}: {row[-1]}", markup=False)
-        console.print(f"written: {out}", markup=False)
+                console.print(f"{row[0]}: {row[-1]}", highlight=False, markup=False)
+        console.print(f"Written: {out}", markup=False)

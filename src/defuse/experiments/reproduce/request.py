@@ -2,21 +2,41 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from defuse.experiments.reproduce.paper import ROWS, Row
-from defuse.experiments.reproduce.table import Found, Measured, markdown
-from defuse.experiments.reproduce.under_gcg import Effort
-from defuse.store import ResultStore, as_json, differences
-from defuse.utils.errors import UsageError
+from defuse.attacks.gcg import GCG
+from defuse.experiments.reproduce.table import ROWS, Found, Measured, Row, table
+from defuse.models.file_identity import file_identity
+from defuse.models.load import locate
+from defuse.report.format import markdown_table
+from defuse.store import SCHEMA_VERSION, ResultStore, as_json, differences
+from defuse.utils.errors import UsageError, require
 from defuse.utils.files import write_json, write_text
 from defuse.utils.provenance import versions
 
-SCHEMA_VERSION = 1
 RESULTS, TABLE, ROW_FOLDER = "reproduce.json", "reproduce.md", "rows"
+AS_JSON = TypeAdapter(Measured)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many questions are attacked (0 = none), and how hard.
+
+    The search takes at most `steps` steps a question and tries `width` suffixes in each.
+    """
+
+    questions: int = 0
+    steps: int = GCG.steps
+    width: int = GCG.search_width
+
+    def __post_init__(self) -> None:
+        require(self.questions >= 0, "gcg", self.questions, "is below 0; give 0 or more")
+        require(self.steps >= 1, "gcg-steps", self.steps, "is below 1; give 1 or more")
+        require(self.width >= 1, "gcg-width", self.width, "is below 1; give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -38,10 +58,17 @@ class Request:
     gcg: Effort = field(default_factory=Effort)
 
     @property
-    def order(self) -> dict[str, Any]:
-        """All that rows depend on, by the names that files have for it."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("out", "data", "reference")}
-        return as_json({"model": self.model, "base": self.reference} | kept)
+    def models(self) -> dict[str, str]:
+        """The models, by the names that files have for them."""
+        given = {"model": self.model, "base": self.reference}
+        return {role: name for role, name in given.items() if name is not None}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that rows depend on: the models' names and files, and the options."""
+        options = {k: v for k, v in asdict(self).items() if k not in ("out", "data", "reference")}
+        files = {f"{role} files": file_identity(locate(n)) for role, n in self.models.items()}
+        return as_json({**options, "base": self.reference, **files})
 
 
 def kept_rows(request: Request) -> dict[str, Measured]:
@@ -50,33 +77,36 @@ def kept_rows(request: Request) -> dict[str, Measured]:
     for row in ROWS:
         result = _store(request, row).get(_file_name(row))
         if result is not None:
-            found[row.benchmark] = _measured(result)
+            found[row.benchmark] = AS_JSON.validate_python(result)
     return found
 
 
 def write_rows(request: Request, found: Found) -> None:
     """Write each measured row to a file of its own, then all of them as JSON and as a table."""
-    rows, needs = {}, {}
+    needs = {name: figures for name, figures in found.items() if isinstance(figures, str)}
+    rows = {
+        name: AS_JSON.dump_python(each, by_alias=True)
+        for name, each in found.items()
+        if isinstance(each, Measured)
+    }
     for row in ROWS:
-        figures = found.get(row.benchmark)
-        if isinstance(figures, str):
-            needs[row.benchmark] = figures
-        elif figures is not None:
-            rows[row.benchmark] = _as_json(figures)
+        if row.benchmark in rows:
             store = _store(request, row)
             store.get_or_compute(_file_name(row), lambda row=row: rows[row.benchmark])
-    record = {"order": request.order, "rows": rows, "needs": needs, "versions": versions()}
+    record = {"order": request.identity, "rows": rows, "needs": needs, "versions": versions()}
     write_json(request.out / RESULTS, {"schema_version": SCHEMA_VERSION, **record})
-    write_text(request.out / TABLE, markdown(found))
+    shown = table(found)
+    text = f"{shown.caption}\n\n{markdown_table(shown.head, shown.rows)}"
+    write_text(request.out / TABLE, text)
 
 
 def _store(request: Request, row: Row) -> ResultStore:
-    return ResultStore(request.out / ROW_FOLDER, _identity(request.order, row), option="out")
+    return ResultStore(request.out / ROW_FOLDER, _identity(request.identity, row), option="out")
 
 
-def _identity(order: dict[str, Any], row: Row) -> dict[str, Any]:
+def _identity(whole: dict[str, Any], row: Row) -> dict[str, Any]:
     """All that one row depends on: the effort of the attack only matters where there is one."""
-    return {k: v for k, v in order.items() if k != "gcg" or row.is_attacked}
+    return {k: v for k, v in whole.items() if k != "gcg" or row.is_attacked}
 
 
 def _file_name(row: Row) -> str:
@@ -84,32 +114,20 @@ def _file_name(row: Row) -> str:
 
 
 def _rows_of_old_file(request: Request) -> dict[str, Measured]:
-    """Rows that version 0.1.0 kept in `reproduce.json` alone."""
+    """Rows that version 0.1.0 kept in `reproduce.json` alone, which knows models by name."""
     path = request.out / RESULTS
     if not path.is_file():
         return {}
     try:
         document = json.loads(path.read_text("utf-8"))
-        if "schema_version" in document:
-            return {}
-        old, rows = document["order"], document["rows"]
+        rows = {} if "schema_version" in document else document["rows"]
         kept = [row for row in ROWS if row.benchmark in rows]
-        found = {row.benchmark: _measured(rows[row.benchmark]) for row in kept}
+        found = {row.benchmark: AS_JSON.validate_python(rows[row.benchmark]) for row in kept}
+        olds = [_identity(document["order"], row) for row in kept]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: is damaged, or not a result ({error}); delete it") from error
-    for row in kept:
-        if other := differences(_identity(old, row), _identity(request.order, row)):
+    for old in olds:
+        wanted = {name: request.identity.get(name) for name in old}
+        if other := differences(old, wanted):
             raise UsageError(f"out: {path} belongs to other {', '.join(other)}; name a new folder")
     return found
-
-
-def _as_json(measured: Measured) -> dict[str, Any]:
-    """A row as files have it: the reference's accuracy is called `base` there."""
-    row = asdict(measured)
-    return as_json({("base" if key == "reference" else key): row[key] for key in row})
-
-
-def _measured(row: dict[str, Any]) -> Measured:
-    return TypeAdapter(Measured).validate_python(
-        {("reference" if key == "base" else key): value for key, value in row.items()}
-    )

@@ -1,74 +1,39 @@
-"""The questions of a benchmark under attack by GCG suffixes, which are searched to mislead.
+"""The questions of MMLU under attack by GCG suffixes, which are searched to mislead.
 
-The paper attacks all 14042 questions of MMLU, which would take months on one GPU. Here a given
-number of questions is attacked, evenly spread over all, with the search of Zou et al. (2307.15043,
-`defuse.attacks.gcg`).
+The summary of arXiv 2501.19202 has an accuracy under attack, but says neither which questions were
+attacked nor how; all 14042 would take months on one GPU. Here a given number of questions is
+attacked, evenly spread over all, with the search of Zou et al. (2307.15043, `defuse.attacks.gcg`).
 """
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from defuse.attacks import gcg, run
 from defuse.attacks.data import RETAIN, AttackData
-from defuse.attacks.findings import open_findings
-from defuse.attacks.gcg import GCG, check, run
 from defuse.attacks.results import Result
 from defuse.data.sampling import spread as evenly
-from defuse.evaluate import Interval, Settings
+from defuse.evaluate import Settings
 from defuse.evaluate.answers import Part
-from defuse.models.load import load_model, load_outline
+from defuse.evaluate.plan import unfinished
+from defuse.experiments.reproduce.request import Effort, Request
+from defuse.experiments.reproduce.table import Measured
 from defuse.questions import Question, few_shot_part
-from defuse.utils.errors import require
-from defuse.utils.identity import model_identity
-from defuse.utils.progress import SILENT, Progress
+from defuse.utils.files import write_json
+from defuse.utils.progress import SILENT, Labelled, Progress
+from defuse.utils.provenance import versions
+
+DETAILS = "mmlu-under-gcg.json"
+Attacks = Mapping[str, run.Plan]  # by the name of the attacked model
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How many questions are attacked (0 = none), and how hard.
-
-    The search takes at most `steps` steps a question and tries `width` suffixes in each.
-    """
-
-    questions: int = 0
-    steps: int = GCG.steps
-    width: int = GCG.search_width
-
-    def __post_init__(self) -> None:
-        require(self.questions >= 0, "gcg", self.questions, "is below 0; give 0 or more")
-        require(self.steps >= 1, "gcg-steps", self.steps, "is below 1; give 1 or more")
-        require(self.width >= 1, "gcg-width", self.width, "is below 1; give 1 or more")
-
-    @property
-    def needs(self) -> str:
-        """What the row under attack needs if no question is attacked."""
-        return (
-            "--gcg N: how many questions to attack; each takes up to "
-            f"{self.steps} steps of {self.width} suffixes"
-        )
-
-    def config(self, seed: int) -> GCG:
-        """The attack's settings: a suffix for each question that the model answers correctly."""
-        return GCG(
-            aims=("break",),
-            modes=("question",),
-            steps=self.steps,
-            search_width=self.width,
-            questions=0,
-            seed=seed,
-        )
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """Accuracies on the same `n` questions: original, with random suffixes, and under attack."""
-
-    n: int
-    before: Interval
-    random: Interval
-    after: Interval
+def needs(effort: Effort) -> str:
+    """What the row under attack needs if no question is attacked."""
+    return (
+        "--gcg N: how many questions to attack; each takes up to "
+        f"{effort.steps} steps of {effort.width} suffixes"
+    )
 
 
 def spread(parts: Sequence[Part], count: int) -> list[Question]:
@@ -86,70 +51,48 @@ def _whole(part: Part) -> list[Question]:
     return [replace(each, stem=front + each.stem.strip()) for each in part.questions]
 
 
-@dataclass(frozen=True)
-class Attack:
-    """The same questions and search for every model; unfinished work is kept in `folder`."""
-
-    questions: Sequence[Question]
-    config: GCG
-    folder: Path
-    device: str = "auto"
-    dtype: str = "auto"
-
-    @property
-    def data(self) -> AttackData:
-        """The questions as a retain set; GCG requires a forget set too, on which nothing runs."""
-        settings = Settings("letters", seed=self.config.seed)
-        return AttackData(self.questions[:1], self.questions, settings)
-
-    def check(self, name: str) -> None:
-        """Raise UsageError if GCG refuses the model `name`, without reading its weights."""
-        outline = load_outline(name, self.dtype)
-        check(outline.model, outline.tokenizer, self.data, self.config)
-
-    def on(self, name: str, role: str, progress: Progress = SILENT) -> Result:
-        """Attack the model `name`, whose unfinished work is named after its `role`.
-
-        Each step is on disk before the next one starts. Progress counts steps; a question whose
-        search ends early counts with all its steps. Raises UsageError if the unfinished work
-        belongs to other weights or another search, and for what GCG refuses.
-        """
-        loaded = load_model(name, device=self.device, dtype=self.dtype)
-        identity = {
-            "questions": hashlib.sha256(repr(self.questions).encode()).hexdigest(),
-            "settings": asdict(self.config),
-            **model_identity(loaded.model, loaded.tokenizer),
-        }
-        return run(
-            loaded.model,
-            loaded.tokenizer,
-            self.data,
-            self.config,
-            findings=open_findings(self.folder / f"{role}.jsonl", identity),
-            progress=_Titled(f"{name} under GCG", progress),
-        )
-
-
-@dataclass(frozen=True)
-class _Titled:
-    """Progress whose stage has a title of its own."""
-
-    title: str
-    progress: Progress
-
-    def start(self, name: str, total: int) -> None:  # noqa: ARG002 (the title takes its place)
-        self.progress.start(self.title, total)
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.progress.advance(count, note)
-
-
-def accuracies(result: Result) -> Accuracies:
-    """The accuracies of an `Attack`'s result."""
-    random, attacked = (condition.effects[RETAIN] for condition in result.conditions)
-    return Accuracies(
-        attacked.after.n,
-        attacked.before.accuracy,
-        random.after.accuracy,
-        attacked.after.accuracy,
+def check(request: Request, questions: Sequence[Question]) -> Attacks:
+    """The attack on each model. Raises UsageError for what GCG refuses; no weights are read."""
+    config = gcg.GCG(
+        aims=("break",),
+        modes=("question",),  # a suffix for each question that the model answers correctly
+        steps=request.gcg.steps,
+        search_width=request.gcg.width,
+        questions=0,
+        seed=request.seed,
     )
+    # GCG requires a forget set too, on which nothing runs.
+    data = AttackData(questions[:1], questions, Settings("letters", seed=request.seed))
+    how = {"configs": {gcg.NAME: config}, "device": request.device, "dtype": request.dtype}
+    return {
+        name: run.check(run.Request(name, folder(request) / role, data=data, **how))
+        for role, name in request.models.items()
+    }
+
+
+def folder(request: Request) -> Path:
+    """The folder of what an unfinished attack has found."""
+    return unfinished(request.out) / "gcg"
+
+
+def measure(request: Request, attacks: Attacks, progress: Progress = SILENT) -> Measured:
+    """Attack every model once, and write the attacks' details to a file of their own.
+
+    Each step is on disk before the next one starts. Raises UsageError if the unfinished work
+    belongs to other weights or another search.
+    """
+    results: dict[str, Result] = {}
+    for name, plan in attacks.items():
+        (results[name],) = run.run(plan, Labelled(progress, f"{name} under GCG"))
+    found = {role: {"name": n, **results[n].as_json()} for role, n in request.models.items()}
+    write_json(request.out / DETAILS, {**found, "versions": versions()})
+    row = _figures(results[request.model])
+    if request.reference is None:
+        return row
+    return replace(row, reference=_figures(results[request.reference]).model)
+
+
+def _figures(result: Result) -> Measured:
+    random, attacked = (condition.effects[RETAIN] for condition in result.conditions)
+    after, before = attacked.after, attacked.before
+    return Measured(after.n, after.accuracy, random.after.accuracy, before=before.accuracy)
