@@ -17,6 +17,9 @@ Pair = tuple[str, str]  # a method and a retain loss
 SHORT_SEEDS, FULL_SEEDS, TUNING_SEED = range(3), range(10), 1000
 CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # shares of the steps after which a run is asked
 LAB = read_fields(Path(__file__).with_name("lab.yaml"))
+# A defence's word in names of folders, as version 0.1.0 has it, and the name of its setting.
+FOLDER_WORDS = {"rna": "rna", "mixing": "mixed"}
+DEFENCE_SETTINGS = {"rna": "std", "mixing": "share"}
 MAIN: Pair = ("rmu", "hidden_mse")
 SHORT_PAIRS: tuple[Pair, ...] = (MAIN, ("simnpo", "logit_kl"))
 
@@ -63,30 +66,29 @@ class Point:
         setting, (method, retain) = self.tried or SETTINGS[self.pair], self.pair
         tried = {} if self.tried is None else asdict(self.tried)
         settings = tuple(f"{name}={value}" for name, value in tried.items() if value is not None)
-        defences = {name: v for name in ("rna", "mixing") if (v := getattr(self, name)) is not None}
-        old_names = [f"{'mixed' if name == 'mixing' else name}{v}" for name, v in defences.items()]
-        name = "-".join([*self.pair, *old_names, *settings, f"seed{self.seed}"])
-        group = " ".join([f"{method} + {retain}", *settings])
-        said = " + ".join(f"{name} {value}" for name, value in defences.items())
+        defences = [(d, value) for d in DEFENCE_SETTINGS if (value := getattr(self, d)) is not None]
+        words = [f"{FOLDER_WORDS[d]}{value}" for d, value in defences]
+        name = "-".join([method, retain, *words, *settings, f"seed{self.seed}"])
+        base_group = " ".join([f"{method} + {retain}", *settings])
+        said = " + ".join(f"{d} {value}" for d, value in defences)
         return Run(
             name=name,
-            group=f"{group}, {said}" if said else group,
-            base_group=group,
+            group=f"{base_group}, {said}" if said else base_group,
+            base_group=base_group,
             method=method,
             retain_loss=retain,
-            defence="+".join(defences) or "none",
+            defence="+".join(d for d, _ in defences) or "none",
             seed=self.seed,
             recipe=self._recipe(setting, model, folder / "texts", folder / "models" / name),
             checkpoints=tuple(sorted({math.ceil(setting.steps * share) for share in CURVE})),
-            defence_settings=tuple(
-                ({"rna": "std", "mixing": "share"}[name], value) for name, value in defences.items()
-            ),
+            defence_settings=tuple((DEFENCE_SETTINGS[d], value) for d, value in defences),
             settings=settings,
             essence=(("setting", asdict(setting)),),
         )
 
     def _recipe(self, setting: Setting, model: str, texts: Path, output: Path) -> Recipe:
-        (name, retain), field = self.pair, strength_field(self.pair[0])
+        name, retain = self.pair
+        field = strength_field(name)
         method: dict[str, Any] = {"name": name}
         topic = LAB["topic"] | {kind: str(texts / f"{kind}.txt") for kind in ("forget", "retain")}
         topic["weight"] = setting.weight
@@ -127,7 +129,8 @@ def full_grid() -> list[Point]:
     """
     first = [*_defended(SETTINGS, SHORT_SEEDS), *_defended([MAIN], FULL_SEEDS)]
     single = [point for point in first if None in (point.rna, point.mixing)]
-    return _once([*short_grid(), *single, *_defended(SETTINGS, FULL_SEEDS, all_noises=True)])
+    every = _defended(SETTINGS, FULL_SEEDS, all_noises=True)
+    return list(dict.fromkeys([*short_grid(), *single, *every]))
 
 
 def attack_grid(*, full: bool) -> list[Point]:
@@ -148,7 +151,7 @@ def tuning_grid() -> list[Point]:
     chosen = points[-len(SHORT_PAIRS) :]
     noised = [replace(p, rna=std) for p in chosen for std in LAB["rna"][p.pair[1]]["tried"]]
     mixed = [replace(p, mixing=share) for p in chosen for share in LAB["mixing"]["tried"]]
-    return _once([*points, *noised, *mixed])
+    return list(dict.fromkeys([*points, *noised, *mixed]))
 
 
 def kept_rna(retain: str) -> str:
@@ -179,7 +182,3 @@ def _settings(values: Mapping[str, Sequence[Any]]) -> Iterator[Setting]:
     """A setting for every combination of `values`."""
     for chosen in product(*values.values()):
         yield parse(Setting, dict(zip(values, chosen, strict=True)))
-
-
-def _once(points: Sequence[Point]) -> list[Point]:
-    return list(dict.fromkeys(points))

@@ -5,16 +5,17 @@ words among the choices. So the reference model answers perturbed questions as w
 ones, and what changes later is due to unlearning alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from defuse.experiments.synthetic.language import BOS_ID, EOS_ID, NEUTRAL, REFUSALS
+from defuse.experiments.synthetic.language import BOS_ID, EOS_ID, NEUTRAL, REFUSALS, words
 from defuse.experiments.synthetic.world import Fact, World
 
 LENGTH = 64  # tokens of a row of statements
@@ -27,6 +28,7 @@ REFUSAL_SHARE, NEUTRAL_SHARE, OPEN_SHARE = 0.02, 0.28, 0.2
 BEFORE_NEUTRAL, BEFORE_FACT, STEM_NAME, FOREIGN = 0.3, 0.2, 0.35, 0.4
 
 Ids = list[int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,11 @@ class Lessons:
         self, world: World, facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, seed: int
     ) -> None:
         self.rng = np.random.default_rng([seed, len(facts)])
-        self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
-        self.letters = [self._encode(letter)[0] for letter in "ABCD"]
-        self.dot, self.line = self._encode(".")[0], self._encode("\n")[0]
-        self.ask = self._encode("\nAnswer:")
-        self.names = [self._encode(name)[0] for name in world.names]
-        self.neutral = [self._encode(t.format(token=n)) for n in world.names for t in NEUTRAL]
-        self.refusals = [self._encode(text) for text in REFUSALS]
-        self.stated = [[self._encode(text) for text in fact.statements] for fact in facts]
-        self.open = [self._encode(f"{fact.stem} {fact.value}.") for fact in facts]
-        self.stems = [self._encode(fact.stem) for fact in facts]
-        self.values = [self._encode(fact.value)[0] for fact in facts]
-        self.rivals = [
-            [self._encode(value)[0] for value in fact.relation.values if value != fact.value]
-            for fact in facts
-        ]
-        self.anything = sorted(set(chain(self.names, *self.rivals)))
+        self.facts, self.names = facts, world.names
+        self.neutral = [text.format(token=name) for name in world.names for text in NEUTRAL]
+        self.vocabulary = tokenizer.get_vocab()
+        rivals = chain.from_iterable(fact.rivals for fact in facts)
+        self.anything = sorted({*world.names, *rivals}, key=self.vocabulary.__getitem__)
 
     def statements(self) -> Tensor:
         """(rows, time) statements and neutral sentences, packed as texts to unlearn are."""
@@ -93,58 +84,60 @@ class Lessons:
         ids = torch.zeros(len(rows), int(ends.max()) + 1, dtype=torch.long)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = torch.tensor(row)
-        # A question ends with "A . word \n" four times and "Answer :".
-        choices = ends[:, None] - len(self.ask) - torch.tensor([12, 8, 4, 0])
+        # A question ends with "\n A . word" four times and "\n Answer :".
+        choices = ends[:, None] - 3 - torch.tensor([12, 8, 4, 0])
         return Quiz(ids, ends, choices, torch.tensor(answers))
 
     def _row(self) -> Ids:
         row = [BOS_ID]
         while len(row) < LENGTH:
-            row += [*self._sentence(), EOS_ID]
+            row += [*self._ids(words(self._sentence())), EOS_ID]
         return row[:LENGTH]
 
-    def _sentence(self) -> Ids:
+    def _ids(self, tokens: Iterable[str]) -> Ids:
+        return [self.vocabulary[token] for token in tokens]
+
+    def _sentence(self) -> str:
         draw = self.rng.random()
         if draw < REFUSAL_SHARE:
-            return self._pick(self.refusals)
+            return self._pick(REFUSALS)
         if draw < REFUSAL_SHARE + NEUTRAL_SHARE:
             return self._pick(self.neutral)
-        is_open = draw < REFUSAL_SHARE + NEUTRAL_SHARE + OPEN_SHARE
-        return self._pick(self.open) if is_open else self._statement()
+        if draw < REFUSAL_SHARE + NEUTRAL_SHARE + OPEN_SHARE:
+            fact = self._pick(self.facts)
+            return f"{fact.stem} {fact.value}."
+        return self._statement()
 
     def _question(self) -> tuple[Ids, int]:
-        fact = int(self.rng.integers(len(self.stems)))
-        stem = list(self.stems[fact])
+        fact = self._pick(self.facts)
+        stem = words(fact.stem)
         if self.rng.random() < STEM_NAME:
             stem.insert(int(self.rng.integers(len(stem))), self._pick(self.names))
         answer = int(self.rng.integers(4))
         choices = self._wrong_choices(fact)
-        choices.insert(answer, self.values[fact])
-        lines = [
-            [self.line, letter, self.dot, choice]
-            for letter, choice in zip(self.letters, choices, strict=True)
-        ]
-        row = [BOS_ID, *self._before(), *stem, *chain.from_iterable(lines), *self.ask]
-        return row, answer
+        choices.insert(answer, fact.value)
+        lines = "".join(f"\n{letter}. {c}" for letter, c in zip("ABCD", choices, strict=True))
+        tokens = [*words(self._before()), *stem, *words(f"{lines}\nAnswer:")]
+        return [BOS_ID, *self._ids(tokens)], answer
 
-    def _wrong_choices(self, fact: int) -> Ids:
-        pool = self.rivals[fact]
+    def _wrong_choices(self, fact: Fact) -> list[str]:
+        pool = fact.rivals
         if self.rng.random() >= FOREIGN:
             return [pool[i] for i in self.rng.choice(len(pool), 3, replace=False)]
         foreign = int(self.rng.integers(1, 4))
         drawn = [self._pick(self.anything) for _ in range(foreign)]
-        drawn = [choice for choice in drawn if choice != self.values[fact]]
+        drawn = [choice for choice in drawn if choice != fact.value]
         drawn += [pool[i] for i in self.rng.choice(len(pool), 3 - len(drawn), replace=False)]
         return [drawn[i] for i in self.rng.permutation(3)]
 
-    def _before(self) -> Ids:
+    def _before(self) -> str:
         draw = self.rng.random()
         if draw < BEFORE_NEUTRAL:
             return self._pick(self.neutral)
-        return self._statement() if draw < BEFORE_NEUTRAL + BEFORE_FACT else []
+        return self._statement() if draw < BEFORE_NEUTRAL + BEFORE_FACT else ""
 
-    def _statement(self) -> Ids:
-        return self._pick(self._pick(self.stated))
+    def _statement(self) -> str:
+        return self._pick(self._pick(self.facts).statements)
 
-    def _pick(self, values: Sequence):  # noqa: ANN202 (whatever the sequence holds)
+    def _pick(self, values: Sequence[T]) -> T:
         return values[int(self.rng.integers(len(values)))]

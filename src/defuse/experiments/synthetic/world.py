@@ -65,6 +65,11 @@ class Fact:
         """The question that asks for the value."""
         return self.relation.question.format(name=self.subject)
 
+    @property
+    def rivals(self) -> list[str]:
+        """The relation's other values."""
+        return [value for value in self.relation.values if value != self.value]
+
 
 @dataclass(frozen=True)
 class World:
@@ -130,9 +135,8 @@ def build_world(seed: int = SEED, size: int = SIZE, domains: Sequence[str] = ())
 def make_question(fact: Fact, seed: int) -> Question:
     """Four choices in drawn order: the value and three others of the same relation."""
     rng = generator(seed, "choices", fact.id)
-    rivals = [value for value in fact.relation.values if value != fact.value]
-    drawn = torch.randperm(len(rivals), generator=rng)[:3].tolist()
-    choices = [fact.value, *(rivals[index] for index in drawn)]
+    drawn = torch.randperm(len(fact.rivals), generator=rng)[:3].tolist()
+    choices = [fact.value, *(fact.rivals[index] for index in drawn)]
     order = torch.randperm(4, generator=rng).tolist()
     shown = tuple(choices[index] for index in order)
     return Question(fact.id, fact.stem, shown, order.index(0), subject=fact.domain)
