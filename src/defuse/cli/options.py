@@ -4,9 +4,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-Plan = Annotated[
-    bool, Option("--plan", help="List the runs and the time they take; change nothing.")
-]
+Plan = Annotated[bool, Option("--plan", help="List the runs and the time they take; run nothing.")]
 Report = Annotated[bool, Option("--report", help="Only report what is finished.")]
 Only = Annotated[list[str] | None, Option(help="Only this method; repeat for more.")]
 RetryFailed = Annotated[bool, Option("--retry-failed", help="Run failed runs again.")]

@@ -1,7 +1,6 @@
 """The lab's tiny models, shipped with the package or taught anew.
 
-The reference model is in the folder "base"; the retrained model, which never saw the forget
-domain's facts, is in "gold".
+The reference model knows the whole world; the retrained model never saw the forget domain's facts.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +23,7 @@ from defuse.utils.provenance import versions
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_FORGET = "pathogens"
 SHIPPED_LABEL = f"{SHIPPED_FORGET}-seed{SEED}"
-NAMES = ("base", "gold")
+NAMES = {"base": "reference", "gold": "retrained"}  # by folder
 
 
 def world_label(world: World, forget: str) -> str:
@@ -54,7 +53,7 @@ def load_pair(folder: Path = SHIPPED) -> Pair:
 
 
 def missing(folder: Path) -> list[str]:
-    """Which of the two still have to be taught."""
+    """The folders of the models that still have to be taught."""
     return [name for name in NAMES if not (folder / name / "config.json").is_file()]
 
 
@@ -76,9 +75,9 @@ def teach_pair(world: World, forget: str, folder: Path, steps: int = STEPS) -> N
 
 def _teach_one(world: World, forget: str, folder: Path, steps: int, name: str) -> None:
     tokenizer = build_tokenizer(world)
-    without = forget if name == NAMES[1] else None
+    without = forget if NAMES[name] == "retrained" else None
     with closing(PlainProgress()) as progress:  # a line at a time: two processes share the screen
-        progress.start(f"training {folder / name}", steps)
+        progress.start(f"training the {NAMES[name]} model", steps)
         model = teach(
             world, tokenizer, without=without, seed=world.seed, steps=steps, progress=progress
         )

@@ -21,6 +21,7 @@ from defuse.experiments.synthetic.grid import (
 )
 from defuse.experiments.synthetic.language import REFUSALS
 from defuse.experiments.synthetic.models import (
+    NAMES,
     SHIPPED_FORGET,
     SHIPPED_LABEL,
     missing,
@@ -132,7 +133,8 @@ def run_lab(
 def train_models(options: Options, console: Console, *, plan: bool) -> bool:
     """Train the reference and the retrained model unless they are there; False if only planned."""
     if lacking := missing(options.models):
-        console.print(f"Training {' and '.join(lacking)} first: about 10 minutes.")
+        said = " and the ".join(NAMES[name] for name in lacking)
+        console.print(f"Training the {said} model first: about 10 minutes.")
         if plan:
             return False
         teach_pair(options.world, options.forget, options.models)
