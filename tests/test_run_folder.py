@@ -161,3 +161,15 @@ def test_unfinished_work_of_another_run_or_verb_is_refused_and_kept() -> None:
 def test_an_interruption_before_the_first_checkpoint_leaves_nothing_behind() -> None:
     interrupted(folder(seed=1))
     assert not Path("out.partial").exists()
+
+
+def test_the_record_of_the_model_that_was_read_is_replaced(tmp_path: Path) -> None:
+    """An unlearned copy of a fine-tuned model brings that model's run.json along."""
+
+    def fill(place: Path) -> None:
+        (place / "run.json").write_text("{}")
+
+    folder = RunFolder(tmp_path / "out", "output", "unlearn", {"n": 1}, lambda r: r["read"], ())
+    folder.write(fill, {"read": {"n": 1}})
+    assert folder.is_finished()
+    assert "run.json" not in folder.record()["files"]

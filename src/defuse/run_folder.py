@@ -121,6 +121,7 @@ class RunFolder:
         try:
             with new_folder(self.path, within=within) as folder:
                 fill(folder)
+                (folder / RECORD).unlink(missing_ok=True)  # of the run that made the model read
                 files = sorted(path for path in folder.rglob("*") if path.is_file())
                 hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}
                 write_json(folder / RECORD, {**self._head(), **record, FILES: hashes})

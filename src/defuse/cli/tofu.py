@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from defuse.cli.options import Report, RetryFailed
+
 
 def tofu(
     recipe: Annotated[
@@ -17,10 +19,8 @@ def tofu(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only list the models, and which are finished.")
     ] = False,
-    report: Annotated[bool, typer.Option("--report", help="Only report what is finished.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run what failed again.")
-    ] = False,
+    report: Report = False,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Teach TOFU's authors, unlearn some, and compare with a model taught the others alone.
 
@@ -28,12 +28,14 @@ def tofu(
     """
     from rich.console import Console
 
-    from defuse.experiments.tofu.job import Request, run_tofu
+    from defuse.experiments.core.job import Request
+    from defuse.experiments.tofu.job import run_tofu
     from defuse.experiments.tofu.recipe import load_recipe
     from defuse.utils.progress import shown
 
-    request = Request(load_recipe(recipe, overrides or ()), plan, report, retry_failed)
+    settings = load_recipe(recipe, overrides or ())
+    request = Request(plan=plan, report=report, retry_failed=retry_failed)
     with shown() as progress:
-        failed = run_tofu(request, Console(), progress)
+        failed = run_tofu(settings, request, Console(), progress)
     if failed:
         raise typer.Exit(1)

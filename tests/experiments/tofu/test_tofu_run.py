@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from defuse.cli import app
 from defuse.evaluate.tasks.tofu.answers import read_answers
 from defuse.evaluate.tasks.tofu.data import SETS
+from defuse.experiments.tofu.job import read_data
 from defuse.experiments.tofu.recipe import load_recipe
-from defuse.experiments.tofu.stages import read_data
 from defuse.utils.errors import UsageError
 from tests.helpers.schemas import validate
 from tests.helpers.tofu_on_the_spot import write_tofu
@@ -137,7 +137,7 @@ def test_a_failed_model_is_recorded_and_the_others_continue(
     recipe: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ["defences={bad: {steps: 3}, good: {steps: 1}}", "seeds=[1]"]
-    monkeypatch.setattr("defuse.experiments.tofu.stages.ask", broken_for("bad"))
+    monkeypatch.setattr("defuse.experiments.tofu.stages.ask_part", broken_for("bad"))
     assert "failed: seed 1, bad: RuntimeError: broken" in run(recipe, *more, code=1)
     record = json.loads((output / "runs/seed1-bad.json").read_text())["result"]
     assert record["error"] == "RuntimeError: broken"
@@ -151,12 +151,12 @@ def test_a_failed_model_is_recorded_and_the_others_continue(
 def broken_for(name: str):
     from defuse.experiments.tofu import stages
 
-    original = stages.ask
+    original = stages.ask_part
 
-    def ask(loaded, *arguments, **options):
+    def ask(loaded, *arguments):
         if Path(loaded.name).name == name:
             raise RuntimeError("broken")
-        return original(loaded, *arguments, **options)
+        return original(loaded, *arguments)
 
     return ask
 
@@ -179,6 +179,21 @@ def test_answers_of_version_0_1_0_are_read(fields: dict[str, Any], tmp_path: Pat
     assert [row["label"] for row in rows] == ["pretrained", "unlearned: rna"]
     with pytest.raises(UsageError, match=r"RNA\.json belongs to other unlearn; name a new folder"):
         run(recipe, "unlearn.steps=3", "--plan")
+
+
+def test_a_plan_needs_no_data_and_says_what_is_missing(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    place = {"output": str(tmp_path / "out"), "data": str(tmp_path / "nowhere")}
+    (tmp_path / "nowhere").mkdir()
+    recipe = write_recipe(tmp_path, fields, **place)
+    planned = run(recipe, "--plan")
+    assert "11. seed 2, mixing (to do)" in planned or "11. seed 2, rna (to do)" in planned
+    assert "11 of 11 models to do.\nNot ready: data: " in planned
+    assert "has no forget01.json; give TOFU's folder, or locuslab/TOFU" in planned
+    with pytest.raises(UsageError, match=r"has no forget01\.json"):
+        run(recipe)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_needs_something_finished(fields: dict[str, Any], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from defuse.experiments.core.eta import time_left
 from defuse.experiments.core.metrics import Checkpoints, chance, make_defences, make_groups
 from defuse.experiments.core.page import make_page
 from defuse.experiments.core.plots import draw
+from defuse.experiments.core.records import failures, print_failures, records
 from defuse.experiments.core.results import figures, rows
 from defuse.experiments.core.run import (
     REFERENCE,
@@ -41,7 +42,7 @@ from defuse.methods import METHODS
 from defuse.report import TableData, render
 from defuse.report.format import captioned
 from defuse.report.plots import save
-from defuse.store import SCHEMA_VERSION, ResultStore
+from defuse.store import SCHEMA_VERSION
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Progress
@@ -107,11 +108,8 @@ def run_experiment(
     elif not finished_runs(context):
         raise UsageError(f"report: nothing is finished in {scenario.folder} yet; run it first")
     answers = read_answers(context, progress)
-    failed = failures(scenario)
-    for name, sentence in failed.items():
-        console.print(f"failed: {name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
-    if failed:
-        console.print(f"{len(failed)} failed; --retry-failed runs them again")
+    failed = _failures(scenario)
+    print_failures(failed, console)
     if request.tune:
         report_tuning(scenario, answers, console)
     else:
@@ -121,7 +119,7 @@ def run_experiment(
 
 def runs_to_do(context: ExperimentContext, *, retry_failed: bool) -> list[Run]:
     """The runs with missing answers, without those that failed unless they are to be retried."""
-    failed = {} if retry_failed else failures(context.scenario)
+    failed = {} if retry_failed else _failures(context.scenario)
     return [
         run
         for run in context.scenario.runs
@@ -129,15 +127,8 @@ def runs_to_do(context: ExperimentContext, *, retry_failed: bool) -> list[Run]:
     ]
 
 
-def records(scenario: Scenario) -> ResultStore:
-    """The records of runs: seconds, losses, versions, or the error."""
-    return ResultStore(scenario.folder / "runs")
-
-
-def failures(scenario: Scenario) -> dict[str, str]:
-    """The error of each run that failed."""
-    known = ((run.name, records(scenario).get(run.name) or {}) for run in scenario.runs)
-    return {name: record["error"] for name, record in known if "error" in record}
+def _failures(scenario: Scenario) -> dict[str, str]:
+    return failures(scenario.folder, [run.name for run in scenario.runs])
 
 
 def finished_runs(context: ExperimentContext) -> dict[Run, Checkpoints]:
@@ -181,7 +172,7 @@ def _carry_out(
     for caution in check_knowledge(reference, context.scenario.least_known):
         console.print(caution, highlight=False, soft_wrap=True)
     for run, record in run_all(context, todo, runner, progress) if todo else ():
-        records(context.scenario).put(run.name, record)
+        records(context.scenario.folder).put(run.name, record)
 
 
 def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = None) -> list[str]:
@@ -282,7 +273,7 @@ def _document(
             "groups": [_plain(group) for group in groups],
             "defences": [_plain(defence) for defence in defences],
         },
-        "failed": failures(scenario),
+        "failed": _failures(scenario),
         "settings": record,
     }
 

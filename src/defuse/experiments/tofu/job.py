@@ -1,24 +1,20 @@
 """`defuse tofu`: check, carry out what is missing, and report what is finished."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from defuse.evaluate.tasks.tofu.data import FORGET, RETAIN
 from defuse.evaluate.tasks.tofu.metrics import check_rouge
+from defuse.evaluate.tasks.tofu.part import TofuPart, load_tofu_part
+from defuse.experiments.core.job import Request
+from defuse.experiments.core.records import print_failures
 from defuse.experiments.tofu.recipe import TofuRecipe
-from defuse.experiments.tofu.stages import (
-    Stage,
-    TofuData,
-    all_stages,
-    execute,
-    failures,
-    load_answers,
-    prepare,
-    read_data,
-)
-from defuse.experiments.tofu.table import Row, as_data, make_rows, markdown, screen_table
+from defuse.experiments.tofu.stages import Stage, all_stages, execute, prepare
+from defuse.experiments.tofu.table import Row, make_rows, markdown, on_screen
+from defuse.report.format import screen_table
 from defuse.store import SCHEMA_VERSION
 from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
@@ -27,94 +23,72 @@ from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import versions
 
 
-@dataclass(frozen=True)
-class Request:
-    """A recipe, and what is wanted of it.
-
-    `plan`: only say what would run. `report`: only report what is finished. `retry_failed`: run
-    failed stages again.
-    """
-
-    recipe: TofuRecipe
-    plan: bool = False
-    report: bool = False
-    retry_failed: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked request with its data; `states`: of each stage, "finished", "failed" or "to do"."""
-
-    request: Request
-    data: TofuData
-    states: Mapping[Stage, str]
-
-    @property
-    def todo(self) -> list[Stage]:
-        """The stages to carry out."""
-        return [stage for stage, state in self.states.items() if state == "to do"]
-
-
-def check(request: Request) -> Plan:
-    """Read the data and what is finished.
-
-    Raises UsageError for what cannot be run or written, and for answers of another recipe.
-    """
-    recipe = request.recipe
-    check_writable(Path(recipe.output), "output")
+def read_data(recipe: TofuRecipe) -> TofuPart:
+    """Read the rows of TOFU that the recipe asks for. Raises UsageError for what is missing."""
     check_rouge()
-    failed = {} if request.retry_failed else failures(recipe)
-    states = {}
-    for stage in all_stages(recipe):
-        finished = load_answers(recipe, stage) is not None
-        states[stage] = "finished" if finished else "failed" if stage in failed else "to do"
+    authors = {FORGET: recipe.forget_authors, RETAIN: recipe.retain_authors}
+    return load_tofu_part(recipe.data, recipe.forget, authors, recipe.skip_authors, recipe.asked)
+
+
+def run_tofu(
+    recipe: TofuRecipe, request: Request, console: Console, progress: Progress = SILENT
+) -> int:
+    """Carry out what is missing and report; returns how many stages have failed.
+
+    Raises UsageError, before anything is taught, for what cannot be run or written, and for answers
+    of another recipe.
+    """
+    check_writable(Path(recipe.output), "output")
+    states = {stage: _state(stage, request) for stage in all_stages(recipe)}
+    todo = [stage for stage, state in states.items() if state == "to do"]
+    if request.plan:
+        for place, (stage, state) in enumerate(states.items(), start=1):
+            console.print(f"{place:3}. {stage} ({state})", highlight=False, soft_wrap=True)
+    console.print(f"{len(todo)} of {len(states)} models to do.", highlight=False)
+    if request.plan:
+        _print_missing(recipe, console)
+        return 0
     if request.report and "finished" not in states.values():
         raise UsageError(f"report: nothing is finished in {recipe.output} yet; run it first")
-    return Plan(request, read_data(recipe), states)
-
-
-def run(plan: Plan, progress: Progress = SILENT) -> None:
-    """Carry out all stages to do. Raises UsageError, before anything is taught, as `check` does."""
-    recipe = plan.request.recipe
-    with held(Path(recipe.output, "lock"), "output", recipe.output):
-        prepare(recipe, plan.data, plan.todo)
-        for stage in plan.todo:
-            execute(recipe, plan.data, stage, progress)
-
-
-def run_tofu(request: Request, console: Console, progress: Progress = SILENT) -> int:
-    """Carry out what is missing and report; returns how many stages have failed."""
-    plan, recipe = check(request), request.recipe
-    _announce(plan, console)
-    if request.plan:
-        return 0
-    if not request.report:
-        run(plan, progress)
-    stages = all_stages(recipe)
-    known = {stage: load_answers(recipe, stage) for stage in stages}
-    failed = {stage: why for stage, why in failures(recipe).items() if known[stage] is None}
-    for stage, why in failed.items():
-        console.print(f"failed: {stage}: {why}", highlight=False, markup=False, soft_wrap=True)
-    if failed:
-        console.print(f"{len(failed)} failed; --retry-failed runs them again")
-    rows = make_rows(recipe, {stage: each for stage, each in known.items() if each is not None})
-    if rows:
-        _report(recipe, rows, console)
+    if todo and not request.report:
+        _carry_out(recipe, todo, progress)
+    answers = {stage: stage.answers for stage in states}
+    finished = {stage: each for stage, each in answers.items() if each is not None}
+    unfinished = (stage for stage in states if stage not in finished)
+    failed = {str(stage): stage.error for stage in unfinished if stage.error}
+    print_failures(failed, console)
+    if finished:
+        _report(recipe, make_rows(recipe, finished), console)
     return len(failed)
 
 
-def _announce(plan: Plan, console: Console) -> None:
-    if plan.request.plan:
-        for place, (stage, state) in enumerate(plan.states.items(), start=1):
-            console.print(f"{place:3}. {stage} ({state})", highlight=False, soft_wrap=True)
-    console.print(f"{len(plan.todo)} of {len(plan.states)} models to do.", highlight=False)
+def _state(stage: Stage, request: Request) -> str:
+    if stage.answers is not None:
+        return "finished"
+    return "failed" if stage.error and not request.retry_failed else "to do"
+
+
+def _print_missing(recipe: TofuRecipe, console: Console) -> None:
+    """Say what the data or the packages lack; a plan needs neither."""
+    try:
+        read_data(recipe)
+    except UsageError as error:
+        console.print(f"Not ready: {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _carry_out(recipe: TofuRecipe, todo: Sequence[Stage], progress: Progress) -> None:
+    part = read_data(recipe)
+    with held(Path(recipe.output, "lock"), "output", recipe.output):
+        prepare(recipe, part, todo)
+        for stage in todo:
+            execute(stage, part, progress)
 
 
 def _report(recipe: TofuRecipe, rows: Sequence[Row], console: Console) -> None:
     """Write results.md and results.json; print the table."""
     folder = Path(recipe.output)
     write_text(folder / "results.md", markdown(rows))
-    found = {"recipe": dump(recipe), "rows": as_data(rows), "versions": versions()}
+    found = {"recipe": dump(recipe), "rows": [asdict(row) for row in rows], "versions": versions()}
     write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, **found})
-    console.print(screen_table(rows))
+    console.print(screen_table(on_screen(rows)))
     console.print(f"Written in {folder}: results.md, results.json", highlight=False)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,10 +86,6 @@ class TofuRecipe:
         finetune = dump(self.finetune)
         del finetune["seed"]
         return {**own, "finetune": finetune}
-
-    def finetuning(self, seed: int) -> FineTuning:
-        """The settings of fine-tuning with one of `seeds`."""
-        return replace(self.finetune, seed=seed)
 
     def unlearning(self, defence: str, seed: int, model: str, texts: Path, output: Path) -> Recipe:
         """The recipe that unlearns `texts`/forget.jsonl from `model` with a defence."""

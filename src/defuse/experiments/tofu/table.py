@@ -1,17 +1,15 @@
-"""The experiment's table, as Markdown, for the screen and as data."""
+"""The experiment's table, as data, as Markdown and for the screen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from dataclasses import dataclass
 
 from defuse.evaluate.tasks.tofu import figures as suite_figures
 from defuse.evaluate.tasks.tofu.figures import Figures, figure_cells, summarise
 from defuse.evaluate.tasks.tofu.names import added_harm, name_harm
+from defuse.evaluate.tasks.tofu.part import TofuAnswers
 from defuse.experiments.tofu.recipe import PRETRAINED, REFERENCE, RETRAINED, TofuRecipe
-from defuse.experiments.tofu.stages import Answers, Stage
+from defuse.experiments.tofu.stages import Stage
+from defuse.report import TableData
 from defuse.report.format import interval, markdown_table, stacked
 from defuse.statistics import Interval
 
@@ -20,13 +18,9 @@ LABELS = {
     REFERENCE: "reference: taught all",
     RETRAINED: "retrained: taught the retain set alone",
 }
-COLUMNS = (
-    "model",
-    "runs",
-    *suite_figures.COLUMNS,
-    "a forgotten name's harm, nats",
-    "added by unlearning",
-)
+HARM = ("a forgotten name's harm, nats", "added by unlearning")
+COLUMNS = ("model", "runs", *suite_figures.COLUMNS, *HARM)
+ON_SCREEN = (0, 2, 5, 6, 9, 11)  # the columns that fit a terminal
 
 
 @dataclass(frozen=True)
@@ -39,34 +33,36 @@ class Row:
     added: Interval | None
 
 
-def make_rows(recipe: TofuRecipe, answers: Mapping[Stage, Answers]) -> list[Row]:
+def make_rows(recipe: TofuRecipe, answers: Mapping[Stage, TofuAnswers]) -> list[Row]:
     """The pretrained and the reference model, the unlearned ones, and the retrained model.
 
     A model has a row as soon as one of its seeds has answers. What compares it with another model
     is there if that one has answers for the same seeds.
     """
+    known: dict[str, dict[int, TofuAnswers]] = {}
+    for stage, own in answers.items():
+        for seed in recipe.seeds if stage.seed is None else [stage.seed]:
+            known.setdefault(stage.name, {})[seed] = own
+    names = (PRETRAINED, REFERENCE, *recipe.defences, RETRAINED)
+    return [_row(name, known) for name in names if name in known]
 
-    def runs(name: str, seeds: Sequence[int]) -> list[Answers]:
-        stages = [Stage(name, None if name == PRETRAINED else seed) for seed in seeds]
-        return [answers[stage] for stage in stages] if answers.keys() >= set(stages) else []
 
-    def row(name: str) -> Row | None:
-        seeds = [seed for seed in recipe.seeds if runs(name, [seed])]
-        if not seeds:
-            return None
-        own = runs(name, seeds)
-        names = [each.names for each in own]
-        retrained = runs(RETRAINED, seeds) if name != RETRAINED else []
-        reference = runs(REFERENCE, seeds) if name in recipe.defences else []
-        return Row(
-            LABELS.get(name, f"unlearned: {name}"),
-            summarise([each.sets for each in own], [each.sets for each in retrained]),
-            name_harm(names),
-            added_harm(names, [each.names for each in reference]) if reference else None,
-        )
+def _row(name: str, known: Mapping[str, Mapping[int, TofuAnswers]]) -> Row:
+    def of(other: str) -> list[TofuAnswers]:
+        """The answers of a model for all seeds of this one, or none."""
+        found = known.get(other, {})
+        return [found[seed] for seed in known[name]] if found.keys() >= known[name].keys() else []
 
-    found = (row(name) for name in (PRETRAINED, REFERENCE, *recipe.defences, RETRAINED))
-    return [each for each in found if each is not None]
+    own = of(name)
+    retrained = of(RETRAINED) if name != RETRAINED else []
+    reference = of(REFERENCE) if name not in LABELS else []
+    names = [each.names for each in own]
+    return Row(
+        LABELS.get(name, f"unlearned: {name}"),
+        summarise([each.sets for each in own], [each.sets for each in retrained]),
+        name_harm(names),
+        added_harm(names, [each.names for each in reference]) if reference else None,
+    )
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -76,19 +72,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{table}\nQuestions: {counts}.\n"
 
 
-def screen_table(rows: Sequence[Row]) -> Table:
+def on_screen(rows: Sequence[Row]) -> TableData:
     """The columns that fit a terminal, with intervals below their estimates."""
-    shown = (0, 2, 5, 6, 9, 11)
-    table = Table(*(COLUMNS[place] for place in shown), box=SIMPLE_HEAD)
-    for row in rows:
-        cells = _cells(row, stacked)
-        table.add_row(*(cells[place] for place in shown))
-    return table
-
-
-def as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The table as JSON values."""
-    return [asdict(row) for row in rows]
+    whole = (COLUMNS, *(_cells(row, stacked) for row in rows))
+    head, *cells = ([row[place] for place in ON_SCREEN] for row in whole)
+    return TableData("with 95 % intervals", head, cells)
 
 
 def _cells(row: Row, show: Callable[[Interval | None], str]) -> list[str]:
