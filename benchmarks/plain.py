@@ -4,7 +4,7 @@ Formulas are written out on whole (batch, time, vocabulary) tensors, independent
 `defuse.losses`, so that it serves the tests as a reference and the benchmarks as a rival.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -76,8 +76,7 @@ class PlainStep:
 
     def retain_loss(self, objective: Objective, batch: TextBatch, step: int) -> Tensor:
         hidden, logits = self._forward(self.updated, batch)
-        std = objective.noise_std if self.unlearning.noise is not None else 0.0
-        with torch.no_grad(), self._noise_at_layer(batch, std, step) as noised:
+        with torch.no_grad(), self._noise_at_layers(batch, objective.noise, step) as noised:
             _, fixed_logits = self._forward(self.reference, batch)
         mask = batch.counted
         if isinstance(self.unlearning.retain, HiddenMSE):
@@ -137,26 +136,37 @@ class PlainStep:
         return _exact(seen[0]), _exact(logits)
 
     @contextmanager
-    def _noise_at_layer(self, batch: TextBatch, std: float, step: int) -> Iterator[list[Tensor]]:
-        """The same draws as the engine's, joined to the reference's residual stream by a hook.
+    def _noise_at_layers(
+        self, batch: TextBatch, noise: Mapping[int, float], step: int
+    ) -> Iterator[list[Tensor]]:
+        """The same draws as the engine's, joined to the reference's residual stream by hooks.
 
-        Yields a list for the noised states, which in half precision are float32 there.
+        Yields a list for the states at the steering layer, in half precision as float32.
         """
         noised: list[Tensor] = []
+        masked = self.unlearning.mask_padding
+        spans = batch.spans if masked else [slice(None)] * len(batch.items)
 
-        def hook(_module: object, _inputs: object, output: Any) -> Tensor:  # noqa: ANN401
-            masked = self.unlearning.mask_padding
-            spans = batch.spans if masked else [slice(None)] * len(batch.items)
-            hidden = _hidden(output)
-            noised.append(add_noise(hidden, std, spans, self.seed, step, batch.items))
-            return noised[0].to(hidden.dtype)
+        def hook_at(layer: int) -> Callable[..., Tensor]:
+            def hook(_module: object, _inputs: object, output: Any) -> Tensor:  # noqa: ANN401
+                hidden, steered = _hidden(output), layer == self.unlearning.layer
+                purpose = "noise" if steered else f"noise/{layer}"
+                std = noise.get(layer, 0.0)
+                found = add_noise(hidden, std, spans, self.seed, step, batch.items, purpose)
+                if steered:
+                    noised.append(found)
+                return found.to(hidden.dtype)
 
-        block = Decoder(self.reference).blocks[self.unlearning.layer]
-        handle = block.register_forward_hook(hook)
+            return hook
+
+        blocks = Decoder(self.reference).blocks
+        layers = {*noise, self.unlearning.layer}
+        handles = [blocks[layer].register_forward_hook(hook_at(layer)) for layer in layers]
         try:
             yield noised
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def _exact(tensor: Tensor) -> Tensor:

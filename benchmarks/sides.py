@@ -125,9 +125,10 @@ def objective_for(unlearning: Unlearning, hidden: int, device: str = "cpu") -> O
     direction = torch.rand(hidden, generator=generator(SEED, "direction"))
     direction = (direction / direction.norm()).to(device)
     steered = isinstance(unlearning.method, RepresentationMethod)
-    std = 0.0 if unlearning.noise is None else unlearning.noise.resolve_std(1.0)
+    given = unlearning.noise
+    noise = {} if given is None else {unlearning.layer: given.resolve_std(1.0)}
     steering = Steering(direction, 6.5, 6.5) if steered else None
-    return Objective("bench", steering, weight=5.0, noise_std=std)
+    return Objective("bench", steering, weight=5.0, noise=noise)
 
 
 def _cache_of(batch: StepBatch) -> BucketCache:

@@ -155,9 +155,9 @@ def test_the_list_has_a_line_for_every_recipe(run):
     assert {line[0] for line in lines} >= {"recipe", *MODELS.values(), *shipped_recipes()}
     assert {line[0] for line in lines} >= {*shipped_experiments()}
     rows = {line[0]: line[1:] for line in lines}
-    assert " ".join(rows["zephyr-7b-beta/npo"]) == "npo logit_kl bio, cyber bio"
-    assert " ".join(rows["llama-3-8b/rmu-rna"]) == "rmu hidden_mse 0.03 bio, cyber model, bio"
-    assert " ".join(rows["smollm2/rmu-law"]) == "rmu hidden_mse law"
+    assert " ".join(rows["zephyr-7b-beta/npo"]) == "logit_kl bio, cyber bio"
+    assert " ".join(rows["llama-3-8b/rmu-rna"]) == "hidden_mse 0.03 bio, cyber model, bio"
+    assert " ".join(rows["smollm2/rmu-law"]) == "hidden_mse law"
     assert max(map(len, listed.splitlines())) <= 80
 
 

@@ -58,7 +58,9 @@ def test_every_pair_of_method_and_retain_loss_has_its_row(recipe_file, method, r
     recipe = load_recipe(recipe_file, [f"method.name={method}", f"retain.loss={retain}", *refusals])
     row = DEFAULTS[method, retain]
     assert (recipe.steps, recipe.learning_rate) == (row.steps, row.learning_rate)
-    assert [topic.settings.weight for topic in recipe.topics] == [row.weight, row.cyber_weight]
+    tokens = 512 if method in ("npo", "dpo") else 1  # their log-probabilities are sums
+    weights = [topic.settings.weight for topic in recipe.topics]
+    assert weights == [row.weight * tokens, row.cyber_weight * tokens]
     strengths = {"coefficient": None, "scale": None, strength_field(method): row.strength}
     assert recipe.topics[0].settings.coefficient == strengths["coefficient"]
     assert recipe.topics[0].settings.scale == strengths["scale"]
@@ -82,7 +84,7 @@ def test_what_a_recipe_says_stands_against_the_table(recipe_file):
         loss_scale="hidden_variance",
         mask_padding=False,
     )
-    assert [topic.settings.weight for topic in recipe.topics] == [5, 9]
+    assert [topic.settings.weight for topic in recipe.topics] == [5 * 512, 9]
 
 
 def test_a_preference_method_alone_keeps_by_kl_and_others_by_hidden_states():
@@ -99,16 +101,18 @@ def test_topics_and_refusals_are_read_from_their_files(tmp_path, recipe_file, mo
     overrides = ["method={name: dpo, refusals: idk.jsonl}", "topics.0.packed=true"]
     recipe = load_recipe(recipe_file, overrides)
     assert recipe.unlearning().method == DPO(("No idea.",))
-    assert recipe.topics[0].build() == Topic("bio", ["a", "b"], ["c"], weight=30, packed=True)
+    expected = Topic("bio", ["a", "b"], ["c"], weight=30 * 512, packed=True)
+    assert recipe.topics[0].build() == expected
 
 
 def test_a_corpus_is_a_source_or_a_source_with_what_to_take_of_it(tmp_path, recipe_file):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "long enough"}\n{"body": "far"}\n')
-    corpus = f"{{source: {tmp_path / 'a.jsonl'}, field: body, min_characters: 3, limit: 1}}"
+    wanted = "field: body, min_characters: 3, max_characters: 8, limit: 1"
+    corpus = f"{{source: {tmp_path / 'a.jsonl'}, {wanted}}}"
     plain = f"{{source: {tmp_path / 'a.jsonl'}, raw_lines: true}}"
     overrides = [f"topics.0.forget={corpus}", f"topics.0.retain={plain}"]
     topic = load_recipe(recipe_file, overrides).topics[0].build()
-    assert topic.forget == ["long enough"]
+    assert topic.forget == ["long eno"]
     assert topic.retain == ['{"body": "x"}\n', '{"body": "long enough"}\n', '{"body": "far"}\n']
 
 

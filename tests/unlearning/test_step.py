@@ -90,7 +90,11 @@ def objective_for(unlearning: Unlearning) -> Objective:
     steering = Steering(direction / direction.norm(), 3.0, 2.5)
     has_direction = isinstance(unlearning.method, RepresentationMethod)
     return Objective(
-        "topic", steering if has_direction else None, weight=2.0, noise_std=0.5, hidden_scale=1.7
+        "topic",
+        steering if has_direction else None,
+        weight=2.0,
+        noise=dict.fromkeys(unlearning.noised_layers, 0.5),
+        hidden_scale=1.7,
     )
 
 
@@ -146,6 +150,22 @@ def test_losses_and_gradients_equal_the_plain_step(
     method: Method, retain: Retain, noise: GaussianNoise | None
 ) -> None:
     unlearning = Unlearning(method, retain, noise, layer=LAYER, train_layers=(1, 2))
+    assert_equal_steps(unlearning, "llama", step_batch())
+
+
+@pytest.mark.parametrize(
+    ("retain", "layers"),
+    [
+        (HiddenMSE(), (0,)),
+        (HiddenMSE(), (1, LAYER)),
+        (LogitKL(), (0, 3)),
+        (LogitKL(), (LAYER,)),
+    ],
+    ids=str,
+)
+def test_noise_at_other_layers_takes_equal_steps(retain: Retain, layers: tuple[int, ...]) -> None:
+    noise = GaussianNoise(std=0.5, layers=layers)
+    unlearning = Unlearning(RMU(), retain, noise, layer=LAYER, train_layers=(1, 2))
     assert_equal_steps(unlearning, "llama", step_batch())
 
 
@@ -221,7 +241,8 @@ def test_noise_of_std_zero_equals_no_noise_bit_for_bit(method: Method, retain: R
         unlearning = Unlearning(method, retain, noise, layer=LAYER)
         plain, ours = both(unlearning, "llama", torch.float32)
         unlike_the_start(plain, ours)
-        objective = Objective("t", objective_for(unlearning).steering, 2.0, noise_std=0.0)
+        std = dict.fromkeys(unlearning.noised_layers, 0.0)
+        objective = Objective("t", objective_for(unlearning).steering, 2.0, std)
         with frozen_model(ours.decoder.model):
             ours.backward(objective, step_batch(), 0)
         gradients.append([tensor.grad for tensor in ours.weights.values()])

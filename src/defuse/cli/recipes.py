@@ -12,7 +12,7 @@ from defuse.utils.files import write_text
 if TYPE_CHECKING:
     from defuse.unlearning.recipe import Recipe
 
-HEAD = ("recipe", "method", "retain", "noise", "topics", "gated")
+HEAD = ("recipe", "retain", "noise", "topics", "gated")
 Name = Annotated[str, typer.Argument(help="As listed, such as zephyr-7b-beta/rmu.")]
 
 recipes = typer.Typer(add_completion=False)
@@ -49,7 +49,7 @@ def _cells(recipe: "Recipe") -> tuple[str, ...]:
             gated.append(topic.name)
     noise = "" if recipe.noise is None else str(recipe.noise.std)
     topics = ", ".join(topic.name for topic in recipe.topics)
-    return recipe.method.name, recipe.retain.loss, noise, topics, ", ".join(gated)
+    return recipe.retain.loss, noise, topics, ", ".join(gated)
 
 
 @recipes.command()

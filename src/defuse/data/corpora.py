@@ -16,6 +16,7 @@ def load_texts(
     split: str = "train",
     limit: int | None = None,
     min_characters: int = 1,
+    max_characters: int | None = None,
     raw_lines: bool = False,
 ) -> list[Plain]:
     """The texts of a file or of a hub dataset, without blank ones, read only as far as needed.
@@ -25,18 +26,24 @@ def load_texts(
     `.jsonl` lines may be plain texts instead. Anything else is a hub dataset, "id", "id:config" or
     "id:config:split" (else `split`), or a folder that holds one. `limit`: the number of texts to
     read; of a hub dataset no more is fetched. `min_characters`: shorter texts are skipped.
-    `raw_lines`: each line of a file of any kind is a text, unchanged, with its line break. Raises
-    UsageError, with file and line, for what cannot be read, and for a source without any text.
+    `max_characters`: plain texts are cut after that many. `raw_lines`: each line of a file of any
+    kind is a text, unchanged, with its line break. Raises UsageError, with file and line, for what
+    cannot be read, and for a source without any text.
     """
     require(limit is None or limit > 0, "limit", limit, "must be at least 1")
     part = limit is not None
     rows = read_lines(source) if raw_lines else read_rows(source, split, stream=part)
     texts = (text for row in rows if (text := _text(row, field)) is not None)
-    found = list(islice((text for text in texts if len(str(text)) >= min_characters), limit))
+    long = (text for text in texts if len(str(text)) >= min_characters)
+    found = [_cut(text, max_characters) for text in islice(long, limit)]
     if not found:
         about = f" of at least {min_characters} characters" if min_characters > 1 else ""
         raise UsageError(f"{source}: holds no text{about}; give a corpus of at least one")
     return found
+
+
+def _cut(text: Plain, most: int | None) -> Plain:
+    return text[:most] if isinstance(text, str) else text
 
 
 def load_refusals(source: str) -> tuple[str, ...]:

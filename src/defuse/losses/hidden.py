@@ -14,7 +14,7 @@ def hidden_mse(
     """Mean squared distance of hidden states, over the tokens in `mask` and the units.
 
     Σ_t ‖h_t - target_t‖² / (M·d). `target` broadcasts to `hidden`, `mask` is true where a token
-    counts. Both terms of RMU (Li et al. 2403.03218, section 4.2; RNA paper, section 3). The
+    counts. Both terms of RMU (Li et al. 2403.03218, section 4.2). The
     published code also averages over padding; here `mask` decides.
     """
     squared = (upcast(hidden) - upcast(target)).square().mean(dim=-1)

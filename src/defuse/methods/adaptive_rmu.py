@@ -12,10 +12,10 @@ from defuse.utils.config import check_fields
 
 @dataclass(frozen=True)
 class AdaptiveRMU:
-    """Target β·‖h0(x_f)‖·u; β is the topic's `scale` (3 in the paper).
+    """Target β·‖h0(x_f)‖·u; β is the topic's `scale` (3 in the authors' code).
 
-    `scale_per="sample"` uses the mean norm over each text's tokens, as in the paper's formula.
-    "topic" uses the mean norm of the topic's first batch throughout, as in the paper's code.
+    `scale_per="sample"` uses the mean norm over each text's tokens, as in its own paper.
+    "topic" uses the mean norm of the topic's first batch throughout, as in the code of 2501.19202.
     """
 
     scale_per: Literal["sample", "topic"] = "sample"

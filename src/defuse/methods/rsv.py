@@ -1,4 +1,4 @@
-"""RSV (arXiv 2501.19202, section 5): shift the forget texts' hidden states by a random vector."""
+"""RSV (the code of arXiv 2501.19202): shift the forget texts' hidden states by a random vector."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from defuse.utils.precision import upcast
 
 @dataclass(frozen=True)
 class RSV:
-    """Target h0(x_f) + c·u; c is the topic's `coefficient` (10 in the paper)."""
+    """Target h0(x_f) + c·u; c is the topic's `coefficient` (10 in the authors' code)."""
 
     vector: Vector = "gaussian"
     name: ClassVar[str] = "rsv"

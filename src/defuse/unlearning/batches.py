@@ -62,7 +62,7 @@ class Collate:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The texts of each step: topics alternate, as in the paper's code."""
+    """The texts of each step: topics alternate, as in the authors' code."""
 
     topics: Sequence[EncodedTopic]
     training: Training

@@ -19,6 +19,7 @@ from defuse.methods import (
 from defuse.models.decoder import Decoder
 from defuse.models.lora import LoRA, adapted_modules, check_installed
 from defuse.unlearning.noise import GaussianNoise
+from defuse.unlearning.optimiser import Optimiser
 from defuse.utils.config import (
     UNCHECKED,
     Count,
@@ -40,7 +41,8 @@ class Unlearning:
     """A method, the retain loss that protects other knowledge, and the noise that hardens it.
 
     `layer` (l, 0-based): the block whose output is steered (representation methods), matched
-    (HiddenMSE) and noised (RNA). `train_layers`: blocks to train; None = l-2, l-1 and l.
+    (HiddenMSE) and noised (RNA, unless `noise` names its own layers). `train_layers`: blocks to
+    train; None = l-2, l-1 and l.
     `train_parameters`: their names within a block, such as "mlp.down_proj"; None = the MLP's
     output matrix, "all" = all parameters. `lora` trains factors of the linear modules of these
     names instead; None then means all linear modules. `loss_scale="hidden_variance"` divides
@@ -72,6 +74,13 @@ class Unlearning:
         """Whether no block above `layer` is ever run."""
         hidden_only = isinstance(self.retain, HiddenMSE)
         return hidden_only and isinstance(self.method, RepresentationMethod)
+
+    @property
+    def noised_layers(self) -> tuple[int, ...]:
+        """The blocks whose outputs get RNA's noise, in order."""
+        if self.noise is None:
+            return ()
+        return tuple(sorted({*(self.noise.layers or (self.layer,))}))
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """The blocks to train, in order."""
@@ -137,6 +146,7 @@ class Training:
     shuffle: bool = False
     keep_gib: NotNegative = 1.0
     recompute: bool = False
+    optimiser: Optimiser = Optimiser()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -199,6 +209,10 @@ def _validate_layers(unlearning: Unlearning, num_layers: int) -> None:
         list(trained),
         f"names a block that this model lacks: use 0 to {last}",
     )
+    noised = unlearning.noised_layers
+    top = layer if isinstance(unlearning.retain, HiddenMSE) else last
+    remedy = f"has a block above {top}, where the retain loss ends: use 0 to {top}"
+    require(max(noised, default=0) <= top, "noise.layers", list(noised), remedy)
     if unlearning.ends_at_layer:
         remedy = f"are above layer {layer}, where the objective ends: train blocks up to {layer}"
         require(trained[-1] <= layer, "train.layers", [i for i in trained if i > layer], remedy)

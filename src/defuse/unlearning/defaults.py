@@ -1,9 +1,8 @@
 """The table of default steps, learning rates, weights and strengths, per method and retain loss.
 
-Published values come from the code of arXiv 2501.19202 (docs/methods.md). They were tuned for 7B
-models and the mean log-probability (`normalise: mean`). The code has no weight for Adaptive RMU and
-no steps for Adaptive RMU and RSV; RMU's values are used there. The other rows are our own untuned
-starting points for pairs that the paper did not run.
+Published values come from the authors' code of arXiv 2501.19202 (docs/methods.md). They were tuned
+for 7B models and the mean log-probability (`normalise: mean`); `with_defaults` fits them to sums.
+The other rows are our own untuned starting points for pairs that the code does not run.
 """
 
 from collections.abc import Mapping
@@ -79,10 +78,14 @@ def strength_field(method: str) -> str | None:
 def with_defaults(topic: Topic, method: Method, retain: Retain) -> Topic:
     """`topic` with the table's weight and strength where it has none.
 
+    With `normalise: sum` the weight is multiplied by the topic's `forget_length`.
+
     Raises UsageError if the table has none either, as for a method of one's own.
     """
     row = DEFAULTS.get((getattr(method, "name", ""), getattr(retain, "name", "")))
-    wanted = {"weight": row and float(row.weight_for(topic.name))}
+    # A summed log-probability has as many times the gradient of the mean as a text has tokens.
+    tokens = topic.forget_length if getattr(method, "normalise", "mean") == "sum" else 1
+    wanted = {"weight": row and float(row.weight_for(topic.name) * tokens)}
     if isinstance(method, RepresentationMethod):
         wanted[method.strength_field] = row and row.strength and float(row.strength)
     missing = {field: value for field, value in wanted.items() if getattr(topic, field) is None}
@@ -95,7 +98,7 @@ def with_defaults(topic: Topic, method: Method, retain: Retain) -> Topic:
 def markdown_table() -> str:
     """The table in the form of docs/defaults.md."""
     names = ("method", "retain loss", "steps", "learning rate", "weight", "weight (cyber)")
-    lines = [(*names, "strength", "normalise", "from"), ("---",) * 9]
+    lines = [(*names, "strength", "from"), ("---",) * 8]
     for (method, retain), row in DEFAULTS.items():
         field = strength_field(method)
         lines.append(
@@ -107,8 +110,7 @@ def markdown_table() -> str:
                 f"{row.weight:g}",
                 f"{row.cyber_weight:g}",
                 f"`{field}: {row.strength:g}`" if field else "",
-                getattr(METHODS[method], "normalise", ""),
-                "paper's code" if row.published else "ours, untuned",
+                "authors' code" if row.published else "ours, untuned",
             )
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

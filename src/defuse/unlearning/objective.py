@@ -1,6 +1,7 @@
 """The objective of each topic: all its numbers, resolved before the first step."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,13 +21,14 @@ from defuse.utils.scales import multiple, resolve
 class Objective:
     """A topic's numbers: what `Topic` gives as a multiple is a plain number here.
 
-    `hidden_scale` divides hidden-state losses (1, or the hidden variance per unit).
+    `noise`: RNA's standard deviation by layer; empty without RNA. `hidden_scale` divides
+    hidden-state losses (1, or the hidden variance per unit).
     """
 
     name: str
     steering: Steering | None
     weight: float
-    noise_std: float = 0.0
+    noise: Mapping[int, float] = field(default_factory=dict)
     hidden_scale: float = 1.0
 
 
@@ -45,20 +47,26 @@ class _Measurement:
     batches: StepBatches
 
     def objective(self, topic: EncodedTopic) -> Objective:
-        noise = self.unlearning.noise
         scaled = self.unlearning.loss_scale == "hidden_variance"
-        relative = noise is not None and isinstance(noise.std, str)
-        spread = HiddenStatistics(1.0, 1.0)
-        if scaled or relative:
-            spread = self.statistics(topic.retain)
         assert topic.topic.weight is not None  # noqa: S101 (defaults.with_defaults)
         return Objective(
             topic.topic.name,
             self.steering(topic),
             topic.topic.weight,
-            noise.resolve_std(spread.std) if noise is not None else 0.0,
-            spread.variance if scaled else 1.0,
+            self.noise(topic),
+            self.statistics(topic.retain).variance if scaled else 1.0,
         )
+
+    def noise(self, topic: EncodedTopic) -> dict[int, float]:
+        """The noise's standard deviation at each noised layer."""
+        noise = self.unlearning.noise
+        if noise is None:
+            return {}
+        relative = isinstance(noise.std, str)
+        return {
+            layer: noise.resolve_std(self.statistics(topic.retain, layer).std if relative else 1.0)
+            for layer in self.unlearning.noised_layers
+        }
 
     def steering(self, topic: EncodedTopic) -> Steering | None:
         """The direction and strength of a representation method; None for preference methods."""
@@ -78,13 +86,13 @@ class _Measurement:
             hidden_statistics([self.hidden_and_mask(first)]).mean_norm,
         )
 
-    def statistics(self, corpus: Corpus) -> HiddenStatistics:
-        """Over the counted tokens of the first `MEASURED_TEXTS` texts, at layer l."""
+    def statistics(self, corpus: Corpus, layer: int | None = None) -> HiddenStatistics:
+        """Over the counted tokens of the first `MEASURED_TEXTS` texts; None is layer l."""
         chosen = range(min(MEASURED_TEXTS, corpus.count))
         singles = (self.batches.collate(corpus, [row]) for row in chosen)
-        return hidden_statistics(self.hidden_and_mask(batch) for batch in singles)
+        return hidden_statistics(self.hidden_and_mask(batch, layer) for batch in singles)
 
-    def hidden_and_mask(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        """The reference's hidden states at layer l, and which tokens count."""
-        stop = self.unlearning.layer + 1
+    def hidden_and_mask(self, batch: TextBatch, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """The reference's hidden states at a layer (None is l), and which tokens count."""
+        stop = (self.unlearning.layer if layer is None else layer) + 1
         return self.reference.hidden(self.reference.start(batch), stop), batch.counted

@@ -11,6 +11,7 @@ from defuse.methods import METHODS, RETAIN_LOSSES
 from defuse.unlearning.config import Topic, Training, Unlearning, check_strength
 from defuse.unlearning.defaults import DEFAULTS, default_retain, with_defaults
 from defuse.unlearning.noise import GaussianNoise
+from defuse.unlearning.optimiser import Optimiser
 from defuse.unlearning.recipe_fields import (
     MethodSource,
     RetainSource,
@@ -58,6 +59,7 @@ class Recipe:
     skip_first_token: bool = Unlearning.skip_first_token
     loss_scale: Literal["none", "hidden_variance"] = Unlearning.loss_scale
     master_weights: bool = Unlearning.master_weights
+    optimiser: Optimiser | None = None
     checkpoint_every: Natural = 50
     shard: bool = False
     check_up: bool = True
@@ -112,6 +114,7 @@ class Recipe:
             self.seed,
             self.shuffle,
             recompute=self.recompute,
+            optimiser=self.optimiser or Optimiser(),
         )
 
     def to_yaml(self) -> str:

@@ -30,6 +30,7 @@ class TextSource:
     field: str | None = None
     limit: Count | None = None
     min_characters: Count = 1
+    max_characters: Count | None = None
     raw_lines: bool = False
 
     @classmethod
@@ -49,6 +50,7 @@ class TextSource:
             field=self.field,
             limit=min(limits, default=None),
             min_characters=self.min_characters,
+            max_characters=self.max_characters,
             raw_lines=self.raw_lines,
         )
 

@@ -60,9 +60,12 @@ class ReferenceModel:
         return self.hidden_cache.hidden(stop, forward.batch, compute)
 
     @torch.no_grad()
-    def run_on(self, hidden: Tensor, forward: PartialForward, start: int) -> Tensor:
-        """Run blocks from `start` to the last on `hidden`, such as hidden states with noise."""
-        return self.decoder.run(hidden, forward.inputs, start, self.decoder.num_layers)
+    def run_on(
+        self, hidden: Tensor, forward: PartialForward, start: int, stop: int | None = None
+    ) -> Tensor:
+        """Run blocks from `start` (to the last) on `hidden`, such as hidden states with noise."""
+        stop = self.decoder.num_layers if stop is None else stop
+        return self.decoder.run(hidden, forward.inputs, start, stop)
 
     def log_probs(self, forward: PartialForward) -> SequenceLogProbs:
         """The reference's log-probabilities of the batch's texts."""

@@ -86,22 +86,17 @@ class SharedPrefixStep:
     def retain_loss(self, objective: Objective, batch: TextBatch, step: int) -> Tensor:
         """The retain loss against the reference, with RNA's noise: a scalar with its graph.
 
-        The noise is added to the reference's hidden states at layer l (RNA paper, section 4).
-        HiddenMSE compares there; losses on logits run the reference's upper blocks on the sum.
+        HiddenMSE compares hidden states at layer l; losses on logits need all blocks.
         """
         if not batch.items:
             return self._zero()
         retain, forward = self.unlearning.retain, self.reference.start(batch)
         if isinstance(retain, HiddenMSE):
-            target = self._noised(forward, objective.noise_std, step)
+            target = self._target(forward, objective, step, self.at_layer)
             hidden = self._updated(forward, self.at_layer)
             loss = hidden_mse(hidden, target, batch.counted) / objective.hidden_scale
             return batch.share * loss
-        if self.unlearning.noise is None:
-            fixed = self.reference.hidden(forward, self.top)
-        else:
-            noised = self._noised(forward, objective.noise_std, step).to(forward.hidden.dtype)
-            fixed = self.reference.run_on(noised, forward, self.at_layer)
+        fixed = self._target(forward, objective, step, self.top)
         return batch.share * self._logit_loss(
             retain, self._updated(forward, self.top), fixed, batch
         )
@@ -111,14 +106,33 @@ class SharedPrefixStep:
         first = self.reference.first_trained
         return self.decoder.run(forward.hidden, forward.inputs, first, stop, self.weights)
 
-    def _noised(self, forward: PartialForward, std: float, step: int) -> Tensor:
-        hidden, batch = self.reference.hidden(forward, self.at_layer), forward.batch
-        if self.unlearning.noise is None:
-            return hidden
-        spans = batch.spans
+    def _target(
+        self, forward: PartialForward, objective: Objective, step: int, stop: int
+    ) -> Tensor:
+        """The reference's hidden states before block `stop`, with RNA's noise on the way there."""
+        batch, spans = forward.batch, forward.batch.spans
         if not self.unlearning.mask_padding:
             spans = [slice(None)] * len(batch.items)  # padding counts, so it gets noise
-        return add_noise(hidden, std, spans, self.seed, step, batch.items)
+        hidden, here = None, 0
+        for layer, std in objective.noise.items():
+            hidden = self._continue(hidden, forward, here, layer + 1)
+            # The steering layer's draws do not depend on whether other layers have noise, too.
+            purpose = "noise" if layer == self.unlearning.layer else f"noise/{layer}"
+            hidden = add_noise(hidden, std, spans, self.seed, step, batch.items, purpose)
+            here = layer + 1
+        return (
+            hidden
+            if hidden is not None and here == stop
+            else self._continue(hidden, forward, here, stop)
+        )
+
+    def _continue(
+        self, hidden: Tensor | None, forward: PartialForward, start: int, stop: int
+    ) -> Tensor:
+        """The reference's hidden states before block `stop`: its own, or those that follow."""
+        if hidden is None:
+            return self.reference.hidden(forward, stop)
+        return self.reference.run_on(hidden.to(forward.hidden.dtype), forward, start, stop)
 
     def _logit_loss(
         self, retain: LogitRetain, hidden: Tensor, reference: Tensor, batch: TextBatch

@@ -29,6 +29,7 @@ from defuse.unlearning.config import (
 from defuse.unlearning.defaults import with_defaults
 from defuse.unlearning.length_buckets import first_tokens, length_buckets
 from defuse.unlearning.objective import Objective, make_objectives
+from defuse.unlearning.optimiser import make_adamw, take_step
 from defuse.unlearning.reference import ReferenceModel
 from defuse.unlearning.step import SharedPrefixStep, StepLosses
 from defuse.unlearning.tokenized import encode_topics
@@ -213,9 +214,7 @@ def _loop(
     saved: SavedState | None,
 ) -> Iterator[StepRecord]:
     training = batches.training
-    optimiser = torch.optim.AdamW(
-        step.weights.values(), lr=training.learning_rate, weight_decay=0.0, fused=True
-    )
+    optimiser = make_adamw(step.weights.values(), training.learning_rate)
     done = [] if saved is None else saved.restore(step.weights, optimiser)
     yield from (StepRecord(**record) for record in done)
     first, remaining = len(done), range(len(done), training.steps)
@@ -225,8 +224,7 @@ def _loop(
         losses = step.backward(objective, batch, index)
         if index == first:
             _check_gradients(step.weights)
-        optimiser.step()
-        optimiser.zero_grad()
+        take_step(optimiser, training.optimiser, index + 1)
         forget, retain = _finite(losses, index)
         record = StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
         done.append(asdict(record))
