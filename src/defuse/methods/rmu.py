@@ -11,7 +11,7 @@ from defuse.utils.config import check_fields
 
 @dataclass(frozen=True)
 class RMU:
-    """Target c·u; u is a random unit vector, c the topic's `coefficient` (6.5 in the authors' code)."""
+    """Target c·u; u is a random unit vector, c the topic's `coefficient` (authors' code: 6.5)."""
 
     vector: Vector = "uniform"
     name: ClassVar[str] = "rmu"
