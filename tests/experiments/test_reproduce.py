@@ -40,7 +40,7 @@ PAPER = {
     "MMLU computer security": 46.0,
 }
 GCG = ("--gcg", "5", "--gcg-steps", "20", "--gcg-width", "32")
-SHORT = ("--gcg", "5", "--gcg-steps", "8", "--gcg-width", "16")
+SHORT = ("--gcg", "5", "--gcg-steps", "5", "--gcg-width", "8")
 Run = Callable[..., tuple[int, str]]
 
 
@@ -358,7 +358,7 @@ def test_a_killed_attack_resumes(lettered: Run, monkeypatch: pytest.MonkeyPatch)
     stop = 3
     assert lettered(*SHORT)[0] == 130
     assert "needs to be measured" in table()["MMLU under GCG"][6]
-    code, said = lettered(*SHORT[:4], "--gcg-width", "8")
+    code, said = lettered(*SHORT[:4], "--gcg-width", "4")
     assert code == 2
     assert "holds unfinished work for other settings" in said
     assert lettered()[0] == 0  # which leaves the findings as they are

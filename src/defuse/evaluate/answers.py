@@ -2,9 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from defuse.questions import ORIGINAL, Perturbation, Question, Score, Variant
+from defuse.questions import (
+    ORIGINAL,
+    Perturbation,
+    Question,
+    Score,
+    Variant,
+    few_shot_part,
+)
 from defuse.utils.errors import check_choices
 
 
@@ -33,6 +40,15 @@ class Part:
 
     questions: tuple[Question, ...]
     settings: Settings
+
+    def standing_alone(self) -> list[Question]:
+        """The questions with description and examples in their stems, for other settings.
+
+        Asked without a subject and examples, they have the same prompts.
+        """
+        settings = self.settings
+        front = few_shot_part(settings.subject, settings.few_shot, settings.score)
+        return [replace(each, stem=front + each.stem.strip()) for each in self.questions]
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_a_failed_model_is_recorded_and_the_others_continue(
     recipe: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ["defences={bad: {steps: 3}, good: {steps: 1}}", "seeds=[1]"]
-    monkeypatch.setattr("defuse.experiments.tofu.stages.ask_part", broken_for("bad"))
+    monkeypatch.setattr("defuse.experiments.tofu.job.ask_part", broken_for("bad"))
     assert "failed: seed 1, bad: RuntimeError: broken" in run(recipe, *more, code=1)
     record = json.loads((output / "runs/seed1-bad.json").read_text())["result"]
     assert record["error"] == "RuntimeError: broken"
@@ -149,9 +149,9 @@ def test_a_failed_model_is_recorded_and_the_others_continue(
 
 
 def broken_for(name: str):
-    from defuse.experiments.tofu import stages
+    from defuse.experiments.tofu import job
 
-    original = stages.ask_part
+    original = job.ask_part
 
     def ask(loaded, *arguments):
         if Path(loaded.name).name == name:

@@ -7,7 +7,6 @@ attacked, evenly spread over all, with the search of Zou et al. (2307.15043, `de
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from defuse.attacks import gcg, run
@@ -19,7 +18,7 @@ from defuse.evaluate.answers import Part
 from defuse.evaluate.plan import unfinished
 from defuse.experiments.reproduce.request import Effort, Request
 from defuse.experiments.reproduce.table import Measured
-from defuse.questions import Question, few_shot_part
+from defuse.questions import Question
 from defuse.utils.files import write_json
 from defuse.utils.progress import SILENT, Labelled, Progress
 from defuse.utils.provenance import versions
@@ -37,18 +36,8 @@ def needs(effort: Effort) -> str:
 
 
 def spread(parts: Sequence[Part], count: int) -> list[Question]:
-    """Take `count` questions, evenly spaced over all parts; all questions if there are fewer.
-
-    The description and examples of its part become the start of each question's stem, so that its
-    prompt is the same when it is asked alone.
-    """
-    return evenly(list(chain.from_iterable(_whole(part) for part in parts)), count)
-
-
-def _whole(part: Part) -> list[Question]:
-    settings = part.settings
-    front = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    return [replace(each, stem=front + each.stem.strip()) for each in part.questions]
+    """Take `count` questions, evenly spaced over all parts; all questions if there are fewer."""
+    return evenly([question for part in parts for question in part.standing_alone()], count)
 
 
 def check(request: Request, questions: Sequence[Question]) -> Attacks:

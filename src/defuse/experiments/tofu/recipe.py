@@ -27,8 +27,6 @@ OLD_NAMES = {
 TAKEN = {name for each in (PRETRAINED, REFERENCE, RETRAINED) for name in (each, OLD_NAMES[each])}
 # Fields that do not change any answer, or only those of some models.
 WITHOUT_EFFECT = ("output", "unlearn", "defences", "seeds", "keep_models", "device")
-# Fields of `defuse unlearn` that follow from the others.
-FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +88,6 @@ class TofuRecipe:
     def unlearning(self, defence: str, seed: int, model: str, texts: Path, output: Path) -> Recipe:
         """The recipe that unlearns `texts`/forget.jsonl from `model` with a defence."""
         given = _merged(self.unlearn, self.defences[defence])
-        if own := [field for field in FILLED if field in given]:
-            raise UsageError(f"unlearn.{own[0]}: follows from the other fields; leave it out")
         topic = {
             "name": "authors",
             "forget": str(texts / "forget.jsonl"),
@@ -100,12 +96,15 @@ class TofuRecipe:
         }
         filled = {
             "model": model,
+            "revision": None,
             "output": str(output),
             "topics": [topic],
             "seed": seed,
             "device": self.device,
             "dtype": self.dtype,
         }
+        for name in given.keys() & filled.keys():
+            raise UsageError(f"unlearn.{name}: follows from the other fields; leave it out")
         return parse(Recipe, {**given, **filled}, "unlearn")
 
     def identity(self, name: str, seed: int | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from defuse.evaluate.tasks.tofu.figures import Figures, figure_cells, summarise
 from defuse.evaluate.tasks.tofu.names import added_harm, name_harm
 from defuse.evaluate.tasks.tofu.part import TofuAnswers
 from defuse.experiments.tofu.recipe import PRETRAINED, REFERENCE, RETRAINED, TofuRecipe
-from defuse.experiments.tofu.stages import Stage
 from defuse.report import TableData
 from defuse.report.format import interval, markdown_table, stacked
 from defuse.statistics import Interval
@@ -33,16 +32,19 @@ class Row:
     added: Interval | None
 
 
-def make_rows(recipe: TofuRecipe, answers: Mapping[Stage, TofuAnswers]) -> list[Row]:
+def make_rows(
+    recipe: TofuRecipe, answers: Mapping[tuple[str, int | None], TofuAnswers]
+) -> list[Row]:
     """The pretrained and the reference model, the unlearned ones, and the retrained model.
 
-    A model has a row as soon as one of its seeds has answers. What compares it with another model
-    is there if that one has answers for the same seeds.
+    `answers`: by the model's name and seed, which the pretrained model has not. A model has a row
+    as soon as one of its seeds has answers. What compares it with another model is there if that
+    one has answers for the same seeds.
     """
     known: dict[str, dict[int, TofuAnswers]] = {}
-    for stage, own in answers.items():
-        for seed in recipe.seeds if stage.seed is None else [stage.seed]:
-            known.setdefault(stage.name, {})[seed] = own
+    for (name, seed), own in answers.items():
+        seeds = recipe.seeds if seed is None else [seed]
+        known.setdefault(name, {}).update(dict.fromkeys(seeds, own))
     names = (PRETRAINED, REFERENCE, *recipe.defences, RETRAINED)
     return [_row(name, known) for name in names if name in known]
 
