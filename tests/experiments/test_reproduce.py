@@ -232,7 +232,7 @@ def test_rows_of_another_model_of_the_same_name_are_refused(run: Run) -> None:
     build_tokenizer().save_pretrained("model")
     code, said = run()
     assert code == 2
-    assert "wmdp-bio.json belongs to other model files; name a new folder" in said
+    assert "wmdp-bio.json belongs to other model_files; name a new folder" in said
 
 
 # As version 0.1.0 wrote it: rows were kept in this file alone.

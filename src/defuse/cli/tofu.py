@@ -17,7 +17,7 @@ def tofu(
         typer.Argument(help="field=value, such as seeds=[1,2] or unlearn.steps=20"),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only list the models, and which are finished.")
+        bool, typer.Option("--plan", help="Only list the models, and what is missing.")
     ] = False,
     report: Report = False,
     retry_failed: RetryFailed = False,

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from defuse.experiments.reproduce.table import ROWS, Found, Measured, Row, table
 from defuse.models.file_identity import file_identity
 from defuse.models.load import locate
 from defuse.report.format import markdown_table
-from defuse.store import SCHEMA_VERSION, ResultStore, as_json, differences
+from defuse.store import SCHEMA_VERSION, ResultStore, differences
 from defuse.utils.errors import UsageError, require
 from defuse.utils.files import write_json, write_text
 from defuse.utils.provenance import versions
@@ -67,8 +67,8 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """All that rows depend on: the models' names and files, and the options."""
         options = {k: v for k, v in asdict(self).items() if k not in ("out", "data", "reference")}
-        files = {f"{role} files": file_identity(locate(n)) for role, n in self.models.items()}
-        return as_json({**options, "base": self.reference, **files})
+        files = {f"{role}_files": file_identity(locate(n)) for role, n in self.models.items()}
+        return {**options, "base": self.reference, **files}
 
 
 def kept_rows(request: Request) -> dict[str, Measured]:
@@ -84,15 +84,11 @@ def kept_rows(request: Request) -> dict[str, Measured]:
 def write_rows(request: Request, found: Found) -> None:
     """Write each measured row to a file of its own, then all of them as JSON and as a table."""
     needs = {name: figures for name, figures in found.items() if isinstance(figures, str)}
-    rows = {
-        name: AS_JSON.dump_python(each, by_alias=True)
-        for name, each in found.items()
-        if isinstance(each, Measured)
-    }
+    rows = {}
     for row in ROWS:
-        if row.benchmark in rows:
-            store = _store(request, row)
-            store.get_or_compute(_file_name(row), lambda row=row: rows[row.benchmark])
+        if isinstance(figures := found.get(row.benchmark), Measured):
+            compute = partial(AS_JSON.dump_python, figures, by_alias=True)
+            rows[row.benchmark] = _store(request, row).get_or_compute(_file_name(row), compute)
     record = {"order": request.identity, "rows": rows, "needs": needs, "versions": versions()}
     write_json(request.out / RESULTS, {"schema_version": SCHEMA_VERSION, **record})
     shown = table(found)
