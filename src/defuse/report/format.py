@@ -1,5 +1,7 @@
-"""Figures in words and table cells."""
+"""Figures in words and table cells, and a table in every form it is written in."""
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
@@ -28,6 +30,12 @@ def stacked(value: Interval | None) -> str:
     return "" if value is None else f"{value.value:.2f}\n{value.low:.2f}…{value.high:.2f}"
 
 
+def of_columns(caption: str, columns: Iterable[Sequence[str]]) -> TableData:
+    """A table from its columns, each with its head first."""
+    head, *rows = zip(*columns, strict=True)
+    return TableData(caption, head, rows)
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a page of documentation."""
     escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
@@ -38,6 +46,27 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def captioned(table: TableData) -> str:
     """The same behind its caption."""
     return f"{table.caption}:\n\n{markdown_table(table.head, table.rows)}"
+
+
+def as_csv(table: TableData) -> str:
+    """The same as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.head, *table.rows])
+    return text.getvalue()
+
+
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
+
+
+def as_latex(table: TableData) -> str:
+    """The same as a LaTeX tabular with booktabs rules."""
+    head, *lines = (
+        " & ".join(cell.translate(LATEX) for cell in row) + r" \\"
+        for row in (table.head, *table.rows)
+    )
+    begin = rf"\begin{{tabular}}{{{'l' * len(table.head)}}}"
+    rules = [begin, r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(rules) + "\n"
 
 
 def screen_table(table: TableData) -> Table:

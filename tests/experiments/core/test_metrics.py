@@ -23,14 +23,13 @@ from defuse.experiments.core.answers import (
 from defuse.experiments.core.metrics import kl_to, make_defences, make_group, make_groups, match
 from defuse.experiments.core.scenario import Layout
 from defuse.experiments.core.tables import (
-    as_csv,
-    as_latex,
     curve_table,
     defence_sentences,
     held_out_table,
     main_table,
     tables,
 )
+from defuse.report.format import as_csv, as_latex
 from defuse.statistics import Interval, wilson
 from tests.helpers.answered import HURT, REFERENCE, answers, run
 
@@ -127,11 +126,8 @@ def test_the_distance_to_the_retrained_model_is_the_mean_divergence_of_the_choic
     flat = {Cell("forget"): {"q": Answer(True, -1.4, even)}}
     p = torch.tensor(skewed, dtype=torch.float64).exp()
     expected = p * (p.log() - 0.25 * torch.ones(4, dtype=torch.float64).log() + 1.3862943611198906)
-    ids = [("forget", "q")]
-    assert kl_to(target, FORGET, [flat], ids).value == pytest.approx(
-        expected.sum().item(), rel=1e-5
-    )
-    assert kl_to(target, FORGET, [target], ids).value == 0
+    assert kl_to(target, FORGET, [flat]).value == pytest.approx(expected.sum().item(), rel=1e-5)
+    assert kl_to(target, FORGET, [target]).value == 0
 
 
 def test_tables_have_a_row_for_each_group_and_all_formats_say_the_same():
@@ -168,8 +164,8 @@ def test_curves_are_means_over_the_steps_that_all_seeds_were_asked_at():
 
 def test_forget_tokens_that_mixing_used_and_those_it_did_not_are_told_apart():
     held_out = frozenset(("places", f"{i}") for i in range(4))
-    table = held_out_table({"x": [HURT]}, REFERENCE, held_out, "before")
-    (row,) = table.rows
+    table = held_out_table({run("mixing"): {20: HURT}}, REFERENCE, held_out, "before")
+    _, row = table.rows
     assert (row[2], row[4]) == ("6", "4")
     assert row[3].startswith("0.00 ")  # the two right ones are held out
     assert row[5].startswith("0.50 ")

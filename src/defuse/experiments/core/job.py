@@ -26,21 +26,18 @@ from defuse.experiments.core.runner import Runner, run_all
 from defuse.experiments.core.scenario import Run, Scenario, recipe_essence
 from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
-    as_csv,
-    as_latex,
     curve_table,
     defence_sentences,
     held_out_table,
     main_table,
-    markdown,
-    screen_table,
     short_sentences,
+    short_table,
     slice_name,
     tables,
 )
 from defuse.methods import METHODS
 from defuse.report import TableData, render
-from defuse.report.format import captioned
+from defuse.report.format import as_csv, as_latex, captioned, screen_table
 from defuse.report.plots import save
 from defuse.store import SCHEMA_VERSION
 from defuse.utils.errors import UsageError
@@ -217,13 +214,14 @@ def report(context: ExperimentContext, answers: Answers, console: Console) -> No
     page = make_page(scenario, groups, defences, answers.finished, shown, figure, record)
     folder, stem = scenario.folder / layout.subfolder, layout.stem
     write_text(folder / "report.html", render(page))
-    write_text(folder / f"{stem}.md", markdown(shown, list(defence_sentences(defences))))
+    said = "".join(f"\n- {each}" for each in defence_sentences(defences))
+    write_text(folder / f"{stem}.md", "\n".join(map(captioned, shown)) + f"{said}\n")
     table = main_table(groups, layout)
     write_text(folder / f"{stem}.csv", as_csv(table))
     write_text(folder / f"{stem}.tex", as_latex(table))
     drawn = save(figure, folder / stem)
     write_json(folder / "results.json", _document(scenario, answers, groups, defences, record))
-    console.print(screen_table(groups, layout))
+    console.print(screen_table(short_table(groups, layout)))
     for sentence in short_sentences(defences, layout.judged):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     names = ["report.html", "results.json", *(f"{stem}.{kind}" for kind in ("md", "csv", "tex"))]
@@ -234,13 +232,11 @@ def report(context: ExperimentContext, answers: Answers, console: Console) -> No
 def more_tables(scenario: Scenario, answers: Answers) -> list[TableData]:
     """The accuracies by step, and those after forget-tokens that mixing did not use."""
     found = [curve_table(answers.finished, answers.reference, scenario.layout)]
-    groups = {"reference": [answers.reference]}
-    for run, steps in answers.finished.items():
-        groups.setdefault(run.group, []).append(steps[max(steps)])
     mixes = any("mixing" in run.defence for run in answers.finished)
     if mixes and scenario.held_out and scenario.layout.judged:
         judged = scenario.layout.judged
-        found.append(held_out_table(groups, answers.reference, scenario.held_out, judged))
+        tokens = (answers.finished, answers.reference, scenario.held_out, judged)
+        found.append(held_out_table(*tokens))
     return [table for table in found if table.rows]
 
 

@@ -1,14 +1,14 @@
 """Figures from answers: accuracy, vulnerability, distance to the retrained model, defences.
 
-Values are arranged (runs, questions). Runs of one group differ only in their seed and answer the
-same questions, so intervals resample runs and questions.
+Runs of one group differ only in their seed and answer the same questions, so intervals resample
+runs and questions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,11 +36,68 @@ TOLERANCE = 0.05
 # A run has forgotten when this share of what the reference model knew above chance is gone.
 FORGOTTEN = 0.5
 
-Quantity = Literal["correct", "logprob"]
-
-
 Checkpoints = Mapping[int, AnswerTable]  # by step
 Finished = Mapping[Run, Checkpoints]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The answers of several models to the questions of a slice that all of them answered.
+
+    A row of `answers` holds one model's, in the order of `ids`.
+    """
+
+    ids: Sequence[QuestionKey]
+    answers: Sequence[Sequence[Answer]]
+
+    @property
+    def n(self) -> int:
+        """The number of questions."""
+        return len(self.ids)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """1 for each right answer and 0 for each wrong one, (models, questions)."""
+        return self._table("correct")
+
+    @cached_property
+    def logprob(self) -> Tensor:
+        """The log-probability of each right choice among the choices (nats), likewise."""
+        return self._table("logprob")
+
+    def _table(self, field: str) -> Tensor:
+        rows = [[float(getattr(each, field)) for each in row] for row in self.answers]
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+def panel(part: Slice, tables: Sequence[AnswerTable]) -> Panel:
+    """The answers to the questions of a slice that all `tables` have, in the first one's order."""
+    known = [pooled(table, part) for table in tables]
+    ids = [name for name in known[0] if all(name in each for each in known)]
+    return Panel(ids, [[each[name] for name in ids] for each in known])
+
+
+@dataclass(frozen=True)
+class Means:
+    """Accuracies by slice, on the questions that the reference and all checkpoints answered.
+
+    `n`: the number of those questions. `of`: by run and step.
+    """
+
+    n: Mapping[Slice, int]
+    reference: Mapping[Slice, float]
+    of: Mapping[tuple[Run, int], Mapping[Slice, float]]
+
+
+def make_means(finished: Finished, reference: AnswerTable, parts: Iterable[Slice]) -> Means:
+    """The accuracies of every checkpoint; a slice that no question is left of is left out."""
+    places = [(run, step) for run, steps in finished.items() for step in steps]
+    tables = [reference, *(finished[run][step] for run, step in places)]
+    found = {part: each for part in parts if (each := panel(part, tables)).n}
+    shares = {part: each.correct.mean(dim=1).tolist() for part, each in found.items()}
+    first, *rest = ({part: own[row] for part, own in shares.items()} for row in range(len(tables)))
+    counts = {part: each.n for part, each in found.items()}
+    return Means(counts, first, dict(zip(places, rest, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -98,10 +155,17 @@ def make_groups(
     groups = [make_group("reference", "", [reference], reference, retrained)]
     if retrained is not None:
         groups.append(make_group("retrained", "", [retrained], reference, retrained))
-    for label, runs in _by_group(finished).items():
+    for label, runs in by_group(finished).items():
         last = [steps[max(steps)] for steps in runs.values()]
-        defence = next(iter(runs)).defence
-        groups.append(make_group(label, defence, last, reference, retrained))
+        groups.append(make_group(label, next(iter(runs)).defence, last, reference, retrained))
+    return groups
+
+
+def by_group(finished: Finished) -> dict[str, dict[Run, Checkpoints]]:
+    """The finished runs of each group."""
+    groups: dict[str, dict[Run, Checkpoints]] = {}
+    for run, steps in finished.items():
+        groups.setdefault(run.group, {})[run] = steps
     return groups
 
 
@@ -113,24 +177,52 @@ def make_group(
     retrained: AnswerTable | None = None,
 ) -> Group:
     """Summarise runs' last answers."""
-    asked = [set(slices(run)) for run in runs]
-    parts = [part for part in slices(reference) if all(part in each for each in asked)]
-    ids = {part: shared_ids(part, runs, reference) for part in parts}
+    every = {part: panel(part, [reference, *runs]) for part in slices(reference)}
+    panels = {part: each for part, each in every.items() if each.n}
     unlearned = any(run is not reference for run in runs)
     return Group(
         label,
         defence,
         len(runs),
-        {part: len(ids[part]) for part in parts},
-        {part: accuracy(part, runs, ids[part]) for part in parts},
-        {part: _mean(values(part, runs, ids[part], "logprob")) for part in parts},
+        {part: each.n for part, each in panels.items()},
+        {part: accuracy(each.correct[1:]) for part, each in panels.items()},
+        {part: _mean(each.logprob[1:]) for part, each in panels.items()},
         {
-            position: _vulnerabilities(position, runs, reference)
+            position: _vulnerability(position, panels)
             for position in positions(reference)
-            if unlearned and Slice("retain", FORGET_TOKEN, position) in parts
+            if unlearned and Slice("retain", FORGET_TOKEN, position) in panels
         },
-        {} if retrained is None else _distances(runs, retrained, ids),
+        {} if retrained is None else {p: kl_to(retrained, p, runs) for p in (FORGET, RETAIN)},
     )
+
+
+def accuracy(correct: Tensor) -> Interval:
+    """The share of right answers: Wilson's interval for one run, else over runs and questions."""
+    if len(correct) == 1:
+        return wilson(int(correct.sum()), correct.shape[1])
+    return _mean(correct)
+
+
+def _vulnerability(position: str, panels: Mapping[Slice, Panel]) -> tuple[Interval, Interval]:
+    """(unlearned − reference) of (control token − forget-token), in accuracy and in nats."""
+    pair = [panels[Slice("retain", each, position)] for each in (CONTROL_TOKEN, FORGET_TOKEN)]
+
+    def effect(control: Tensor, forget: Tensor) -> Interval:
+        reference = control[:1], forget[:1]
+        return statistics.vulnerability(control[1:], forget[1:], *reference, seed=BOOTSTRAP_SEED)
+
+    return effect(*(each.correct for each in pair)), effect(*(each.logprob for each in pair))
+
+
+def kl_to(target: AnswerTable, part: Slice, runs: Sequence[AnswerTable]) -> Interval:
+    """Mean of Σ q·(log q − log p) over the choices of each question, q the target's."""
+
+    def divergence(ours: Answer, other: Answer) -> float:
+        pairs = zip(ours.logprobs, other.logprobs, strict=True)
+        return math.fsum(math.exp(q) * (q - p) for p, q in pairs)
+
+    first, *rest = panel(part, [target, *runs]).answers
+    return _mean(torch.tensor([list(map(divergence, row, first)) for row in rest]))
 
 
 def make_defences(
@@ -141,48 +233,36 @@ def make_defences(
     `matched_at`: the positions to compare at matched forgetting; None is those that every
     checkpoint has answers for.
     """
-    groups = _by_group(finished)
+    groups = by_group(finished)
+    wanted = positions(reference) if matched_at is None else matched_at
     found = []
     for label, ours in groups.items():
         plain = next(iter(ours)).base_group
         if plain != label and plain in groups:
-            found.append(_defence(label, plain, groups, reference, matched_at))
+            theirs = groups[plain]
+            matched = {each: match(theirs, ours, reference, each) for each in wanted}
+            found.append(Defence(label, plain, _recovered(theirs, ours, reference), matched))
     return found
 
 
-def accuracy(part: Slice, runs: Sequence[AnswerTable], ids: Sequence[QuestionKey]) -> Interval:
-    """The share of right answers: Wilson's interval for one run, else over runs and questions."""
-    table = values(part, runs, ids, "correct")
-    if len(runs) == 1:
-        return wilson(round(table.sum().item()), len(ids))
-    return _mean(table)
-
-
-def vulnerability(
-    position: str,
-    runs: Sequence[AnswerTable],
-    reference: AnswerTable,
-    ids: Sequence[QuestionKey],
-    quantity: Quantity,
-) -> Interval:
-    """(unlearned − reference) of (control token − forget-token), question by question."""
-
-    control, forget = (
-        Slice("retain", variant, position) for variant in (CONTROL_TOKEN, FORGET_TOKEN)
+def _recovered(plain: Finished, defended: Finished, reference: AnswerTable) -> dict[str, Interval]:
+    """The difference after a forget-token at the last step, over seeds, by position."""
+    ours, theirs = (
+        {run.seed: steps[max(steps)] for run, steps in runs.items()} for runs in (defended, plain)
     )
-    tables = (
-        values(part, each, ids, quantity)
-        for each in (runs, [reference] * len(runs))
-        for part in (control, forget)
-    )
-    return statistics.vulnerability(*tables, seed=BOOTSTRAP_SEED)
+    seeds = sorted(ours.keys() & theirs.keys())
+    tables = [reference, *(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds)]
+    recovered = {}
+    for position in positions(reference) if seeds else ():
+        after = panel(Slice("retain", FORGET_TOKEN, position), tables)
+        if after.n:
+            with_defence, without = after.correct[1:].chunk(2)
+            recovered[position] = _mean(with_defence - without)
+    return recovered
 
 
 def match(
-    plain: Mapping[Run, Checkpoints],
-    defended: Mapping[Run, Checkpoints],
-    reference: AnswerTable,
-    position: str,
+    plain: Finished, defended: Finished, reference: AnswerTable, position: str
 ) -> Matched | None:
     """Pair each checkpoint with a defence with one without, of the same seed.
 
@@ -191,50 +271,33 @@ def match(
     on the forget set is taken, since at chance accuracies no longer differ. Checkpoints that have
     not forgotten are left out. None if no pair is found.
     """
-    both = (*plain.values(), *defended.values())
-    tables = [table for steps in both for table in steps.values()]
-    part = Slice("retain", FORGET_TOKEN, position)
-    if not all(part in slices(table) for table in tables):
+    every = [(run, step) for runs in (plain, defended) for run in runs for step in runs[run]]
+    tables = [reference, *({**plain, **defended}[run][step] for run, step in every)]
+    parts = (FORGET, RETAIN, Slice("retain", FORGET_TOKEN, position))
+    forget, retain, after = (panel(part, tables) for part in parts)
+    if not after.n:
         return None
-    forget, retain = (shared_ids(each, tables, reference) for each in (FORGET, RETAIN))
-    pairs = []
-    for run, steps in defended.items():
-        rivals = next((s for other, s in plain.items() if other.seed == run.seed), {})
-        for step, table in steps.items():
-            found = _nearest(table, rivals, forget, retain)
-            if found is not None and _has_forgotten(table, reference, forget):
-                pairs.append(((run.seed, found, step), rivals[found], table))
+    left, kept = (each.correct.mean(dim=1).tolist() for each in (forget, retain))
+    depth, guess = forget.logprob.mean(dim=1).tolist(), chance(reference, FORGET)
+    pairs: list[tuple[int, int]] = []
+    for ours, (run, _) in enumerate(every, start=1):
+        alike = [
+            theirs
+            for theirs, (other, _) in enumerate(every, start=1)
+            if other in plain
+            and other.seed == run.seed
+            and abs(left[theirs] - left[ours]) <= TOLERANCE
+            and abs(kept[theirs] - kept[ours]) <= TOLERANCE
+        ]
+        has_forgotten = left[ours] - guess <= (1 - FORGOTTEN) * (left[0] - guess)
+        if run in defended and has_forgotten and alike:
+            pairs.append((min(alike, key=lambda row: abs(depth[row] - depth[ours])), ours))
     if not pairs:
         return None
-    without, with_defence = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
-    gains = (
-        _mean(values(part, with_defence, retain, what) - values(part, without, retain, what))
-        for what in ("correct", "logprob")
-    )
-    return Matched(tuple(pair[0] for pair in pairs), len(retain), *gains)
-
-
-def shared_ids(
-    part: Slice, runs: Sequence[AnswerTable], reference: AnswerTable
-) -> list[QuestionKey]:
-    """Questions of a slice that every run and the reference answered, in the reference's order."""
-    answered = [pooled(run, part).keys() for run in runs]
-    return [name for name in pooled(reference, part) if all(name in each for each in answered)]
-
-
-def values(
-    part: Slice, runs: Sequence[AnswerTable], ids: Sequence[QuestionKey], quantity: Quantity
-) -> Tensor:
-    """A quantity of each answer, (runs, questions)."""
-    answers = (pooled(run, part) for run in runs)
-    table = [[float(getattr(each[name], quantity)) for name in ids] for each in answers]
-    return torch.tensor(table, dtype=torch.float64)
-
-
-def mean(table: AnswerTable, part: Slice, ids: Sequence[QuestionKey], quantity: Quantity) -> float:
-    """The mean of a quantity over some questions of a slice."""
-    answers = pooled(table, part)
-    return sum(getattr(answers[name], quantity) for name in ids) / len(ids)
+    without, with_defence = (list(rows) for rows in zip(*pairs, strict=True))
+    steps = ((every[a - 1][0].seed, every[a - 1][1], every[b - 1][1]) for a, b in pairs)
+    gains = (_mean(each[with_defence] - each[without]) for each in (after.correct, after.logprob))
+    return Matched(tuple(steps), after.n, *gains)
 
 
 def chance(table: AnswerTable, part: Slice) -> float:
@@ -244,94 +307,3 @@ def chance(table: AnswerTable, part: Slice) -> float:
 
 def _mean(table: Tensor) -> Interval:
     return bootstrap_mean(table, BOOTSTRAP_SEED)
-
-
-def _by_group(finished: Finished) -> dict[str, dict[Run, Checkpoints]]:
-    groups: dict[str, dict[Run, Checkpoints]] = {}
-    for run, steps in finished.items():
-        groups.setdefault(run.group, {})[run] = steps
-    return groups
-
-
-def _vulnerabilities(
-    position: str, runs: Sequence[AnswerTable], reference: AnswerTable
-) -> tuple[Interval, Interval]:
-    ids = shared_ids(Slice("retain", FORGET_TOKEN, position), runs, reference)
-    return (
-        vulnerability(position, runs, reference, ids, "correct"),
-        vulnerability(position, runs, reference, ids, "logprob"),
-    )
-
-
-def _distances(
-    runs: Sequence[AnswerTable], retrained: AnswerTable, ids: Mapping[Slice, Sequence[QuestionKey]]
-) -> dict[Slice, Interval]:
-    return {part: kl_to(retrained, part, runs, ids[part]) for part in (FORGET, RETAIN)}
-
-
-def kl_to(
-    target: AnswerTable, part: Slice, runs: Sequence[AnswerTable], ids: Sequence[QuestionKey]
-) -> Interval:
-    """Mean of Σ q·(log q − log p) over the choices of each question, q the target's."""
-    theirs = pooled(target, part)
-
-    def divergence(ours: Answer, other: Answer) -> float:
-        pairs = zip(ours.logprobs, other.logprobs, strict=True)
-        return math.fsum(math.exp(q) * (q - p) for p, q in pairs)
-
-    ours = [pooled(run, part) for run in runs]
-    return _mean(torch.tensor([[divergence(t[name], theirs[name]) for name in ids] for t in ours]))
-
-
-def _defence(
-    label: str,
-    plain: str,
-    groups: Mapping[str, Finished],
-    reference: AnswerTable,
-    matched_at: Sequence[str] | None,
-) -> Defence:
-    ours, theirs = groups[label], groups[plain]
-    seeds = sorted({run.seed for run in ours} & {run.seed for run in theirs})
-    last = [
-        [next(s[max(s)] for r, s in runs.items() if r.seed == seed) for seed in seeds]
-        for runs in (ours, theirs)
-    ]
-    tables = [*last[0], *last[1]]
-    recovered = {}
-    for position in positions(reference) if seeds else ():
-        part = Slice("retain", FORGET_TOKEN, position)
-        if all(part in slices(table) for table in tables):
-            ids = shared_ids(part, tables, reference)
-            defended, without = (values(part, runs, ids, "correct") for runs in last)
-            recovered[position] = _mean(defended - without)
-    wanted = positions(reference) if matched_at is None else matched_at
-    matched = {position: match(theirs, ours, reference, position) for position in wanted}
-    return Defence(label, plain, recovered, matched)
-
-
-def _nearest(
-    table: AnswerTable,
-    rivals: Checkpoints,
-    forget: Sequence[QuestionKey],
-    retain: Sequence[QuestionKey],
-) -> int | None:
-    """The step of the rival checkpoint at matched forgetting."""
-
-    def gap(
-        rival: AnswerTable, part: Slice, ids: Sequence[QuestionKey], quantity: Quantity
-    ) -> float:
-        return abs(mean(rival, part, ids, quantity) - mean(table, part, ids, quantity))
-
-    alike = [
-        step
-        for step, rival in rivals.items()
-        if gap(rival, FORGET, forget, "correct") <= TOLERANCE
-        and gap(rival, RETAIN, retain, "correct") <= TOLERANCE
-    ]
-    return min(alike, key=lambda step: gap(rivals[step], FORGET, forget, "logprob"), default=None)
-
-
-def _has_forgotten(table: AnswerTable, reference: AnswerTable, ids: Sequence[QuestionKey]) -> bool:
-    guess = chance(reference, FORGET)
-    known = mean(reference, FORGET, ids, "correct") - guess
-    return mean(table, FORGET, ids, "correct") - guess <= (1 - FORGOTTEN) * known

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
-from defuse.experiments.core.metrics import Checkpoints, Group, chance, mean, shared_ids
-from defuse.experiments.core.scenario import DEFENCES, Layout, Run
+from defuse.experiments.core.metrics import Finished, Group, chance, make_means
+from defuse.experiments.core.scenario import DEFENCES, Layout
 from defuse.experiments.core.tables import slice_name
 from defuse.report.plots import points
 
@@ -28,7 +28,7 @@ NAMES = {"none": "no defence"}
 
 def draw(
     groups: Sequence[Group],
-    finished: Mapping[Run, Checkpoints],
+    finished: Finished,
     reference: AnswerTable,
     layout: Layout,
 ) -> Figure:
@@ -65,24 +65,19 @@ def _draw_slices(axes: Axes, shown: Mapping[str, Group], layout: Layout, guess: 
     axes.legend(frameon=False, fontsize="small", loc="lower center", ncols=2)
 
 
-def _draw_curves(
-    axes: Axes, finished: Mapping[Run, Checkpoints], reference: AnswerTable, layout: Layout
-) -> None:
+def _draw_curves(axes: Axes, finished: Finished, reference: AnswerTable, layout: Layout) -> None:
     """Thin lines: each seed; bold: their mean, with the number of steps at each checkpoint."""
     kept = RETAIN if layout.judged is None else Slice("retain", FORGET_TOKEN, layout.judged)
-    tables = [table for steps in finished.values() for table in steps.values()]
-    forget, retain = (shared_ids(part, tables, reference) for part in (FORGET, kept))
-
-    def place(table: AnswerTable) -> tuple[float, float]:
-        return mean(table, FORGET, forget, "correct"), mean(table, kept, retain, "correct")
-
-    for defence in DEFENCES if forget and retain else ():
-        runs = [steps for run, steps in finished.items() if run.defence == defence]
+    means = make_means(finished, reference, (FORGET, kept))
+    known = {place: (own[FORGET], own[kept]) for place, own in means.of.items() if len(own) == 2}
+    for defence in DEFENCES if known else ():
+        runs = [run for run in finished if run.defence == defence]
         if not runs:
             continue
         look = LOOKS[defence]
-        shared = sorted(set.intersection(*(set(run) for run in runs)))
-        curves = np.array([[place(reference), *(place(run[s]) for s in shared)] for run in runs])
+        shared = sorted(set.intersection(*(set(finished[run]) for run in runs)))
+        start = means.reference[FORGET], means.reference[kept]
+        curves = np.array([[start, *(known[run, step] for step in shared)] for run in runs])
         for curve in curves:
             axes.plot(*curve.T, color=look["color"], alpha=0.25, linewidth=1)
         middle = curves.mean(axis=0)

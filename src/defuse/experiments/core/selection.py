@@ -4,13 +4,13 @@ The rule looks at what is forgotten and what is lost, never at the harm of a for
 defences that cost no more than none, the one that holds best after a forget-token is kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice, slices
-from defuse.experiments.core.metrics import TOLERANCE, Checkpoints, chance, mean, shared_ids
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
+from defuse.experiments.core.metrics import TOLERANCE, Finished, chance, make_means
 from defuse.experiments.core.scenario import Run
-from defuse.experiments.core.tables import slice_name
+from defuse.experiments.core.tables import counted
 from defuse.report import TableData
 
 ADVISED = 8  # trials shown of each method
@@ -40,44 +40,34 @@ class Trial:
         )
 
 
-def trials(
-    finished: Mapping[Run, Checkpoints], reference: AnswerTable, position: str | None
-) -> list[Trial]:
+def trials(finished: Finished, reference: AnswerTable, position: str | None) -> list[Trial]:
     """Every checkpoint, the cheapest first; of equals the one with fewer steps."""
-    tables = [table for steps in finished.values() for table in steps.values()]
-    forget, retain = (shared_ids(part, tables, reference) for part in (FORGET, RETAIN))
-    known, guess = mean(reference, RETAIN, retain, "correct"), chance(reference, FORGET)
     after = Slice("retain", FORGET_TOKEN, position)
-    perturbed = bool(tables) and all(after in slices(table) for table in tables)
-    ids = shared_ids(after, tables, reference) if perturbed else []
+    means, guess = (
+        make_means(finished, reference, (FORGET, RETAIN, after)),
+        chance(reference, FORGET),
+    )
 
-    def trial(run: Run, step: int, table: AnswerTable) -> Trial:
-        left = mean(table, FORGET, forget, "correct")
-        kept = mean(table, RETAIN, retain, "correct")
-        harmed = mean(table, after, ids, "correct") if perturbed else None
-        cost = max(0.0, left - guess) + max(0.0, known - kept)
-        return Trial(run, step, left, kept, harmed, cost)
+    def trial(run: Run, step: int) -> Trial:
+        own = means.of[run, step]
+        left, lost = own[FORGET] - guess, means.reference[RETAIN] - own[RETAIN]
+        cost = max(0.0, left) + max(0.0, lost)
+        return Trial(run, step, own[FORGET], own[RETAIN], own.get(after), cost)
 
-    found = [trial(run, step, t) for run, steps in finished.items() for step, t in steps.items()]
-    return sorted(found, key=lambda each: (each.cost, each.step))
+    return sorted((trial(*place) for place in means.of), key=lambda each: (each.cost, each.step))
 
 
-def settings_table(
-    finished: Mapping[Run, Checkpoints], reference: AnswerTable, slices_: Sequence[Slice]
-) -> TableData:
-    """Each run without a defence at its cheapest checkpoint: accuracies on `slices_`."""
+def settings_table(finished: Finished, reference: AnswerTable, parts: Sequence[Slice]) -> TableData:
+    """Each run without a defence at its cheapest checkpoint: accuracies on `parts`."""
     plain = {run: steps for run, steps in finished.items() if run.defence == "none"}
-    tables = [table for steps in plain.values() for table in steps.values()]
-    ids = {part: shared_ids(part, tables, reference) for part in slices_}
-    shown = [part for part in slices_ if ids[part]]
+    means = make_means(plain, reference, parts)
     rows = []
     for run, steps in plain.items():
         best = trials({run: steps}, reference, None)[0].step
-        shares = (mean(steps[best], part, ids[part], "correct") for part in shown)
-        said = " ".join([run.method, run.retain_loss, *run.settings])
-        rows.append([said, str(best), *(f"{share:.2f}" for share in shares)])
-    heads = ["setting", "step", *(f"{slice_name(part)} (n = {len(ids[part])})" for part in shown)]
-    return TableData("Every setting without a defence at its cheapest checkpoint", heads, rows)
+        shares = (f"{share:.2f}" for share in means.of[run, best].values())
+        rows.append([" ".join([run.method, run.retain_loss, *run.settings]), str(best), *shares])
+    head = ["setting", "step", *counted(means)]
+    return TableData("Every setting without a defence at its cheapest checkpoint", head, rows)
 
 
 def best_defence(defended: Sequence[Trial], plain: Trial) -> Trial | None:
@@ -86,9 +76,7 @@ def best_defence(defended: Sequence[Trial], plain: Trial) -> Trial | None:
     return max(cheap, key=lambda each: each.after_forget_token or 0.0, default=None)
 
 
-def advice(
-    finished: Mapping[Run, Checkpoints], reference: AnswerTable, position: str | None
-) -> Iterator[str]:
+def advice(finished: Finished, reference: AnswerTable, position: str | None) -> Iterator[str]:
     """For each method its cheapest trials, and for each defence the setting to keep.
 
     Defences are compared at the last step of the run without one that has the same settings.

@@ -1,13 +1,10 @@
-"""An experiment's tables and sentences, for the screen, Markdown, CSV, LaTeX and the page."""
+"""An experiment's tables and sentences."""
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from textwrap import fill
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
+from statistics import fmean
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+import torch
 
 from defuse.experiments.core.answers import (
     CONTROL_TOKEN,
@@ -19,19 +16,22 @@ from defuse.experiments.core.answers import (
     Slice,
 )
 from defuse.experiments.core.metrics import (
-    Checkpoints,
     Defence,
+    Finished,
     Group,
     Matched,
+    Means,
     accuracy,
-    mean,
-    shared_ids,
+    by_group,
+    make_means,
+    panel,
 )
-from defuse.experiments.core.scenario import Layout, Run
+from defuse.experiments.core.scenario import Layout
 from defuse.report import TableData
-from defuse.report.format import captioned, interval, stacked
+from defuse.report.format import interval, of_columns, stacked
 from defuse.statistics import Interval
 
+Show = Callable[[Interval | None], str]
 VARIANTS = {
     FORGET_TOKEN: "forget-token",
     CONTROL_TOKEN: "control token",
@@ -51,33 +51,28 @@ def slice_name(part: Slice) -> str:
 
 def main_table(groups: Sequence[Group], layout: Layout) -> TableData:
     """Accuracies by slice, the vulnerability at the judged position, the distance to retrained."""
-    has_retrained = any(group.kl_to_retrained for group in groups)
-    heads = ["model", "runs", "n", *map(slice_name, layout.slices)]
-    heads += [f"vulnerability ({layout.judged})"] if layout.judged else []
-    heads += ["KL to retrained, forget", "KL to retrained, retain"] if has_retrained else []
-    rows = [
-        [*_head(group), *map(interval, _cells(group, layout, has_retrained))] for group in groups
+    counts = [f"{group.n.get(FORGET, 0)} / {group.n.get(RETAIN, 0)}" for group in groups]
+    columns = [
+        _labels(groups),
+        ["runs", *(str(group.runs) for group in groups)],
+        ["n", *counts],
+        *_accuracies(groups, layout.slices),
     ]
+    if layout.judged:
+        columns.append([f"vulnerability ({layout.judged})", *_harms(groups, layout.judged)])
+    if any(group.kl_to_retrained for group in groups):
+        columns += [
+            [
+                f"KL to retrained, {part.kind}",
+                *(interval(g.kl_to_retrained.get(part)) for g in groups),
+            ]
+            for part in (FORGET, RETAIN)
+        ]
     caption = (
         "Accuracy after the last step, with 95 % intervals over questions and seeds; n: questions "
         "of the forget set / of the retain sets"
     )
-    return TableData(caption, heads, rows)
-
-
-def _head(group: Group) -> list[str]:
-    counts = (group.n.get(FORGET, 0), group.n.get(RETAIN, 0))
-    return [group.label, str(group.runs), "{} / {}".format(*counts)]
-
-
-def _cells(group: Group, layout: Layout, has_retrained: bool) -> list[Interval | None]:
-    cells = [group.accuracy.get(part) for part in layout.slices]
-    if layout.judged:
-        effect = group.vulnerability.get(layout.judged)
-        cells.append(effect[0] if effect else None)
-    if has_retrained:
-        cells += [group.kl_to_retrained.get(part) for part in (FORGET, RETAIN)]
-    return cells
+    return of_columns(caption, columns)
 
 
 def tables(groups: Sequence[Group], layout: Layout) -> list[TableData]:
@@ -86,133 +81,106 @@ def tables(groups: Sequence[Group], layout: Layout) -> list[TableData]:
     parts = list(dict.fromkeys(part for group in groups for part in group.accuracy))
     others = [part for part in parts if part.position is not None]
     if set(others) - set(layout.slices):
-        found.append(
-            TableData(
-                "Accuracy on the retain sets by variant and position",
-                ["model", *map(slice_name, others)],
-                [[g.label, *(_value(g.accuracy.get(part)) for part in others)] for g in groups],
-            )
-        )
-    shown = [part for part in layout.slices if part in parts]
-    found.append(
-        TableData(
-            "Log-probability of the right choice among the choices (nats)",
-            ["model", *map(slice_name, shown)],
-            [[g.label, *(interval(g.logprob.get(part)) for part in shown)] for g in groups],
-        )
-    )
+        caption = "Accuracy on the retain sets by variant and position"
+        columns = _accuracies(groups, others, lambda each: f"{each.value:.2f}" if each else "")
+        found.append(of_columns(caption, [_labels(groups), *columns]))
+    columns = [
+        [slice_name(part), *(interval(group.logprob.get(part)) for group in groups)]
+        for part in layout.slices
+        if part in parts
+    ]
+    caption = "Log-probability of the right choice among the choices (nats)"
+    found.append(of_columns(caption, [_labels(groups), *columns]))
     unlearned = [group for group in groups if group.vulnerability]
     places = list(dict.fromkeys(place for group in unlearned for place in group.vulnerability))
     if places:
-        found.append(
-            TableData(
-                "Vulnerability by position, in accuracy and in nats",
-                ["model", *places, *(f"{place}, nats" for place in places)],
-                [[g.label, *_vulnerabilities(g, places)] for g in unlearned],
-            )
-        )
+        columns = [
+            [place + unit, *_harms(unlearned, place, number)]
+            for number, unit in enumerate(("", ", nats"))
+            for place in places
+        ]
+        caption = "Vulnerability by position, in accuracy and in nats"
+        found.append(of_columns(caption, [_labels(unlearned), *columns]))
     return found
 
 
-def _value(found: Interval | None) -> str:
-    return "" if found is None else f"{found.value:.2f}"
+def short_table(groups: Sequence[Group], layout: Layout) -> TableData:
+    """What fits a terminal: intervals below their estimates."""
+    shown = [part for part in layout.slices if part.position in (None, layout.judged)]
+    columns = [
+        ["accuracy", *(group.label for group in groups)],
+        *_accuracies(groups, shown, stacked),
+    ]
+    if layout.judged:
+        columns.append(["vulnerability", *_harms(groups, layout.judged, show=stacked)])
+    return of_columns("with 95 % intervals", columns)
 
 
-def _vulnerabilities(group: Group, places: Sequence[str]) -> list[str]:
-    effects = [group.vulnerability.get(place) for place in places]
-    return [interval(effect[i] if effect else None) for i in (0, 1) for effect in effects]
+def _labels(groups: Sequence[Group]) -> list[str]:
+    return ["model", *(group.label for group in groups)]
 
 
-def curve_table(
-    finished: Mapping[Run, Checkpoints], reference: AnswerTable, layout: Layout
-) -> TableData:
+def _accuracies(
+    groups: Sequence[Group], parts: Sequence[Slice], show: Show = interval
+) -> list[list[str]]:
+    """A column for each slice."""
+    return [[slice_name(part), *(show(g.accuracy.get(part)) for g in groups)] for part in parts]
+
+
+def _harms(
+    groups: Sequence[Group], position: str, number: int = 0, show: Show = interval
+) -> list[str]:
+    """The vulnerabilities at a position; `number` 1 is in nats."""
+    found = (group.vulnerability.get(position) for group in groups)
+    return [show(each and each[number]) for each in found]
+
+
+def curve_table(finished: Finished, reference: AnswerTable, layout: Layout) -> TableData:
     """Mean accuracies after every number of steps that all runs of a group were asked at.
 
     On the questions that all checkpoints answered.
     """
-    every = [table for steps in finished.values() for table in steps.values()]
-    ids = {part: shared_ids(part, every, reference) for part in layout.slices}
-    shown = [part for part in layout.slices if ids[part]]
-    groups: dict[str, list[Checkpoints]] = {}
-    for run, steps in finished.items():
-        groups.setdefault(run.group, []).append(steps)
+    means = make_means(finished, reference, layout.slices)
     rows = []
-    for label, runs in groups.items():
-        for step in sorted(set.intersection(*(set(steps) for steps in runs))):
-            means = [
-                sum(mean(steps[step], part, ids[part], "correct") for steps in runs) / len(runs)
-                for part in shown
-            ]
-            rows.append([label, str(len(runs)), str(step), *(f"{value:.2f}" for value in means)])
-    heads = ["model", "runs", "steps", *(f"{slice_name(p)} (n = {len(ids[p])})" for p in shown)]
-    return TableData("Mean accuracy by step", heads, rows)
+    for label, runs in by_group(finished).items():
+        for step in sorted(set.intersection(*(set(steps) for steps in runs.values()))):
+            own = [means.of[run, step] for run in runs]
+            shares = (f"{fmean(each[part] for each in own):.2f}" for part in means.n)
+            rows.append([label, str(len(runs)), str(step), *shares])
+    return TableData("Mean accuracy by step", ["model", "runs", "steps", *counted(means)], rows)
+
+
+def counted(means: Means) -> list[str]:
+    """Heads of columns of accuracies, with their numbers of questions."""
+    return [f"{slice_name(part)} (n = {n})" for part, n in means.n.items()]
 
 
 def held_out_table(
-    groups: Mapping[str, Sequence[AnswerTable]],
-    reference: AnswerTable,
-    held_out: frozenset[QuestionKey],
-    position: str,
+    finished: Finished, reference: AnswerTable, held_out: Collection[QuestionKey], position: str
 ) -> TableData:
     """Accuracy after forget-tokens that mixing used, and after those it did not.
 
     `held_out`: the questions behind a forget-token that is in no mixed retain text.
     """
-    part = Slice("retain", FORGET_TOKEN, position)
     rows = []
-    for label, runs in groups.items():
-        ids = shared_ids(part, runs, reference)
-        halves = ([n for n in ids if n not in held_out], [n for n in ids if n in held_out])
-        cells = [
-            cell
-            for half in halves
-            for cell in (str(len(half)), interval(accuracy(part, runs, half)) if half else "")
-        ]
-        rows.append([label, str(len(runs)), *cells])
+    last = {
+        label: [steps[max(steps)] for steps in runs.values()]
+        for label, runs in by_group(finished).items()
+    }
+    for label, runs in {"reference": [reference], **last}.items():
+        found = panel(Slice("retain", FORGET_TOKEN, position), [reference, *runs])
+        is_out = torch.tensor([name in held_out for name in found.ids])
+        halves = [found.correct[1:, half] for half in (~is_out, is_out)]
+        cells = (
+            (str(each.shape[1]), interval(accuracy(each)) if each.numel() else "")
+            for each in halves
+        )
+        rows.append([label, str(len(runs)), *chain.from_iterable(cells)])
     return TableData(
         "Does mixing protect from forget-tokens that it did not use?",
         ["model", "runs", "n, used", "accuracy", "n, held out", "accuracy"],
         rows,
     )
-
-
-def screen_table(groups: Sequence[Group], layout: Layout) -> Table:
-    """What fits a terminal: intervals below their estimates."""
-    shown = [part for part in layout.slices if part.position in (None, layout.judged)]
-    heads = [fill(slice_name(part), 10) for part in shown]
-    heads += ["vulner-\nability"] if layout.judged else []
-    table = Table(title="with 95 % intervals", box=SIMPLE_HEAD)
-    table.add_column("accuracy", overflow="fold")
-    for head in heads:
-        table.add_column(head)
-    for group in groups:
-        cells = _cells(group, replace(layout, slices=tuple(shown)), has_retrained=False)
-        table.add_row(fill(group.label, 12), *map(stacked, cells))
-    return table
-
-
-def markdown(found: Sequence[TableData], sentences: Sequence[str]) -> str:
-    """Tables and sentences for a page of documentation."""
-    return "\n".join(map(captioned, found)) + "".join(f"\n- {each}" for each in sentences) + "\n"
-
-
-def as_csv(table: TableData) -> str:
-    """A table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.head, *table.rows])
-    return text.getvalue()
-
-
-LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
-
-
-def as_latex(table: TableData) -> str:
-    """A table as a LaTeX tabular with booktabs rules."""
-    lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in table.rows]
-    head = " & ".join(cell.translate(LATEX) for cell in table.head) + r" \\"
-    columns = "l" * len(table.head)
-    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines]
-    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def defence_sentences(defences: Sequence[Defence]) -> Iterator[str]:
