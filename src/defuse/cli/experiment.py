@@ -43,14 +43,11 @@ def experiment(
 
     from defuse.experiments.core.attacks import run_attacks
     from defuse.experiments.core.job import Request, choose_methods, run_experiment
-    from defuse.experiments.core.ray_cluster import Resources
     from defuse.experiments.core.runner import Runner
     from defuse.utils.progress import shown
 
     command = " ".join(["defuse experiment", str(file), *(overrides or ())])
-    request = Request(
-        plan, tune, report, retry_failed, Runner(runner, jobs, Resources(workers=jobs))
-    )
+    request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))
     scenario, attacks = _find(file, overrides or (), command, tune=tune)
     scenario = scenario.with_runs(choose_methods(scenario.runs, only or ()))
     with shown() as progress:

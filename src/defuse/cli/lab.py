@@ -50,7 +50,6 @@ def run(
 
     from defuse.experiments.core.attacks import run_attacks
     from defuse.experiments.core.job import Request
-    from defuse.experiments.core.ray_cluster import Resources
     from defuse.experiments.core.runner import Runner
     from defuse.experiments.synthetic.scenario import (
         Options,
@@ -62,8 +61,7 @@ def run(
 
     chosen, domains = tuple(only or ()), tuple(domain or ())
     options = Options(full, tune, chosen, seed, size, domains, forget, output)
-    how = Runner(runner, jobs, Resources(workers=jobs))
-    request = Request(plan, tune, report, retry_failed, how)
+    request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))
     with shown() as progress:
         if attacks:
             if not train_models(options, Console(), plan=plan):

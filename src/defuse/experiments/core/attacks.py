@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from defuse.experiments.core.answers import FORGET_SET
 from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import REFERENCE, RETRAINED, ExperimentContext
-from defuse.experiments.core.runner import available_cores, begin_worker
+from defuse.experiments.core.runner import available_cores, begin_worker, local_processes
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.report import Page, Section, render
 from defuse.report.format import captioned
@@ -181,14 +180,11 @@ def _announcement(
 
 def _in_processes(subjects: Sequence[Subject], workers: int) -> Iterator[str]:
     """Attack models in processes with one thread each; yields the names as they are done."""
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_worker)
-    try:
-        waiting = {pool.submit(attack, subject): subject.name for subject in subjects}
+    with local_processes(workers, begin_worker) as submit:
+        waiting = {submit(attack, subject): subject.name for subject in subjects}
         for future in as_completed(waiting):
             future.result()
             yield waiting[future]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def attack(subject: Subject) -> None:

@@ -1,6 +1,7 @@
 """One run: unlearn, ask at every checkpoint, and keep each checkpoint's answers at once."""
 
 import shutil
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -178,7 +179,7 @@ def execute(context: ExperimentContext, run: Run, progress: Progress = SILENT) -
 
 
 def recorded(name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Carry out `work`; returns its result as a record, with versions and seconds.
+    """Carry out `work`; returns its result as a record, with versions, machine and seconds.
 
     If it fails, the record has the `error`, so that other runs continue.
     """
@@ -190,7 +191,8 @@ def recorded(name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # memory that a failed run filled must not fail the next
     seconds = time.perf_counter() - started
-    return {"run": name, "versions": versions(), **found, "seconds": seconds}
+    about = {"versions": versions(), "host": socket.gethostname()}
+    return {"run": name, **about, **found, "seconds": seconds}
 
 
 def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -> dict[str, Any]:

@@ -4,19 +4,27 @@ All three do the same: `execute` for every run, each record as soon as it is the
 """
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
 import torch
 
-from defuse.experiments.core.ray_cluster import Resources, check_resources, run_on_ray
+from defuse.experiments.core.ray_pool import Submit, connected, fitting, ray_processes
 from defuse.experiments.core.run import ExperimentContext, execute
 from defuse.experiments.core.scenario import Run, Scenario
-from defuse.utils.errors import require
+from defuse.models.load import resolve_device
+from defuse.utils.distribution import install_hint
+from defuse.utils.errors import UsageError
 from defuse.utils.progress import SILENT, Progress
 
 RunnerName = Literal["serial", "processes", "ray"]
@@ -27,26 +35,31 @@ Record = dict[str, Any]
 class Runner:
     """How runs are carried out.
 
-    `jobs`: runs at a time with "processes", one thread each; None is one a core. `resources`: of
-    Ray. Raises UsageError for numbers that make no sense, and where Ray is missing.
+    `jobs`: runs at a time; None is one a core, and on Ray as many as fit. The rest is of Ray alone.
+    `address`: of a cluster; None starts Ray on this machine, for the experiment alone. Each run has
+    `cpus` threads and `gpus` GPUs; None is one GPU where the model's device is one on this machine.
+    Raises UsageError for numbers that make no sense, and where Ray is missing.
     """
 
     name: RunnerName = "serial"
     jobs: int | None = None
-    resources: Resources = field(default_factory=Resources)
+    address: str | None = None
+    cpus: int = 1
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
-        if self.jobs is not None:
-            require(self.jobs > 0, "jobs", self.jobs, "processes; give 1 or more")
-        if self.name == "ray":
-            check_resources(self.resources)
+        for field, least in (("jobs", 1), ("cpus", 1), ("gpus", 0)):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise UsageError(f"{field}: is {value}; give {least} or more")
+        if self.name == "ray" and find_spec("ray") is None:
+            raise UsageError(f"runner: ray is not installed; {install_hint('ray')}")
 
     def at_a_time(self, runs: int) -> int:
         """How many of `runs` are carried out at a time on this machine."""
         if self.name == "serial":
             return 1
-        wanted = self.resources.workers if self.name == "ray" else self.jobs
-        return max(1, min(wanted or available_cores(), runs))
+        return max(1, min(self.jobs or available_cores(), runs))
 
 
 def available_cores() -> int:
@@ -64,52 +77,89 @@ def run_all(
     if runner.name == "serial":
         yield from ((run, execute(context, run, progress)) for run in runs)
         return
-    scenario = context.scenario.with_runs(runs)
-    if runner.name == "processes":
-        found = in_processes(scenario, runner.at_a_time(len(runs)))
-    else:
-        found = run_on_ray(scenario, runner.resources)
-    named = {run.name: run for run in runs}
-    for name, record in found:
-        progress.advance(named[name].steps, name)
-        yield named[name], record
-
-
-def in_processes(scenario: Scenario, jobs: int) -> Iterator[tuple[str, Record]]:
-    """The scenario's runs in `jobs` processes with one thread each."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (scenario,))
-    try:
-        waiting = {pool.submit(_execute, run): run for run in scenario.runs}
+    with _processes(context.scenario, runner, len(runs)) as submit:
+        waiting = {submit(_execute, run): run for run in runs}
         for future in as_completed(waiting):
-            yield waiting[future].name, future.result()
+            run = waiting[future]
+            progress.advance(run.steps, run.name)
+            yield run, _record(run, future)
+
+
+def _record(run: Run, future: Future[Record]) -> Record:
+    """What came of a run; an error if no process could carry it out."""
+    try:
+        return future.result()
+    except UsageError as error:
+        return {"run": run.name, "error": str(error)}
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "jobs: a process was killed, perhaps because memory ran out; take fewer --jobs, and "
+            "run it again for what is not finished"
+        ) from error
+
+
+@contextmanager
+def _processes(scenario: Scenario, runner: Runner, runs: int) -> Iterator[Submit]:
+    """Submit calls to the runner's processes, which share the scenario."""
+    threads = runner.cpus if runner.name == "ray" else 1
+    begin = partial(_begin, scenario.with_runs(()), str(Path.cwd()), threads)
+    if runner.name == "processes":
+        with local_processes(runner.at_a_time(runs), begin) as submit:
+            yield submit
+        return
+    gpus = runner.gpus
+    if gpus is None:
+        gpus = float(resolve_device(scenario.model.device).type == "cuda")
+    cpus = None if runner.jobs is None else runner.jobs * runner.cpus
+    with connected(runner.address, cpus):
+        fit = fitting(runner.cpus, gpus, grows=runner.address is not None)
+        with ray_processes(min(runner.jobs or fit, runs), begin, runner.cpus, gpus) as submit:
+            yield submit
+
+
+@contextmanager
+def local_processes(count: int, begin: Submit) -> Iterator[Submit]:
+    """Submit calls to `count` processes of this machine, each set up by `begin`."""
+    pool = ProcessPoolExecutor(count, get_context("spawn"), begin)
+    try:
+        yield pool.submit
     finally:
         # After an error or Ctrl-C, what has not started never does.
         pool.shutdown(cancel_futures=True)
 
 
-_context: ExperimentContext | None = None  # of a worker process
+_context: ExperimentContext | None = None  # of a process that carries out runs
 
 
-def begin_worker() -> None:
-    """Set up a worker process: one thread, and an end when its parent is killed."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _begin(scenario: Scenario) -> None:
+def _begin(scenario: Scenario, folder: str, threads: int) -> None:
+    """Set up a process; paths mean in it what they mean in `folder`, where this one works."""
     global _context
-    begin_worker()
+    begin_worker(threads)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UsageError(
+            f"address: {socket.gethostname()} has no folder {folder}; start from a folder that all "
+            "the cluster's machines share"
+        ) from error
     _context = ExperimentContext(scenario)
 
 
-def _execute(run: Run) -> Record:
-    assert _context is not None  # noqa: S101 (_begin)
-    return execute(_context, run)
+def begin_worker(threads: int = 1) -> None:
+    """Set up a worker process: so many threads, and an end when its parent is killed."""
+    if parent_process() is not None:  # Ray ends its own
+        Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:
     """End this process when its parent is killed, or it would keep what it has locked."""
     parent = parent_process()
-    assert parent is not None  # noqa: S101
+    assert parent is not None  # noqa: S101 (begin_worker)
     parent.join()
     os._exit(1)
+
+
+def _execute(run: Run) -> Record:
+    assert _context is not None  # noqa: S101 (_begin)
+    return execute(_context, run)

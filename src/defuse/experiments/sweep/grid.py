@@ -1,6 +1,5 @@
 """From `field=a,b,c` to recipes: every combination of values is a point of the grid."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from defuse.unlearning.output import identity_of
 from defuse.unlearning.recipe import Recipe, load_recipe
-from defuse.utils.config import dump, without_none
+from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
 
-# One base model, loaded and asked once, and one folder for all that comes out.
+# One reference model, loaded and asked once, and one folder for all that comes out.
 SHARED = ("model", "revision", "device", "dtype", "output")
 SEED = "seed"
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -34,9 +32,9 @@ class Point:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The same fields with what stands in the recipe: 5e-5 is a number there."""
+        """The same fields with what is in the recipe: 5e-5 is a number there."""
         recipe = dump(self.recipe)
-        return {field: _look_up(recipe, field.split(".")) for field in self.fields}
+        return {field: _look_up(recipe, field) for field in self.fields}
 
     @property
     def label(self) -> str:
@@ -55,7 +53,7 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
     Values are YAML, so commas within brackets and quotes do not part them. `0..4` stands for 0, 1,
     2, 3, 4; `noise.std=none` is without RNA; null clears any field that may be left out. A field
     with one value is a plain override. The last field's values come next to each other. Raises
-    UsageError for what is no recipe, naming the point, and for points that are the same recipe.
+    UsageError for what is no recipe, naming the point.
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:
@@ -66,15 +64,21 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
     varied = [field for field, values in axes.items() if len(values) > 1]
     if (count := math.prod(map(len, axes.values()))) > MOST_POINTS:
         raise UsageError(f"{', '.join(varied)}: make {count} runs; name at most {MOST_POINTS}")
-    given = (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
-    points = [_point(path, values, varied) for values in given]
-    _refuse_twins(points)
+    points = []
+    for values in product(*axes.values()):
+        given = dict(zip(axes, values, strict=True))
+        fields = {field: given[field] for field in varied}
+        try:
+            recipe = load_recipe(path, [_override(*each) for each in given.items()])
+        except UsageError as error:
+            raise at_point(fields, error) from error
+        points.append(Point(fields, recipe))
     return points
 
 
-def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """What makes a recipe the same one, wherever and however often it writes."""
-    return without_none(dict(identity_of(recipe)))
+def at_point(fields: Mapping[str, Any], error: UsageError) -> UsageError:
+    """`error` with the point it arose at in front."""
+    return UsageError(f"{_label(fields)}: {error}") if fields else error
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:
@@ -111,22 +115,8 @@ def _expand(field: str, value: object) -> Sequence[Any]:
     return range(first, last + 1)
 
 
-def _point(path: Path, values: Mapping[str, Any], varied: Sequence[str]) -> Point:
-    fields = {field: values[field] for field in varied}
-    try:
-        recipe = load_recipe(path, [_override(*each) for each in values.items()])
-    except UsageError as error:
-        raise at_point(fields, error) from error
-    return Point(fields, recipe)
-
-
-def at_point(fields: Mapping[str, Any], error: UsageError) -> UsageError:
-    """`error` with the point it arose at in front."""
-    return UsageError(f"{_label(fields)}: {error}") if fields else error
-
-
-def _look_up(node: Any, path: Sequence[str]) -> Any:  # noqa: ANN401 (anything a recipe holds)
-    for part in path:
+def _look_up(node: Any, field: str) -> Any:  # noqa: ANN401 (anything a recipe holds)
+    for part in field.split("."):
         node = node[int(part)] if isinstance(node, list) else (node or {}).get(part)
     return node
 
@@ -145,13 +135,3 @@ def _flow(value: object) -> str:
     """A value as YAML in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("...\n").removesuffix("\n")
-
-
-def _refuse_twins(points: Sequence[Point]) -> None:
-    seen: dict[str, Point] = {}
-    for point in points:
-        twin = seen.setdefault(json.dumps(recipe_identity(point.recipe)), point)
-        if twin is not point:
-            raise UsageError(
-                f"{point.label}: is the same recipe as {twin.label}; leave one of them out"
-            )
