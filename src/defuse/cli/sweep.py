@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from defuse.cli.options import Jobs, Plan, Report, RetryFailed, RunnerName
+
 Text = str | None
 Option = typer.Option
 
@@ -22,9 +24,10 @@ def sweep(
         list[str] | None,
         typer.Argument(help="field=value,value or field=0..4, such as noise.std=0,0.3x,1x"),
     ] = None,
-    out: Annotated[
+    output: Annotated[
         Path | None, Option(help="Folder; default: the recipe's output with -sweep behind it.")
     ] = None,
+    out: Annotated[Path | None, Option(hidden=True)] = None,  # its name in 0.1.0
     forget_subject: Annotated[Text, Option(help="As --subject of evaluate.")] = None,
     retain_subject: Annotated[Text, Option(help="As --subject of evaluate.")] = None,
     few_shot: Annotated[int, Option(help="Answered examples in front.")] = 0,
@@ -44,23 +47,19 @@ def sweep(
     control_corpus: Annotated[Text, Option(help="Corpus to draw matching controls from.")] = None,
     sentence: Annotated[Text, Option(help="Sentence before the question, with {token}.")] = None,
     keep: Annotated[bool, Option("--keep", help="Write every run's checkpoint, too.")] = False,
-    retry_failed: Annotated[
-        bool, Option("--retry-failed", help="Try the runs that failed again.")
-    ] = False,
-    plan: Annotated[bool, Option("--plan", help="Only say what would run.")] = False,
-    report: Annotated[bool, Option("--report", help="Only report what is finished.")] = False,
-    runner: Annotated[
-        Literal["serial", "processes", "ray"],
-        Option(help="In this process, in several processes of one thread, or on Ray."),
-    ] = "ray",
+    retry_failed: RetryFailed = False,
+    plan: Plan = False,
+    report: Report = False,
+    runner: RunnerName = "ray",
     form: Annotated[
         Literal["jsonl", "parquet"], Option("--format", help="Of the table of all runs.")
     ] = "jsonl",
     address: Annotated[
         Text, Option(help="Of a Ray cluster that shares this folder; default: this machine.")
     ] = None,
-    workers: Annotated[int | None, Option(help="Runs at a time; default: as many as fit.")] = None,
-    cpus: Annotated[int, Option(help="Threads of each.")] = 1,
+    jobs: Jobs = None,
+    workers: Annotated[int | None, Option(hidden=True)] = None,  # its name in 0.1.0
+    cpus: Annotated[int, Option(help="Threads of each run on Ray.")] = 1,
     gpus: Annotated[
         float | None,
         Option(help="GPUs of each, 0.5 for two on one; default: 1 where there is one."),
@@ -68,46 +67,47 @@ def sweep(
 ) -> None:
     """Unlearn as RECIPE says at every point of GRID, ask each model, and compare the settings.
 
-    Stops and starts as you like: what is finished is kept in OUT.
+    Stops and starts as you like: what is finished is kept in OUTPUT.
     """
+    import shlex
+    import sys
+
     from rich.console import Console
 
-    from defuse.evaluate.sources import TokenFiles
-    from defuse.experiments.core.ray_cluster import Resources
-    from defuse.experiments.sweep.job import Request, Sources, run_sweep
+    from defuse.experiments.core.job import Request, run_experiment
+    from defuse.experiments.core.runner import Runner
+    from defuse.experiments.sweep.scenario import Options, make_scenario
     from defuse.recipes import find_recipe
     from defuse.utils.errors import UsageError
     from defuse.utils.progress import shown
 
-    if perturb is None and (position or control or control_corpus or sentence):
+    tokens = {"control_tokens": control, "control_corpus": control_corpus, "sentence": sentence}
+    if perturb is None and (position or any(tokens.values())):
         raise UsageError("perturb: missing; give a file of tokens, or no option about them")
-    sources = Sources(
-        forget=forget_questions,
-        retain=retain_questions,
-        forget_subject=forget_subject,
-        retain_subject=retain_subject,
-        score=score,
-        few_shot=few_shot,
-        dev=dev,
-        limit=limit,
-        tokens=None if perturb is None else TokenFiles(perturb, control, control_corpus),
-        position=position or Sources.position,
-        sentence=sentence,
-    )
+    tokens |= {"forget_tokens": perturb, "positions": [position or "choice"]}
+    asked = {
+        "questions": {
+            "forget": {"source": forget_questions, "subject": forget_subject},
+            "retain": {"retain": {"source": retain_questions, "subject": retain_subject}},
+        },
+        "score": score,
+        "few_shot": few_shot,
+        "dev": dev,
+        "limit": limit,
+        "perturb": None if perturb is None else tokens,
+    }
+    command = shlex.join(["defuse", *sys.argv[1:]])
+    folder, at_a_time = output or out, workers if jobs is None else jobs
     request = Request(
-        recipe=find_recipe(recipe),
-        grid=tuple(grid or ()),
-        sources=sources,
-        out=out,
-        keep=keep,
-        retry_failed=retry_failed,
         plan=plan,
-        form=form,
         report=report,
-        runner=runner,
-        resources=Resources(address, workers, cpus, gpus),
+        retry_failed=retry_failed,
+        runner=Runner(runner, at_a_time, address, cpus, gpus),
     )
     with shown() as progress:
-        failed = run_sweep(request, Console(), progress)
+        options = Options(
+            find_recipe(recipe), tuple(grid or ()), asked, folder, keep, form, command
+        )
+        failed = run_experiment(make_scenario(options), request, Console(), progress)
     if failed:
         raise typer.Exit(1)

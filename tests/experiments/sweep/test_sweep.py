@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,33 @@ from transformers import PreTrainedTokenizerBase
 
 from defuse import cli
 from defuse.evaluate import Settings, evaluate_questions
-from defuse.experiments.core.ray_cluster import Resources, connected, run_all, started_workers
-from defuse.experiments.sweep.table import Table
+from defuse.experiments.core.answers import Cell, from_json
+from defuse.experiments.core.ray_pool import connected, ray_processes
+from defuse.experiments.sweep import scenario
+from defuse.experiments.sweep.table import Format, write_table
 from defuse.models.load import LoadedModel, load_model
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, Perturbation, load_questions
 from defuse.unlearning.noise import GaussianNoise
 from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.unlearning.run import check, finished
 from defuse.unlearning.train import unlearn
+from defuse.utils.errors import UsageError
 from defuse.utils.files import held
 from tests.conftest import build_llama
+from tests.helpers.schemas import validate
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray session, one sweep, not one a process
+OLD = Path(__file__).parents[2] / "helpers" / "version_0_1_0" / "sweep"
 GRID = ("noise.std=none,0.3x,1e30", "seed=0..1")
 QUESTIONS = ("--forget-questions", "forget.jsonl", "--retain-questions", "retain.jsonl")
 TOKENS = ("--perturb", "gold.txt", "--control", "moon.txt", "--position", "before")
-FORMS = ("forget", "clean", "before/control", "before/forget")
+PERTURBED = (Cell("retain", CONTROL_TOKEN, "before"), Cell("retain", FORGET_TOKEN, "before"))
+CELLS = (Cell("forget"), Cell("retain"), *PERTURBED)
 
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One for all tests: a session that is there already is used by every sweep."""
-    with connected(Resources(workers=2)):
+    with connected(None, cpus=2):
         yield
 
 
@@ -85,21 +91,21 @@ def sweep(*arguments: str) -> int:
 @pytest.fixture(scope="module")
 def swept(work: Path, ray_session: None) -> Path:  # noqa: ARG001
     """The sweep's folder, after Ctrl-C at the second finished run and a second go."""
-    add = Table.add
 
-    def interrupted(table: Table, record: dict[str, Any]) -> None:
-        add(table, record)
-        if len(table.rows) == 2:
+    def interrupted(form: Format, folder: Path) -> Path:
+        path = write_table(form, folder)
+        if len(rows(folder)) == 2:
             raise KeyboardInterrupt
+        return path
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(work)
         with pytest.MonkeyPatch.context() as stopped:
-            stopped.setattr(Table, "add", interrupted)
+            stopped.setattr(scenario, "write_table", interrupted)
             assert sweep(*GRID, "--keep", "--workers", "2") == 130
         done = {path: path.stat().st_mtime_ns for path in records(work)}
         assert len(done) == 2
-        assert sweep(*GRID, "--keep", "--workers", "1") == 1  # some runs fail
+        assert sweep(*GRID, "--keep", "--jobs", "1") == 1  # some runs fail
     assert all(path.stat().st_mtime_ns == then for path, then in done.items())
     return work / "out-sweep"
 
@@ -117,7 +123,7 @@ def records(work: Path) -> list[Path]:
 
 def read(work: Path) -> dict[tuple[Any, int], dict[str, Any]]:
     """Records by noise and seed."""
-    found = [json.loads(path.read_text("utf-8")) for path in records(work)]
+    found = [json.loads(path.read_text("utf-8"))["result"] for path in records(work)]
     return {(each["fields"]["noise.std"], each["seed"]): each for each in found}
 
 
@@ -155,11 +161,12 @@ def test_a_run_equals_the_same_recipe_run_by_itself(here: Path) -> None:
             forgotten.answers[ORIGINAL],
             *(kept.answers[v] for v in (ORIGINAL, CONTROL_TOKEN, FORGET_TOKEN)),
         ]
-        for form, outcomes in zip(FORMS, expected, strict=True):
-            told = record["answers"][form]
-            assert list(told) == [o.question.id for o in outcomes]
-            assert [right for right, _ in told.values()] == [o.is_correct for o in outcomes]
-            log_probs = [log_prob for _, log_prob in told.values()]
+        kept_answers = here / "answers" / record["run"] / "step-0008.json"
+        told = from_json(json.loads(kept_answers.read_text("utf-8"))["result"])
+        for cell, outcomes in zip(CELLS, expected, strict=True):
+            assert list(told[cell]) == [o.question.id for o in outcomes]
+            assert [a.correct for a in told[cell].values()] == [o.is_correct for o in outcomes]
+            log_probs = [answer.logprob for answer in told[cell].values()]
             assert log_probs == pytest.approx([o.answer_logprob for o in outcomes], abs=1e-4)
 
 
@@ -207,15 +214,19 @@ def test_what_is_finished_is_only_reported(here: Path, capsys: pytest.CaptureFix
     assert "0 of 6 runs to do" in said
     assert "failed: noise.std=1e30 seed=1: learning_rate: at step 0" in said
     page = (here / "sweep.md").read_text("utf-8")
-    assert "| noise.std=0.3x | 2 | 0." in page
-    assert {"sweep.png", "sweep.svg"} <= {path.name for path in here.iterdir()}
+    assert "| noise.std=0.3x | 2 | 6 / 8 | 0." in page
+    assert "- failed: noise.std=1e30 seed=0: learning_rate: at step 0" in page
+    names = {path.name for path in here.iterdir()}
+    assert {"sweep.png", "sweep.svg", "sweep.csv", "sweep.tex", "report.html"} <= names
 
 
 @pytest.mark.usefixtures("here")
 def test_a_plan_says_what_would_run_again(capsys: pytest.CaptureFixture[str]) -> None:
-    for option, left in (("--retry-failed", 2), ("--keep", 0)):
+    for option, left in (("--retry-failed", "to do"), ("--keep", "failed")):
         assert sweep(*GRID, "--plan", option) == 0
-        assert f"{left} of 6 runs to do" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"{2 * (left == 'to do')} of 6 runs to do" in said
+        assert f"5. noise.std=1e30 seed=0: 8 steps ({left})" in said
     assert sweep("noise.std=none,0.1", "seed=1,2", "--plan") == 0
     said = capsys.readouterr().out
     assert "3 of 4 runs to do" in said
@@ -234,7 +245,7 @@ def test_changed_texts_make_another_run(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_second_process_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with held(here / ".lock", "out", "it"):
         assert sweep(*GRID) == 2
-    assert "out: the sweep in out-sweep is in use by another process" in capsys.readouterr().err
+    assert "output: the experiment in out-sweep is in use by another" in capsys.readouterr().err
 
 
 def test_another_base_model_is_refused(
@@ -251,11 +262,12 @@ def test_another_base_model_is_refused(
 
 REFUSED = {
     "point": (["seed=0,1", "layer=2,9"], "seed=0 layer=9: layer: 9 is not a block of this model"),
-    "questions": (["--limit", "3"], "out-sweep holds answers to other questions; name a new"),
+    "questions": ([*GRID, "--limit", "3"], "belongs to other questions; name a new folder"),
+    "twins": (["learning_rate=1e-3,0.001"], "is the same recipe as learning_rate=1e-3; leave one"),
     "limit": (["--limit", "0"], "limit: is 0"),
-    "out": (["--out", "recipe.yaml/x"], "out: recipe.yaml/x cannot be written"),
+    "out": (["--out", "recipe.yaml/x"], "output: recipe.yaml/x cannot be written"),
     "shard": (["shard=true"], "shard: needs several processes"),
-    "workers": (["--workers", "0"], "workers: is 0; give 1 or more"),
+    "jobs": (["--jobs", "0"], "jobs: is 0; give 1 or more"),
     "missing": (["--forget-questions", "gone.jsonl"], "gone.jsonl: no such file"),
     "dev": (["--few-shot", "2"], "dev: missing"),
 }
@@ -278,7 +290,7 @@ def test_what_cannot_run_is_refused_before_anything_does(
 def test_without_ray_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("defuse.experiments.core.ray_cluster.find_spec", lambda _: None)
+    monkeypatch.setattr("defuse.experiments.core.runner.find_spec", lambda _: None)
     assert sweep(*GRID) == 2
     assert "pip install 'defuse-llm[ray]'" in capsys.readouterr().err
 
@@ -287,26 +299,64 @@ def test_without_ray_it_says_how_to_get_it(
 def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
     tmp_path: Path,
 ) -> None:
-    class Mortal:
-        def __init__(self, tries: Path, _: int) -> None:
-            self.tries = tries
-
-        def ready(self) -> None: ...
-
-        def run(self, task: str) -> dict[str, str]:
-            with self.tries.open("a") as file:
-                file.write(task)
-            if task == "x":
-                os._exit(1)
-            return {"found": task}
-
     tries = tmp_path / "tries"
-    tasks: Any = {"x": "x", "y": "y"}  # a real task would have its process import PyTorch
-    with started_workers(Mortal, Resources(workers=1), 2, tries) as workers:
-        found = dict(run_all(workers, tasks))
-    assert found["x"]["error"].startswith("the worker's process died 2 times")
-    assert found["y"] == {"found": "y"}
+
+    def work(task: str) -> str:  # a real one would have its process import PyTorch
+        with tries.open("a") as file:
+            file.write(task)
+        if task == "x":
+            os._exit(1)
+        return task
+
+    with ray_processes(1, int) as submit:
+        dead, alive = submit(work, "x"), submit(work, "y")
+        with pytest.raises(UsageError, match="the process died 2 times"):
+            dead.result()
+        assert alive.result() == "y"
     assert tries.read_text() == "xxy"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_process_without_a_place_gets_no_run() -> None:
+    with ray_processes(3, int) as submit:  # the session has two cores
+        found = [submit(number).result(timeout=60) for number in (int, float, int, float)]
+    assert found == [0, 0.0, 0, 0.0]
+
+
+def test_a_sweep_of_version_0_1_0_is_read_and_continued(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its runs are named otherwise, and hold their answers; base.json is the reference's."""
+    old = here.parent / "old"
+    shutil.copytree(OLD, old)
+    known = json.loads((old / "runs" / "b7519449cd07.json").read_text("utf-8"))
+    grid = ("noise.std=0.3x,1e30", "seed=0", "--out", "old")
+    assert sweep(*grid, "--report") == 1
+    said = capsys.readouterr().out
+    assert "0 of 2 runs to do" in said
+    assert "failed: noise.std=1e30: learning_rate" in said
+    row, failed = rows(old)
+    figures = {n.removesuffix(".value"): v for n, v in row.items() if n.endswith(".value")}
+    assert figures == {name: each["value"] for name, each in known["figures"].items()}
+    assert (row["forget_loss"], row["error"]) == (known["forget_loss"], None)
+    assert failed["error"].startswith("learning_rate")
+    results = json.loads((old / "results.json").read_text("utf-8"))
+    validate("results", results)
+    found = [r for r in results["rows"] if (r["model"], r["variant"]) == ("unlearned", "original")]
+    assert [(r["question_set"], r["correct"]) for r in found] == [("forget", 2), ("retain", 2)]
+    assert sweep(*grid[:1], "seed=0,1", *grid[2:], "--plan") == 0
+    assert "2 of 4 runs to do" in capsys.readouterr().out
+
+
+def test_results_and_records_are_as_their_schemas_say(here: Path) -> None:
+    results = json.loads((here / "results.json").read_text("utf-8"))
+    validate("results", results)
+    assert {row["run"] for row in results["rows"] if row["run"]} <= set(
+        results["settings"]["points"]
+    )
+    assert set(results["failed"]) <= set(results["settings"]["points"])
+    for path in records(here.parent):
+        validate("record", json.loads(path.read_text("utf-8")))
 
 
 @pytest.mark.usefixtures("here")
@@ -329,24 +379,47 @@ def test_noise_of_size_0_is_no_noise(retain: str) -> None:
         torch.testing.assert_close(with_zero.changed[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_ray_of_a_sweep_s_own_is_quiet_and_leaves_no_process_behind(work: Path) -> None:
-    mark = {"DEFUSE_TEST_MARK": str(uuid4())}
-    command = [sys.executable, "-m", "defuse", "sweep", "recipe.yaml", *QUESTIONS, *GRID[1:]]
-    done = subprocess.run(  # noqa: S603
-        [*command, "--out", "own"],
+def own_session(work: Path, mark: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """Start `defuse sweep`, which starts Ray; all of its processes know the mark."""
+    command = [sys.executable, "-m", "defuse", "sweep", "recipe.yaml", *QUESTIONS, *arguments]
+    return subprocess.Popen(  # noqa: S603
+        command,
         cwd=work,
         env={**os.environ, **mark},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    assert "2 of 2 runs to do" in done.stdout
-    assert "ray" not in (done.stdout + done.stderr).lower()
-    deadline = time.monotonic() + 15
-    while any(environment(each).items() >= mark.items() for each in psutil.process_iter()):
+
+
+def marked(mark: Mapping[str, str]) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter() if environment(each).items() >= mark.items()]
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.slow  # it starts Ray: 15 s
+def test_ray_of_a_sweep_s_own_is_quiet_and_leaves_no_process_behind(work: Path) -> None:
+    mark = {"DEFUSE_TEST_MARK": str(uuid4())}
+    out, err = own_session(work, mark, GRID[1], "--out", "own").communicate()
+    assert "2 of 2 runs to do" in out
+    assert "ray" not in (out + err).lower()
+    wait_for(lambda: not marked(mark), 15)
+
+
+@pytest.mark.slow  # it starts Ray: 30 s
+def test_a_killed_sweep_leaves_no_process_of_ray_behind(work: Path) -> None:
+    mark = {"DEFUSE_TEST_MARK": str(uuid4())}
+    parent = own_session(work, mark, "seed=0..1", "steps=100000", "--output", "killed")
+    wait_for(lambda: any("Process.call" in each.name() for each in marked(mark)), 120)
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not marked(mark), 30)
 
 
 def environment(process: psutil.Process) -> dict[str, str]:

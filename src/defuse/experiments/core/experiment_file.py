@@ -23,7 +23,8 @@ class Experiment:
     """The fields of an experiment file.
 
     `texts`: corpora to forget and to retain; `topics`, as in a recipe, stands in place of them.
-    `questions`: `forget`, `retain` (a source, or sources by name) and perhaps `tuning`. `perturb`:
+    `questions`: `forget`, `retain` (a source, or sources by name) and perhaps `tuning`; a source
+    may be {source, subject}. `perturb`:
     `forget_tokens`, `control_tokens` or `control_corpus`, `positions`, `sentence`. `unlearn`:
     fields of a recipe for all methods; fields of its topic and of its method stand beside them.
     `compare`: `methods` (each with its own fields, or with the name of a `recipe`), `defences`,

@@ -1,10 +1,12 @@
 """From the fields of an experiment file to a scenario and its attacks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from defuse.evaluate import Settings
-from defuse.evaluate.sources import TokenFiles, build_perturbation, few_shot_examples
+from defuse.evaluate.answers import Part
+from defuse.evaluate.sources import Asking, TokenFiles, build_perturbation, load_part
 from defuse.experiments.core.answers import (
     FORGET_SET,
     FORGET_TOKEN,
@@ -17,26 +19,35 @@ from defuse.experiments.core.experiment_file import Experiment
 from defuse.experiments.core.experiment_runs import make_runs, parts
 from defuse.experiments.core.job import folder_of
 from defuse.experiments.core.questions import MCQuestions, QuestionSets, make_probes
-from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
-from defuse.questions import Perturbation, Position, Question, load_questions
+from defuse.experiments.core.scenario import Layout, ModelSource, Run, Scenario
+from defuse.questions import Perturbation, Position
 from defuse.utils.errors import UsageError, require
 from defuse.utils.files import write_text
 
 
-def make_scenario(experiment: Experiment, command: str = "", *, tune: bool = False) -> Scenario:
+def make_scenario(
+    experiment: Experiment,
+    command: str = "",
+    *,
+    tune: bool = False,
+    runs: Sequence[Run] | None = None,
+) -> Scenario:
     """The scenario of an experiment file: its questions, tokens and runs.
 
-    `command`: makes the experiment again. `tune`: the runs that try settings.
+    `command`: makes the experiment again. `tune`: the runs that try settings. `runs`: in place of
+    those that the file compares.
 
     Raises UsageError for whatever cannot be read or does not go together.
     """
     output = folder_of(Path(experiment.output), tune=tune)
-    sets = _question_sets(experiment, tune=tune)
+    read = _question_sets(experiment, tune=tune)
+    sets = {name: part.questions for name, part in read.items()}
+    settings = {name: part.settings for name, part in read.items()}
     perturbations = _perturbations(experiment)
     mixing = _mixing_tokens(experiment, perturbations, output)
-    runs = tuple(make_runs(experiment, output, mixing, tune=tune))
+    if runs is None:
+        runs = list(make_runs(experiment, output, mixing, tune=tune))
     interim = [each for each in perturbations if each.position in _interim_positions(experiment)]
-    settings = {name: _settings(experiment, name, questions) for name, questions in sets.items()}
     limit = experiment.interim.get("questions")
     asked = MCQuestions(
         make_probes(sets, settings, perturbations),
@@ -52,7 +63,7 @@ def make_scenario(experiment: Experiment, command: str = "", *, tune: bool = Fal
             experiment.device,
             experiment.dtype,
         ),
-        runs,
+        tuple(runs),
         {"reported": asked},
         _layout(experiment, perturbations, interim),
         command,
@@ -63,7 +74,7 @@ def make_scenario(experiment: Experiment, command: str = "", *, tune: bool = Fal
     )
 
 
-def _question_sets(experiment: Experiment, *, tune: bool) -> QuestionSets:
+def _question_sets(experiment: Experiment, *, tune: bool) -> dict[str, Part]:
     given = experiment.questions
     retain = given["retain"]
     sources = {FORGET_SET: given["forget"]}
@@ -81,15 +92,26 @@ def _question_sets(experiment: Experiment, *, tune: bool) -> QuestionSets:
     return sets
 
 
-def _load(experiment: Experiment, name: str, source: object) -> tuple[Question, ...]:
+def _load(experiment: Experiment, name: str, given: object) -> Part:
+    """A question set and how it is asked; `given`: a source, or {source, subject}."""
+    named: dict[str, Any] = given if isinstance(given, dict) else {"source": given}
+    source = named.get("source")
     require(isinstance(source, str), f"questions.{name}", source, "is not a file or hub dataset")
-    return load_questions(experiment.place(str(source)), limit=experiment.limit)
+    dev = None if experiment.dev is None else experiment.place(experiment.dev)
+    asking = Asking(experiment.few_shot, experiment.limit, experiment.score, experiment.seed)
+    part = load_part(experiment.place(str(source)), named.get("subject"), dev, asking)
+    leaked = {q.stem for q in part.questions} & {q.stem for q in part.settings.few_shot}
+    require(not leaked, f"questions.{name}", min(leaked, default=""), "is also an example of dev")
+    return part
 
 
-def _by_set(questions: Sequence[Question], names: Sequence[str]) -> QuestionSets:
+def _by_set(part: Part, names: Sequence[str]) -> dict[str, Part]:
     """Tuning questions of one file, told apart by their subject."""
-    sets = {name: tuple(q for q in questions if q.subject == name) for name in names}
-    empty = [name for name, some in sets.items() if not some]
+    sets = {
+        name: replace(part, questions=tuple(q for q in part.questions if q.subject == name))
+        for name in names
+    }
+    empty = [name for name, some in sets.items() if not some.questions]
     if empty:
         raise UsageError(
             f"questions.tuning: no question has the subject {empty[0]!r}; give each row the "
@@ -98,23 +120,15 @@ def _by_set(questions: Sequence[Question], names: Sequence[str]) -> QuestionSets
     return sets
 
 
-def _check_apart(tuning: QuestionSets, reported: QuestionSets) -> None:
+def _check_apart(tuning: Mapping[str, Part], reported: Mapping[str, Part]) -> None:
     """Raise UsageError for a tuning question that is also reported."""
-    seen = {(q.stem, q.choices) for questions in reported.values() for q in questions}
-    for question in (q for questions in tuning.values() for q in questions):
+    seen = {(q.stem, q.choices) for part in reported.values() for q in part.questions}
+    for question in (q for part in tuning.values() for q in part.questions):
         if (question.stem, question.choices) in seen:
             raise UsageError(
                 f"questions.tuning: {question.id!r} is also reported; settings must be chosen on "
                 "other questions"
             )
-
-
-def _settings(experiment: Experiment, name: str, questions: Sequence[Question]) -> Settings:
-    dev = None if experiment.dev is None else experiment.place(experiment.dev)
-    examples = few_shot_examples(dev, experiment.few_shot, None)
-    leaked = {q.stem for q in questions} & {q.stem for q in examples}
-    require(not leaked, f"questions.{name}", min(leaked, default=""), "is also an example of dev")
-    return Settings(experiment.score, None, examples, experiment.seed)
 
 
 def _perturbations(experiment: Experiment) -> list[Perturbation]:
@@ -130,12 +144,15 @@ def _perturbations(experiment: Experiment) -> list[Perturbation]:
         str(places["forget_tokens"]), places["control_tokens"], places["control_corpus"]
     )
     positions: list[Position] = given.get("positions", ["before"])
+    sentence = given.get("sentence")
+    alone = "is put before a question; add before to perturb.positions"
+    require(sentence is None or "before" in positions, "perturb.sentence", sentence, alone)
     model = experiment.place(experiment.model)
     return [
         build_perturbation(
             tokens,
             position,
-            given.get("sentence") if position == "before" else None,
+            sentence if position == "before" else None,
             model,
             experiment.seed,
         )

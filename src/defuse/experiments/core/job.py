@@ -20,6 +20,7 @@ from defuse.experiments.core.run import (
     ExperimentContext,
     load_answers,
     missing_steps,
+    must_write,
     other_answers,
 )
 from defuse.experiments.core.runner import Runner, run_all
@@ -105,7 +106,7 @@ def run_experiment(
     elif not finished_runs(context):
         raise UsageError(f"report: nothing is finished in {scenario.folder} yet; run it first")
     answers = read_answers(context, progress)
-    failed = _failures(scenario)
+    failed = _by_label(scenario, _failures(scenario))
     print_failures(failed, console)
     if request.tune:
         report_tuning(scenario, answers, console)
@@ -120,12 +121,16 @@ def runs_to_do(context: ExperimentContext, *, retry_failed: bool) -> list[Run]:
     return [
         run
         for run in context.scenario.runs
-        if run.name not in failed and missing_steps(context, run)
+        if run.name not in failed and (missing_steps(context, run) or must_write(context, run))
     ]
 
 
 def _failures(scenario: Scenario) -> dict[str, str]:
     return failures(scenario.folder, [run.name for run in scenario.runs])
+
+
+def _by_label(scenario: Scenario, failed: Mapping[str, str]) -> dict[str, str]:
+    return {run.label or run.name: failed[run.name] for run in scenario.runs if run.name in failed}
 
 
 def finished_runs(context: ExperimentContext) -> dict[Run, Checkpoints]:
@@ -147,12 +152,13 @@ def read_answers(context: ExperimentContext, progress: Progress = SILENT) -> Ans
 def _announce(
     context: ExperimentContext, todo: Sequence[Run], request: Request, console: Console
 ) -> None:
-    runs = context.scenario.runs
+    runs, failed = context.scenario.runs, _failures(context.scenario)
     waiting = {run.name for run in todo}
     if request.plan:
         for place, run in enumerate(runs, start=1):
-            state = "to do" if run.name in waiting else "finished"
-            line = f"{place:3}. {run.name}: {run.steps} steps ({state})"
+            done = "failed" if run.name in failed else "finished"
+            state = "to do" if run.name in waiting else done
+            line = f"{place:3}. {run.label or run.name}: {run.steps} steps ({state})"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     left = time_left(context, todo, request.runner.at_a_time(len(todo))) if todo else "nothing"
     console.print(f"{len(todo)} of {len(runs)} runs to do: {left} on this machine.")
@@ -165,11 +171,17 @@ def _carry_out(
     console: Console,
     progress: Progress,
 ) -> None:
+    scenario = context.scenario
     reference = other_answers(context, REFERENCE, progress)
-    for caution in check_knowledge(reference, context.scenario.least_known):
+    for caution in check_knowledge(reference, scenario.least_known):
         console.print(caution, highlight=False, soft_wrap=True)
     for run, record in run_all(context, todo, runner, progress) if todo else ():
-        records(context.scenario.folder).put(run.name, record)
+        if scenario.describe is not None:
+            last = None if "error" in record else load_answers(context, run)[run.steps]
+            record |= scenario.describe(run, last, reference)
+        records(scenario.folder).put(run.name, record)
+        if scenario.listing is not None:
+            scenario.listing(scenario.folder)
 
 
 def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = None) -> list[str]:
@@ -208,14 +220,16 @@ def report(context: ExperimentContext, answers: Answers, console: Console) -> No
     scenario, layout = context.scenario, context.scenario.layout
     groups = make_groups(answers.finished, answers.reference, answers.retrained)
     defences = make_defences(answers.finished, answers.reference, layout.matched_at)
-    figure = draw(groups, answers.finished, answers.reference, layout)
+    figure = (layout.draw or draw)(groups, answers.finished, answers.reference, layout)
     shown = [*tables(groups, layout), *more_tables(scenario, answers)]
     record = _record(scenario, answers.finished)
     page = make_page(scenario, groups, defences, answers.finished, shown, figure, record)
     folder, stem = scenario.folder / layout.subfolder, layout.stem
     write_text(folder / "report.html", render(page))
-    said = "".join(f"\n- {each}" for each in defence_sentences(defences))
-    write_text(folder / f"{stem}.md", "\n".join(map(captioned, shown)) + f"{said}\n")
+    failed = _by_label(scenario, _failures(scenario))
+    said = [*defence_sentences(defences), *(f"failed: {run}: {why}" for run, why in failed.items())]
+    lines = "".join(f"\n- {each}" for each in said)
+    write_text(folder / f"{stem}.md", "\n".join(map(captioned, shown)) + f"{lines}\n")
     table = main_table(groups, layout)
     write_text(folder / f"{stem}.csv", as_csv(table))
     write_text(folder / f"{stem}.tex", as_latex(table))
@@ -226,6 +240,8 @@ def report(context: ExperimentContext, answers: Answers, console: Console) -> No
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     names = ["report.html", "results.json", *(f"{stem}.{kind}" for kind in ("md", "csv", "tex"))]
     names += [path.name for path in drawn]
+    if scenario.listing is not None:
+        names.append(scenario.listing(scenario.folder).name)
     console.print(f"Written in {folder}: {', '.join(names)}", highlight=False, soft_wrap=True)
 
 

@@ -46,8 +46,7 @@ def make_page(
             "What a forget-token does",
             [layout.reading or READING],
             embed_figure(figure),
-            "Left: accuracies by variant. Right: accuracy with a forget-token against accuracy on "
-            "the forget set, step by step.",
+            layout.figure_text,
             shown,
         )
     ]

@@ -9,8 +9,11 @@ from defuse.store import ResultStore
 
 
 def records(folder: Path) -> ResultStore:
-    """The records of the experiment in `folder`, by the names of its runs."""
-    return ResultStore(folder / "runs")
+    """The records of the experiment in `folder`, by the names of its runs.
+
+    Those of version 0.1.0 have no identity.
+    """
+    return ResultStore(folder / "runs", read_old=lambda record: ({}, record))
 
 
 def failures(folder: Path, names: Iterable[str]) -> dict[str, str]:

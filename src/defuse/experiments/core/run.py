@@ -197,7 +197,7 @@ def recorded(name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
 
 def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -> dict[str, Any]:
     missing = missing_steps(context, run)
-    if not missing and not _must_write(context, run):
+    if not missing and not must_write(context, run):
         return {}
     reference, recipe = context.reference, run.recipe
     steps = max(missing, default=run.steps)
@@ -238,7 +238,8 @@ def _losses(records: list[StepRecord]) -> list[list[float]]:
     return [[record.forget_loss, record.retain_loss] for record in records]
 
 
-def _must_write(context: ExperimentContext, run: Run) -> bool:
+def must_write(context: ExperimentContext, run: Run) -> bool:
+    """Whether a run's checkpoint is to be kept and is not there."""
     return context.scenario.keep_models and not Path(run.recipe.output).is_dir()
 
 

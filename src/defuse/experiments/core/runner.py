@@ -5,7 +5,7 @@ All three do the same: `execute` for every run, each record as soon as it is the
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -118,7 +118,7 @@ def _processes(scenario: Scenario, runner: Runner, runs: int) -> Iterator[Submit
 
 
 @contextmanager
-def local_processes(count: int, begin: Submit) -> Iterator[Submit]:
+def local_processes(count: int, begin: Callable[[], object]) -> Iterator[Submit]:
     """Submit calls to `count` processes of this machine, each set up by `begin`."""
     pool = ProcessPoolExecutor(count, get_context("spawn"), begin)
     try:

@@ -1,16 +1,19 @@
 """An experiment as data: a model, its runs, and the questions that every model answers."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from defuse.experiments.core.answers import QuestionKey, Slice
+from defuse.experiments.core.answers import AnswerTable, QuestionKey, Slice
 from defuse.experiments.core.questions import MCQuestions
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.recipe_fields import TopicSource
 from defuse.utils.config import dump, without_none
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
 # What a recipe says of places, which decides no result; texts count by their content.
@@ -29,7 +32,8 @@ class Run:
     `base_group` is the group of the same method without a defence. `checkpoints`: the numbers of
     steps after which the model is asked, the last of which ends the run. `questions`: which of the
     scenario's question lists it answers. `settings`: what tells it from its like, for tuning.
-    `essence`: more that decides its results, kept with its answers.
+    `essence`: more that decides its results, kept with its answers. `label`: what it is called on
+    the screen; its name if empty.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Run:
     settings: tuple[str, ...] = ()
     questions: str = "reported"
     essence: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
+    label: str = ""
 
     def recipe_at(self, output: Path) -> Recipe:
         """The recipe, which writes to another folder."""
@@ -80,7 +85,8 @@ class Layout:
     panel; None where no forget-token is tried. `matched_at`: positions that checkpoints answer.
     `stem`: the name of table and figure files, in the experiment's `subfolder`. `title` and
     `reading` (how to read the tables) are the page's. `shown_groups`: the groups in the figure;
-    None is all.
+    None is all. `draw`: draws the figure, as `plots.draw` does, which None stands for;
+    `figure_text`: what it shows, in words.
     """
 
     slices: tuple[Slice, ...]
@@ -91,6 +97,11 @@ class Layout:
     title: str = "Experiment"
     reading: str = ""
     shown_groups: Collection[str] | None = None
+    draw: "Callable[..., Figure] | None" = None
+    figure_text: str = (
+        "Left: accuracies by variant. Right: accuracy with a forget-token against accuracy on the "
+        "forget set, step by step."
+    )
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,9 @@ class Scenario:
     the experiment again. `least_known`: accuracies of the reference model on every slice below
     which the experiment is refused, and below which it comes with a caution. `held_out`:
     questions behind a forget-token that mixing does not use. `about`: more for the record.
+    `describe`: more for each run's record, from the run, its last answers (None if it failed) and
+    the reference model's. `listing`: writes a table of all records in a folder, after every run
+    and for the report, and returns its path.
     """
 
     name: str
@@ -118,6 +132,8 @@ class Scenario:
     least_known: tuple[float, float] | None = None
     held_out: frozenset[QuestionKey] = frozenset()
     about: Mapping[str, Any] = field(default_factory=dict)
+    describe: Callable[[Run, AnswerTable | None, AnswerTable], Mapping[str, Any]] | None = None
+    listing: Callable[[Path], Path] | None = None
 
     def with_runs(self, runs: Sequence[Run]) -> "Scenario":
         """The same experiment with other runs."""

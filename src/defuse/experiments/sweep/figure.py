@@ -1,86 +1,98 @@
 """The Pareto plot: forgetting against keeping, and the settings that no other dominates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.experiments.core.metrics import Group
-from defuse.experiments.sweep.summary import figures, pareto_front, value
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
+from defuse.experiments.core.metrics import Checkpoints, Group, chance
+from defuse.experiments.core.scenario import Layout, Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
-BASE, FRONT, OTHER = "#000000", "#0072B2", "#999999"
-PANELS = {
-    "retain_accuracy": "accuracy on the retain questions",
-    "after_forget_accuracy": "… after a forget-token",
+LOOKS = {
+    "reference": ("#000000", "D"),
+    "dominated": ("#999999", "o"),
+    "Pareto front": ("#0072B2", "s"),
 }
+FIGURE_TEXT = "Retain accuracy against forget accuracy, and the settings that no other dominates."
+PANELS = ("accuracy on the retain questions", "… after a forget-token")
 
 
-def draw(base: Group, groups: Sequence[Group]) -> Figure:
+def pareto_front(groups: Sequence[Group], kept: Slice) -> list[Group]:
+    """The groups that no other dominates: better in forgetting or keeping, worse in none.
+
+    The accuracy on `kept` should be high, that on the forget set low. From the group that forgot
+    most to the one that kept most.
+    """
+    places = {id(g): (g.accuracy[FORGET].value, -g.accuracy[kept].value) for g in groups}
+
+    def is_dominated(group: Group) -> bool:
+        here = places[id(group)]
+        return any(
+            all(a <= b for a, b in zip(other, here, strict=True)) and other != here
+            for other in places.values()
+        )
+
+    front = [group for group in groups if not is_dominated(group)]
+    return sorted(front, key=lambda group: places[id(group)])
+
+
+def draw(
+    groups: Sequence[Group],
+    finished: Mapping[Run, Checkpoints],  # noqa: ARG001 (of any experiment's figure)
+    reference: AnswerTable,
+    layout: Layout,
+) -> Figure:
     """A panel for the retain questions, and one for them after a forget-token, if asked.
 
     Up and to the left is better; bars are 95 % intervals.
     """
-    shown = [name for name in PANELS if name in figures(base)]
-    figure = Figure(figsize=(5.4 * len(shown), 4.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _draw_panel(axes, base, groups, name)
+    kept = [RETAIN, *([Slice("retain", FORGET_TOKEN, layout.judged)] if layout.judged else [])]
+    figure = Figure(figsize=(5.4 * len(kept), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(kept), squeeze=False)[0]
+    for axes, part, name in zip(panels, kept, PANELS, strict=False):
+        _draw_panel(axes, groups, part)
+        axes.axvline(chance(reference, FORGET), color="grey", linestyle=":", linewidth=1)
+        axes.set(
+            xlabel="accuracy on the forget questions (dotted: chance)",
+            ylabel=name,
+            xlim=(0, 1.03),
+            ylim=(0, 1.03),
+        )
+        axes.legend(frameon=False, fontsize="small", loc="lower right")
     return figure
 
 
-def _draw_panel(axes: Axes, base: Group, groups: Sequence[Group], name: str) -> None:
-    front = pareto_front(groups, name)
-    others = [group for group in groups if group not in front]
-    axes.plot(
-        [value(group, "forget_accuracy") for group in front],
-        [value(group, name) for group in front],
-        color=FRONT,
-        linewidth=1,
-        linestyle="--",
-    )
-    _points(axes, [base], name, "reference", BASE, "D")
-    _points(axes, others, name, "dominated", OTHER, "o")
-    _points(axes, front, name, "Pareto front", FRONT, "s")
-    labels: dict[tuple[float, float], list[str]] = {}
-    for group in front:
-        place = (value(group, "forget_accuracy"), value(group, name))
-        labels.setdefault(place, []).append(group.label)
-    for place, names in labels.items():
+def _draw_panel(axes: Axes, groups: Sequence[Group], kept: Slice) -> None:
+    reference, *settings = groups
+    front = pareto_front(settings, kept)
+    others = [group for group in settings if group not in front]
+    places = [(group.accuracy[FORGET].value, group.accuracy[kept].value) for group in front]
+    axes.plot(*zip(*places, strict=True), color=LOOKS["Pareto front"][0], linewidth=1, ls="--")
+    for name, some in zip(LOOKS, ([reference], others, front), strict=True):
+        across, up = ([group.accuracy[part] for group in some] for part in (FORGET, kept))
+        if some:
+            color, marker = LOOKS[name]
+            axes.errorbar(
+                [each.value for each in across],
+                [each.value for each in up],
+                xerr=[[e.value - e.low for e in across], [e.high - e.value for e in across]],
+                yerr=[[e.value - e.low for e in up], [e.high - e.value for e in up]],
+                color=color,
+                marker=marker,
+                linestyle="none",
+                elinewidth=0.6,
+                markersize=5,
+                label=name,
+            )
+    for place in dict.fromkeys(places):
+        names = [group.label for group, there in zip(front, places, strict=True) if there == place]
         axes.annotate(
             "\n".join(names),
             place,
             (5, 5),
             textcoords="offset points",
             fontsize="x-small",
-            color=FRONT,
+            color=LOOKS["Pareto front"][0],
         )
-    axes.axvline(0.25, color="grey", linestyle=":", linewidth=1)
-    axes.set(
-        xlabel="accuracy on the forget questions (dotted: chance)",
-        ylabel=PANELS[name],
-        xlim=(0, 1.03),
-        ylim=(0, 1.03),
-    )
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
-
-
-def _points(
-    axes: Axes, groups: Sequence[Group], name: str, label: str, color: str, marker: str
-) -> None:
-    if not groups:
-        return
-    across, up = (
-        [figures(group)[figure][1] for group in groups] for figure in ("forget_accuracy", name)
-    )
-    axes.errorbar(
-        [each.value for each in across],
-        [each.value for each in up],
-        xerr=[[e.value - e.low for e in across], [e.high - e.value for e in across]],
-        yerr=[[e.value - e.low for e in up], [e.high - e.value for e in up]],
-        color=color,
-        marker=marker,
-        linestyle="none",
-        elinewidth=0.6,
-        markersize=5,
-        label=label,
-    )

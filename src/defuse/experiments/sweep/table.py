@@ -1,56 +1,68 @@
-"""The one table of a sweep: a line for every run of its folder, finished or failed."""
+"""The table of a sweep: a line for every run of its folder, finished or failed."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow
 from pyarrow import parquet
 
+from defuse.experiments.core.answers import (
+    CONTROL_TOKEN,
+    FORGET,
+    FORGET_TOKEN,
+    RETAIN,
+    AnswerTable,
+    Slice,
+)
+from defuse.experiments.core.metrics import make_group
+from defuse.experiments.core.records import records
+from defuse.experiments.core.run import last_losses
 from defuse.utils.files import new_file, write_text
 
 Format = Literal["jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet")
-Row = Mapping[str, Any]
-Record = Mapping[str, Any]
-# What a record holds beyond its line in the table.
+Row = dict[str, Any]
+# What a record holds beyond its line in the table; "answers" are of version 0.1.0.
 ONLY_IN_RECORDS = ("answers", "steps", "changed", "traceback")
 
 
-class Table:
-    """`runs.jsonl` or `runs.parquet` in `folder`, in the order in which runs ended.
+def figures(answers: AnswerTable, reference: AnswerTable) -> dict[str, dict[str, float]]:
+    """A run's figures by name, each with its interval and number of questions."""
+    group = make_group("", "", [answers], reference)
+    parts = {"forget_accuracy": FORGET, "retain_accuracy": RETAIN}
+    for position in group.vulnerability:
+        parts["after_control_accuracy"] = Slice("retain", CONTROL_TOKEN, position)
+        parts["after_forget_accuracy"] = Slice("retain", FORGET_TOKEN, position)
+    found = {name: (group.n[part], group.accuracy[part]) for name, part in parts.items()}
+    for accuracy, nats in group.vulnerability.values():
+        found["vulnerability"] = group.n[RETAIN], accuracy
+        found["vulnerability_nats"] = group.n[RETAIN], nats
+    return {name: {"n": n, **asdict(interval)} for name, (n, interval) in found.items()}
 
-    It is replaced whole whenever a run is added.
+
+def write_table(form: Format, folder: Path) -> Path:
+    """Write runs.jsonl or runs.parquet from all records in `folder`, in the order they ended.
+
+    One in another form, which would soon be out of date, goes.
     """
-
-    def __init__(self, folder: Path, form: Format, records: Iterable[Record]) -> None:
-        self.folder = folder
-        self.form: Format = form
-        self.rows = {record["run"]: row_of(record) for record in records}
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"runs.{self.form}"
-
-    def add(self, record: Record) -> None:
-        """Add a run's line, or put it in the place of that of an earlier try."""
-        self.rows[record["run"]] = row_of(record)
-        self.write()
-
-    def write(self) -> None:
-        """Write the table; one in another form, which would soon be out of date, goes."""
-        rows = sorted(self.rows.values(), key=lambda row: row["finished"])
-        if self.form == "jsonl":
-            lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-            write_text(self.path, "".join(f"{line}\n" for line in lines))
-        else:
-            _write_parquet(self.path, rows)
-        for other in set(FORMATS) - {self.form}:
-            (self.folder / f"runs.{other}").unlink(missing_ok=True)
+    store = records(folder)
+    rows = [_row(store.get(name) or {}) for name in store.names()]
+    rows.sort(key=lambda row: row["finished"])
+    path = folder / f"runs.{form}"
+    if form == "jsonl":
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+        write_text(path, "".join(f"{line}\n" for line in lines))
+    else:
+        _write_parquet(path, rows)
+    for other in set(FORMATS) - {form}:
+        (folder / f"runs.{other}").unlink(missing_ok=True)
+    return path
 
 
-def row_of(record: Record) -> dict[str, Any]:
+def _row(record: Mapping[str, Any]) -> Row:
     """A record in one line: the grid's fields by name, and figures such as "vulnerability.low"."""
     rest = {name: value for name, value in record.items() if name not in ONLY_IN_RECORDS}
     figures = {
@@ -58,8 +70,10 @@ def row_of(record: Record) -> dict[str, Any]:
         for name, figure in rest.pop("figures", {}).items()
         for part, value in figure.items()
     }
+    losses = last_losses(record["steps"]) if "steps" in record else {}
     name, fields, recipe = rest.pop("run"), rest.pop("fields"), rest.pop("recipe")
-    return {"run": name, **fields, **figures, "error": None, **rest, "recipe": recipe}
+    line = {"run": name, **fields, **figures, "error": None, **losses, **rest}
+    return {**line, "recipe": recipe}
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
