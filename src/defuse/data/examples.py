@@ -27,4 +27,8 @@ def make_examples(
     eos = tokenizer.eos_token_id
     end = (eos,) if isinstance(eos, int) else ()
     encoded = encode(texts, tokenizer, length)
-    return [Example((*text.ids, *end)[:length], text.answer_start) for text in encoded]
+    return [Example(_ended(text.ids, end)[:length], text.answer_start) for text in encoded]
+
+
+def _ended(ids: tuple[int, ...], end: tuple[int, ...]) -> tuple[int, ...]:
+    return ids if end and ids[-1:] == end else (*ids, *end)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from defuse.data.token_ids import front_tokens, tokenise
 from defuse.utils.errors import UsageError
 
 
@@ -26,9 +27,6 @@ class QuestionAnswer:
     def __str__(self) -> str:
         return f"{self.prompt} {self.answer}" if self.asked is None else self.asked + self.answer
 
-
-# Texts per call of the tokenizer, because it holds far more of each than its ids.
-SLICE = 1000
 
 Plain = str | QuestionAnswer
 
@@ -79,7 +77,7 @@ def encode(
     *,
     packed: bool = False,
 ) -> list[Encoded]:
-    """Token ids, truncated to `length` tokens, with the special tokens that the tokenizer adds.
+    """Token ids, truncated to `length` tokens, with the begin token that the tokenizer sets.
 
     A question-answer pair becomes "Question: …\\nAnswer: …". `packed` joins all texts, with the
     tokenizer's end-of-text token (else a line break) after each, and cuts the result into rows of
@@ -89,7 +87,7 @@ def encode(
     """
     if packed:
         return _pack(texts, tokenizer, length)
-    whole = _tokenise([str(text) for text in texts], tokenizer)
+    whole = tokenise([str(text) for text in texts], tokenizer)
     leads = _shared([_lead(text) for text in texts], whole, tokenizer)
     prompts = _shared([_prompt(text) for text in texts], whole, tokenizer)
     encoded = []
@@ -111,7 +109,7 @@ def as_chat(pair: QuestionAnswer, tokenizer: PreTrainedTokenizerBase) -> Questio
     message = [{"role": "user", "content": pair.question}]
     asked = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token
-    if isinstance(bos, str) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:  # type: ignore[index]
+    if isinstance(bos, str) and tokenizer.bos_token_id in front_tokens(tokenizer):
         asked = str(asked).removeprefix(bos)  # the tokenizer adds it itself
     return QuestionAnswer(pair.question, pair.answer, str(asked))
 
@@ -134,44 +132,27 @@ def _shared(
     whole: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    special: bool = True,
+    begin: bool = True,
 ) -> Iterator[int]:
     """The number of each text's tokens that its beginning alone has: a token may span its end."""
-    encoded = iter(_tokenise([b for b in beginnings if b], tokenizer, special=special))
+    encoded = iter(tokenise([b for b in beginnings if b], tokenizer, begin=begin))
     for beginning, ids in zip(beginnings, whole, strict=True):
         own = next(encoded) if beginning else []
         pairs = enumerate(zip(own, ids, strict=False))
         yield next((at for at, (a, b) in pairs if a != b), min(len(own), len(ids)))
 
 
-def _tokenise(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = True
-) -> list[list[int]]:
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), SLICE):
-        # A text too long for the model is truncated later: no warning is needed.
-        output = tokenizer(
-            list(texts[start : start + SLICE]),
-            add_special_tokens=special,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        ids += output["input_ids"]  # type: ignore[arg-type]
-    return ids
-
-
 def _pack(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Encoded]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    first = _tokenise(["a"], tokenizer)[0][:1]
-    start = first if first == [bos] else []
-    end = _tokenise(["\n"], tokenizer, special=False)[0] if eos is None else [eos]
-    whole = _tokenise([str(text) for text in texts], tokenizer, special=False)
-    leads = _shared([_lead(text) for text in texts], whole, tokenizer, special=False)
+    eos = tokenizer.eos_token_id
+    start = list(front_tokens(tokenizer))
+    end = tokenise(["\n"], tokenizer, begin=False)[0] if eos is None else [eos]
+    whole = tokenise([str(text) for text in texts], tokenizer, begin=False)
+    leads = _shared([_lead(text) for text in texts], whole, tokenizer, begin=False)
     stream: list[int] = []
     uncounted: set[int] = set()
     for ids, lead in zip(whole, leads, strict=True):
         uncounted.update(range(len(stream), len(stream) + lead))
-        stream += [*ids, *end]
+        stream += ids if ids[-1:] == [eos] else [*ids, *end]
     room = length - len(start)
     rows = []
     for at in range(0, len(stream), room):

@@ -1,13 +1,15 @@
 """Token ids of a context and its continuation, as in lm-evaluation-harness 0.4.13.
 
 Source: `TemplateLM._encode_pair` and `loglikelihood` in lm_eval/api/model.py, `HFLM.tok_encode` in
-lm_eval/models/huggingface.py.
+lm_eval/models/huggingface.py. Unlike there, no token that the tokenizer puts behind a text stands
+between a prompt and its answer.
 """
 
 from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from defuse.data.token_ids import prefix_token, tokenise
 from defuse.evaluate.answers import Settings
 from defuse.evaluate.token_tree import TokenPair
 from defuse.questions import Question, ask, continuations, few_shot_part
@@ -40,7 +42,7 @@ def encode_pairs(
     moved = [_move_spaces(*pair) for pair in pairs]
     contexts = _encode({context for context, _ in moved if context}, tokenizer)
     wholes = _encode({context + text for context, text in moved if context}, tokenizer)
-    alone = _encode({text for context, text in moved if not context}, tokenizer, special=False)
+    alone = _encode({text for context, text in moved if not context}, tokenizer, begin=False)
     encoded = []
     for context, text in moved:
         if context:
@@ -57,15 +59,8 @@ def encode_pairs(
     return encoded
 
 
-def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token for an empty context: BOS, else EOS."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    token = eos if bos is None else bos
-    return token if isinstance(token, int) else None
-
-
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Encode one text with the tokenizer's own special tokens, but never with two BOS."""
+    """Encode one text with the begin token that the tokenizer sets, and without an end token."""
     return _encode([text], tokenizer)[text]
 
 
@@ -82,20 +77,8 @@ def _without_context(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -
 
 
 def _encode(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = True
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, begin: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    start = prefix_token(tokenizer)
-    mark = None if start is None else str(tokenizer.decode(start))
-    encoded: dict[str, tuple[int, ...]] = {}
-    # A text that begins with BOS gets no second one.
-    for brings_own in (False, True):
-        some = [t for t in texts if (mark is not None and t.startswith(mark)) == brings_own]
-        if some:
-            output = tokenizer(
-                some,
-                add_special_tokens=special and not brings_own,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            encoded |= {t: tuple(ids) for t, ids in zip(some, output["input_ids"], strict=True)}  # type: ignore[arg-type]
-    return encoded
+    listed = list(texts)
+    encoded = tokenise(listed, tokenizer, begin=begin)
+    return {text: tuple(ids) for text, ids in zip(listed, encoded, strict=True)}

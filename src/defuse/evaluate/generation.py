@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig
 
-from defuse.evaluate.encoding import encode_text, prefix_token
+from defuse.data.token_ids import prefix_token
+from defuse.evaluate.encoding import encode_text
 from defuse.evaluate.loglikelihood import max_length
 from defuse.models.load import LoadedModel
 from defuse.utils.progress import SILENT, Progress

@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from defuse.evaluate.encoding import encode_text, prefix_token
+from defuse.data.token_ids import prefix_token
+from defuse.evaluate.encoding import encode_text
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.evaluate.resume import BatchScores
 from defuse.evaluate.token_tree import TokenPair

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from defuse.attacks.gcg.places import Place, decode, find_place, spell
+from defuse.data.token_ids import tokenise
 from defuse.models.decoder import Decoder
 from defuse.utils.errors import UsageError
 
@@ -90,10 +91,10 @@ class Spelling:
         """Filter `candidates` (C, length) by encoding them with the text near the first place."""
         near, rows = self._near, candidates.tolist()
         texts = [near.head + text + near.tail for text in self.texts(rows)]
-        encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+        encoded = tokenise(texts, self.tokenizer)
         kept = [
             ids == [*near.before, *row, *near.after]
-            for ids, row in zip(encoded, rows, strict=True)  # type: ignore[arg-type]
+            for ids, row in zip(encoded, rows, strict=True)
         ]
         return candidates[torch.tensor(kept)]
 
