@@ -17,6 +17,7 @@ from defuse.questions import ORIGINAL, Question
 from tests.conftest import build_tokenizer
 
 BOS, EOS = 1, 2
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 # What a tokenizer adds, and what of it is kept.
 TEMPLATES = {
     "$A": (),
@@ -34,9 +35,7 @@ QUESTION = Question("q", "What is red?", ("Venus", "Mars", "Earth", "Jupiter"), 
 def adding(template: str) -> PreTrainedTokenizerBase:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=build_tokenizer().backend_tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
+        **NAMES,
     )
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)]

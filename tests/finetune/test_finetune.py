@@ -23,6 +23,7 @@ from defuse.finetune.examples import IGNORED, collate, epoch_batches
 from defuse.models.load import LoadedModel, load_model
 from defuse.utils.errors import Caution, UsageError
 from tests.conftest import build_llama
+from tests.helpers.architectures import tiny_model
 from tests.helpers.bad_disk import file_limit, flip_a_bit
 
 PAIRS = [
@@ -362,3 +363,22 @@ def test_processes_and_parts_change_no_result(command: list[str], tmp_path: Path
 def test_merging_without_lora_is_refused(command: list[str]) -> None:
     with pytest.raises(UsageError, match="merge"):
         CliRunner().invoke(app, [*command, "--merge"], catch_exceptions=False)
+
+
+def test_batches_that_would_mix_rotary_factors_are_refused(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rope = {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 20,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "factor": 3.0,
+    }
+    model = tiny_model("llama", vocab_size=320, rope_parameters=rope)
+    loaded = LoadedModel(model, tiny_tokenizer, "m")
+    texts, settings = ["The cat sees."] * 2, FineTuning(epochs=1, batch_size=2)
+    _, losses = fine_tune(loaded, texts, settings, tmp_path / "short")
+    assert len(losses) == 1
+    with pytest.raises(UsageError, match="above 20 this model has other rotary factors"):
+        fine_tune(loaded, [*texts, "I read about the moon. " * 9], settings, tmp_path / "long")

@@ -50,11 +50,12 @@ def tiny_model(
     attention: str | None = None,
     dtype: torch.dtype = torch.float32,
     vocab_size: int = 61,
+    **settings: Any,
 ) -> PreTrainedModel:
     """A random model of architecture `kind`: 4 layers, 32 hidden units."""
     torch.manual_seed(seed)
     base = {"gpt2": {}, "gpt_neox": WITHOUT_GROUPS}.get(kind, SMALL)
-    sizes = base | CONFIGS[kind] | {"vocab_size": vocab_size}
+    sizes = base | CONFIGS[kind] | {"vocab_size": vocab_size} | settings
     config = AutoConfig.for_model(kind, **sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     with torch.no_grad():

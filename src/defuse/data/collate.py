@@ -41,6 +41,11 @@ class TextBatch:
     places: Tensor
     share: float
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of each text's tokens, without padding."""
+        return tuple(span.stop - span.start for span in self.spans)
+
 
 def collate(
     texts: Sequence[Encoded],

@@ -1,6 +1,7 @@
 """Greedy continuations of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from transformers import GenerationConfig
@@ -9,6 +10,7 @@ from defuse.data.token_ids import prefix_token
 from defuse.evaluate.encoding import encode_text
 from defuse.evaluate.loglikelihood import max_length
 from defuse.models.load import LoadedModel
+from defuse.models.rotary import LengthClasses
 from defuse.utils.progress import SILENT, Progress
 
 NEW_TOKENS = 48
@@ -31,15 +33,21 @@ def generate(
     """
     room = max(1, max_length(loaded.model, loaded.tokenizer) - new_tokens)
     encoded = [encode_text(prompt, loaded.tokenizer)[-room:] for prompt in prompts]
+    vary = LengthClasses.of(loaded.model.config).vary
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    # Rotary factors that depend on the length must not come from a longer prompt of the batch.
+    alike = groupby(order, key=lambda index: len(encoded[index]) if vary else 0)
+    for batch in (batch for _, some in alike for batch in _slices(list(some), batch_size)):
         written = _write([encoded[index] for index in batch], loaded, new_tokens)
         for index, text in zip(batch, written, strict=True):
             texts[index] = text
         progress.advance(len(batch))
     return texts
+
+
+def _slices(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _write(prompts: Sequence[Sequence[int]], loaded: LoadedModel, new_tokens: int) -> list[str]:

@@ -93,12 +93,11 @@ def score_share(
     `progress` also advances by the known groups and by those of other processes.
     """
     _refuse_long(groups, max_length)
-    # Groups that are cut on the left have another beginning, and would leave the others no prefix.
-    cut = [any(pair.is_cut(max_length) for pair in group) for group in groups]
+    kinds = [_kind(decoder, group, max_length) for group in groups]
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     with evaluation_mode(decoder.model):
-        for kind in (False, True):
-            alike = {i: groups[i] for i, is_cut in enumerate(cut) if is_cut == kind}
+        for kind in sorted(set(kinds)):
+            alike = {i: groups[i] for i, own in enumerate(kinds) if own == kind}
             reported = 0
             for batch, finished in _score_alike(decoder, alike, scores, name, max_length, budget):
                 scores.add(name, batch)
@@ -117,19 +116,38 @@ def _score_alike(
     budget: int,
 ) -> Iterator[tuple[Scores, int]]:
     """This process's batches of `groups`, each with the number of groups finished by then."""
-    if not groups:
-        return
-    shared = _shared_prefix(list(groups.values()), max_length) if len(groups) > 1 else ()
-    trees = {i: grow(group, len(shared), max_length) for i, group in groups.items()}
+    lengths = _lengths(decoder, next(iter(groups.values())), max_length)
+    may_share = len(groups) > 1 and len(lengths) == 1
+    shared = _shared_prefix(list(groups.values()), max_length) if may_share else ()
+    classes = decoder.length_classes
+    trees = {i: grow(group, len(shared), max_length, classes) for i, group in groups.items()}
     batches = list(batches_by_length({i: len(tree.tokens) for i, tree in trees.items()}, budget))
     missing = scores.missing(name, batches)
     known = len(groups) - sum(map(len, missing))
     prefix = None
     for batch, finished in scores.share(missing):
         if shared and prefix is None:
-            prefix = PrefixCache.of(decoder, torch.tensor([shared], device=decoder.device))
+            ids = torch.tensor([shared], device=decoder.device)
+            prefix = PrefixCache.of(decoder, ids, lengths[0])
         values = iter(_score_batch(decoder, [trees[i] for i in batch], prefix))
         yield {i: [next(values) for _ in trees[i].targets] for i in batch}, known + finished
+
+
+def _kind(
+    decoder: Decoder, group: Sequence[TokenPair], max_length: int
+) -> tuple[bool, tuple[int, ...]]:
+    """Groups of the same kind can share a prefix.
+
+    Groups that are cut on the left have another beginning, and would leave the others no prefix.
+    """
+    is_cut = any(pair.is_cut(max_length) for pair in group)
+    return is_cut, _lengths(decoder, group, max_length)
+
+
+def _lengths(decoder: Decoder, group: Sequence[TokenPair], max_length: int) -> tuple[int, ...]:
+    """The representatives of the lengths in a group: several if its rotary factors differ."""
+    find = decoder.length_classes.representative
+    return tuple(sorted({find(len(pair.inputs(max_length))) for pair in group}))
 
 
 def _shared_prefix(groups: Sequence[Sequence[TokenPair]], max_length: int) -> tuple[int, ...]:
@@ -162,7 +180,9 @@ def _score_batch(
     batch = collate(trees, decoder.device)
     length = 0 if prefix is None else prefix.length
     visible = visibility(batch.last, length)
-    hidden, inputs = decoder.embed_tree(batch.input_ids, batch.depths + length, visible, prefix)
+    hidden, inputs = decoder.embed_tree(
+        batch.input_ids, batch.depths + length, visible, prefix, batch.lengths
+    )
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, cache=prefix)
     values = read_off(decoder, hidden, batch)
     _refuse_not_finite(decoder, values)

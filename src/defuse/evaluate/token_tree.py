@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defuse.models.rotary import LengthClasses
+
+ANY_LENGTH = LengthClasses()  # the rotary factors are the same for all lengths
+
 
 @dataclass(frozen=True)
 class TokenPair:
@@ -32,35 +36,45 @@ class TokenTree:
 
     `depths[i]` is the number of ancestors of node i, and `last[i]` its last descendant (or i
     itself): j is i or an ancestor of i if and only if j <= i <= last[j]. `predicting[r]` are the
-    nodes that predict the tokens `targets[r]` of pair r.
+    nodes that predict the tokens `targets[r]` of pair r. `lengths[i]` is the representative length
+    of the sequences that node i belongs to: sequences with other rotary factors share no node.
     """
 
     tokens: list[int]
     depths: list[int]
+    lengths: list[int]
     last: list[int]
     predicting: list[list[int]]
     targets: list[tuple[int, ...]]
 
 
-def grow(pairs: Sequence[TokenPair], skip: int, max_length: int) -> TokenTree:
-    """The tree of the pairs' inputs, without their first `skip` tokens."""
+def grow(
+    pairs: Sequence[TokenPair], skip: int, max_length: int, classes: LengthClasses = ANY_LENGTH
+) -> TokenTree:
+    """The tree of the pairs' inputs, without their first `skip` tokens.
+
+    It is several trees in one row if the inputs' lengths are of several `classes`.
+    """
     inputs = [pair.inputs(max_length)[skip:] for pair in pairs]
-    tree = TokenTree([], [], [], [[] for _ in pairs], [pair.continuation for pair in pairs])
+    lengths = [classes.representative(skip + len(sequence)) for sequence in inputs]
+    tree = TokenTree([], [], [], [], [[] for _ in pairs], [pair.continuation for pair in pairs])
     path: list[int] = []
     before: tuple[int, ...] = ()
+    length_before = 0
     # In lexicographic order, each sequence branches off the one before it.
-    for index in sorted(range(len(inputs)), key=inputs.__getitem__):
-        sequence = inputs[index]
-        shared = common_length(before, sequence)
+    for index in sorted(range(len(inputs)), key=lambda i: (lengths[i], inputs[i])):
+        sequence, length = inputs[index], lengths[index]
+        shared = common_length(before, sequence) if length == length_before else 0
         size = len(tree.tokens)
         tree.tokens.extend(sequence[shared:])
         tree.depths.extend(range(shared, len(sequence)))
+        tree.lengths.extend([length] * (len(sequence) - shared))
         tree.last.extend([0] * (len(sequence) - shared))
         path = path[:shared] + list(range(size, len(tree.tokens)))
         for node in path:
             tree.last[node] = len(tree.tokens) - 1
         tree.predicting[index] = path[-len(pairs[index].continuation) :]
-        before = sequence
+        before, length_before = sequence, length
     return tree
 
 
@@ -81,6 +95,7 @@ class TreeBatch:
 
     input_ids: Tensor
     depths: Tensor
+    lengths: Tensor
     last: Tensor
     nodes: Tensor
     targets: Tensor
@@ -108,6 +123,7 @@ def collate(trees: Sequence[TokenTree], device: torch.device) -> TreeBatch:
     return TreeBatch(
         input_ids=rows([t.tokens + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
         depths=rows([t.depths + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
+        lengths=rows([t.lengths + [0] * len(p) for t, p in zip(trees, padding, strict=True)]),
         # A padding token is its own last descendant: nothing else sees it.
         last=rows([t.last + p for t, p in zip(trees, padding, strict=True)]),
         nodes=nodes,

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from defuse.data.examples import Example
+from defuse.models.rotary import LengthClasses
+from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 
 IGNORED = -100  # the label that transformers' losses leave out
@@ -28,6 +31,18 @@ def epoch_batches(
     batches = torch.tensor(alike).tensor_split(-(-len(alike) // batch_size))
     turn = torch.randperm(len(batches), generator=rng).tolist()
     return [batches[index].tolist() for index in turn]
+
+
+def check_lengths(examples: Sequence[Example], config: PreTrainedConfig) -> None:
+    """Raise UsageError for texts whose rotary factors padding in a batch would change."""
+    classes = LengthClasses.of(config)
+    longest = max(len(example.ids) for example in examples)
+    if classes.representative(longest):
+        raise UsageError(
+            f"length: the longest text has {longest} tokens, but above {classes.shortest} this "
+            "model has other rotary factors, which a batch would mix; lower length to "
+            f"{classes.shortest}"
+        )
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:

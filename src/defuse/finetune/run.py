@@ -11,11 +11,13 @@ from typing import Any
 from defuse.data.corpora import load_texts
 from defuse.data.examples import make_examples
 from defuse.data.text import Plain, QuestionAnswer, as_chat
+from defuse.finetune.examples import check_lengths
 from defuse.finetune.train import FineTuning, OnStep, fine_tune
 from defuse.models.file_identity import file_identity
 from defuse.models.load import (
     LoadedModel,
     Source,
+    load_config,
     load_model,
     load_tokenizer,
     locate,
@@ -90,7 +92,7 @@ def check(request: Request) -> Plan:
     texts = [text for name in request.data for text in load_texts(name)]
     if request.chat:
         texts = [as_chat(t, tokenizer) if isinstance(t, QuestionAnswer) else t for t in texts]
-    make_examples(texts, tokenizer, settings.length)
+    check_lengths(make_examples(texts, tokenizer, settings.length), load_config(source))
     return Plan(request, tuple(texts), _identity(request, texts, source))
 
 

@@ -28,7 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from defuse.data.examples import Example, make_examples
 from defuse.data.text import Plain
-from defuse.finetune.examples import collate, epoch_batches
+from defuse.finetune.examples import check_lengths, collate, epoch_batches
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import cache_setting_kept, generators_kept
 from defuse.models.load import LoadedModel, quiet
@@ -94,6 +94,7 @@ def fine_tune(
     remedy = "loses small gradients in training: use bfloat16 or float32"
     require(precision != torch.float16, "dtype", "float16", remedy)
     examples = make_examples(texts, loaded.tokenizer, settings.length)
+    check_lengths(examples, loaded.model.config)
     batches = _all_batches(examples, settings, processes.count * settings.accumulate)
     arguments = _arguments(settings, len(texts), loaded.model, folder)
     with quiet(), generators_kept(), cache_setting_kept(loaded.model):

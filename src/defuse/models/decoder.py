@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from defuse.models.architectures import architecture_of
+from defuse.models.rotary import Factors, LengthClasses
 from defuse.utils.errors import UsageError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -28,7 +29,7 @@ class BlockInputs:
 
     position_ids: Tensor  # (batch or 1, time)
     masks: Mapping[str, Tensor | None]  # per attention type; None = plain causal attention
-    rotary: Mapping[str, tuple[Tensor, Tensor]]  # per attention type: cosine and sine
+    rotary: Mapping[str, Factors]  # per attention type: cosine and sine
 
     def last(self, count: int) -> "BlockInputs":
         """The inputs of the last `count` tokens, which still attend to all keys."""
@@ -44,6 +45,7 @@ class Cache(Protocol):
     """
 
     length: int
+    whole: int | None
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object
@@ -69,6 +71,7 @@ class Decoder:
         self.vocab_size: int = self.config.vocab_size
         self.num_embeddings: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
         self.max_positions: int | None = getattr(self.config, "max_position_embeddings", None)
+        self.length_classes = LengthClasses.of(self.config)
         self.attention_types = [self._attention_type(i) for i in range(self.num_layers)]
 
     @property
@@ -91,22 +94,28 @@ class Decoder:
         return self._part(self.architecture.norm), self.model.get_output_embeddings()  # type: ignore[return-value]
 
     def embed(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[Tensor, BlockInputs]:
         """The hidden states before block 0, (batch, time, hidden), and what the blocks need.
 
         `input_ids` and `attention_mask` are (batch, time). Without a mask there must be no
         padding, or padding on the right, which causal attention hides from the real tokens.
+        `lengths`: the number of each text's own tokens, by default those of the mask, or all. They
+        decide about rotary factors that depend on the length.
         """
         time = torch.arange(input_ids.shape[1], device=input_ids.device)
+        whole = self._whole_rows(input_ids, attention_mask, lengths)
         if attention_mask is None:
-            return self._prepare(input_ids, time[None], time[None], None)
+            return self._prepare(input_ids, time[None], time[None], None, whole)
         causal = time[:, None] >= time[None, :]
         # A padding token attends to itself: attention without any key would be NaN.
         itself = time[:, None] == time[None, :]
         visible = (causal & attention_mask[:, None, :].bool()) | itself
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        return self._prepare(input_ids, position_ids, position_ids, visible)
+        return self._prepare(input_ids, position_ids, position_ids, visible, whole)
 
     def embed_tree(
         self,
@@ -114,27 +123,34 @@ class Decoder:
         position_ids: Tensor,
         visible: Tensor,
         prefix: Cache | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, BlockInputs]:
         """Like `embed`, for rows whose tokens form a tree behind a shared prefix.
 
         `input_ids` and `position_ids` are (batch, time); `visible` is boolean, (batch, time,
         prefix length + time): the keys that each token attends to. Positions count from the start
-        of the prefix.
-        Raises UsageError for attention kernels without such masks (flash attention).
+        of the prefix. `lengths` (batch or 1, time or 1): the representatives
+        (`LengthClasses.representative`) of the texts that the tokens belong to; without them, texts
+        must be short. Raises UsageError for attention kernels without such masks (flash attention).
         """
         key_positions = position_ids
         if prefix is not None:
             before = torch.arange(prefix.length, device=position_ids.device)
             before = before.expand(position_ids.shape[0], -1)
             key_positions = torch.cat([before, position_ids], dim=1)
-        return self._prepare(input_ids, position_ids, key_positions, visible)
+        whole = self._whole_short(position_ids) if lengths is None else lengths
+        return self._prepare(input_ids, position_ids, key_positions, visible, whole)
 
     def embed_behind(self, input_ids: Tensor, prefix: Cache) -> tuple[Tensor, BlockInputs]:
-        """Like `embed`, for rows (batch, time) that follow a shared prefix."""
+        """Like `embed`, for rows (batch, time) that follow a shared prefix.
+
+        Raises UsageError if the rotary factors of texts so long are not those of the prefix.
+        """
+        whole = self._whole_behind(prefix, input_ids.shape[1])
         places = torch.arange(prefix.length + input_ids.shape[1], device=input_ids.device)
         position_ids = places[None, prefix.length :]
         visible = places <= position_ids[:, :, None]
-        return self.embed_tree(input_ids, position_ids, visible, prefix)
+        return self.embed_tree(input_ids, position_ids, visible, prefix, whole)
 
     def run(
         self,
@@ -197,8 +213,45 @@ class Decoder:
         output = block(hidden, **arguments) if output is None else output
         return output[0] if isinstance(output, tuple) else output
 
+    def _whole_rows(
+        self, input_ids: Tensor, attention_mask: Tensor | None, lengths: Sequence[int] | None
+    ) -> Tensor:
+        """Each row's representative length, (batch or 1, 1)."""
+        if not self.length_classes.vary:
+            return torch.zeros_like(input_ids[:1, :1])
+        if lengths is None:
+            whole = None if attention_mask is None else attention_mask.long().sum(dim=1).tolist()
+            lengths = [input_ids.shape[1]] if whole is None else whole
+        known = [[self.length_classes.representative(length)] for length in lengths]
+        return torch.tensor(known, device=input_ids.device)
+
+    def _whole_short(self, position_ids: Tensor) -> Tensor:
+        """The representative length of short texts, (1, 1); refuses positions of longer ones."""
+        if self.length_classes.vary:
+            self._refuse_other_factors(0, int(position_ids.max()) + 1)
+        return torch.zeros_like(position_ids[:1, :1])
+
+    def _whole_behind(self, prefix: Cache, time: int) -> Tensor:
+        """The representative length of rows of `time` tokens behind `prefix`, (1, 1)."""
+        length = prefix.length + time
+        whole = self.length_classes.representative(length)
+        self._refuse_other_factors(whole if prefix.whole is None else prefix.whole, length)
+        return torch.tensor([[whole]], device=self.device)
+
+    def _refuse_other_factors(self, whole: int, length: int) -> None:
+        if self.length_classes.representative(length) != whole:
+            raise UsageError(
+                f"model: its rotary factors depend on the length of a text, and a text of {length} "
+                "tokens has others than its beginning alone; use shorter texts"
+            )
+
     def _prepare(
-        self, input_ids: Tensor, position_ids: Tensor, key_positions: Tensor, visible: Tensor | None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        key_positions: Tensor,
+        visible: Tensor | None,
+        whole: Tensor,
     ) -> tuple[Tensor, BlockInputs]:
         hidden = self.vectors(input_ids)
         if self.architecture.positions is not None:
@@ -207,16 +260,24 @@ class Decoder:
             kind: self._mask(kind, position_ids, key_positions, visible, hidden.dtype)
             for kind in set(self.attention_types)
         }
-        return hidden, BlockInputs(position_ids, masks, self._rotary(hidden, position_ids))
+        return hidden, BlockInputs(position_ids, masks, self._rotary(hidden, position_ids, whole))
 
-    def _rotary(self, hidden: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _rotary(self, hidden: Tensor, position_ids: Tensor, whole: Tensor) -> dict[str, Factors]:
         if self.architecture.rotary is None:
             return {}
-        rotary: Callable[..., tuple[Tensor, Tensor]] = self._part(self.architecture.rotary)
+        rotary: Callable[..., Factors] = self._part(self.architecture.rotary)
+
+        def factors(*kind: str) -> Factors:
+            if not self.length_classes.vary:
+                return rotary(hidden, position_ids, *kind)
+            return self.length_classes.factors(
+                lambda positions: rotary(hidden, positions, *kind), position_ids, whole
+            )
+
         kinds = set(self.attention_types)
         if self.architecture.rotary_per_type:
-            return {kind: rotary(hidden, position_ids, kind) for kind in kinds}
-        return dict.fromkeys(kinds, rotary(hidden, position_ids))
+            return {kind: factors(kind) for kind in kinds}
+        return dict.fromkeys(kinds, factors())
 
     def _mask(
         self,

@@ -12,20 +12,27 @@ class PrefixCache:
     """Keys and values of one token sequence, computed once for all rows of a batch.
 
     It replaces a Hugging Face cache: attention layers call `update` with their new keys and values,
-    each (batch, heads, time, head size), and attend to what it returns.
+    each (batch, heads, time, head size), and attend to what it returns. `whole` is the
+    representative length whose rotary factors are in the keys (`LengthClasses`); None before there
+    are any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: int | None = None) -> None:
         self.length = 0
+        self.whole = whole
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._recording = False
 
     @classmethod
-    def of(cls, decoder: Decoder, input_ids: Tensor) -> "PrefixCache":
-        """Run `decoder` on `input_ids` (1, time), without gradients, and keep keys and values."""
-        cache = cls()
+    def of(cls, decoder: Decoder, input_ids: Tensor, length: int | None = None) -> "PrefixCache":
+        """Run `decoder` on `input_ids` (1, time), without gradients, and keep keys and values.
+
+        `length`: the tokens of the texts that it is the beginning of, if their length matters.
+        """
+        length = input_ids.shape[1] if length is None else length
+        cache = cls(decoder.length_classes.representative(length))
         with torch.no_grad():
-            cache._record(decoder, *decoder.embed(input_ids))
+            cache._record(decoder, *decoder.embed(input_ids, lengths=[length]))
         return cache
 
     def extended(self, decoder: Decoder, input_ids: Tensor) -> "PrefixCache":
@@ -33,11 +40,12 @@ class PrefixCache:
         longer = self.first(self.length)
         with torch.no_grad():
             longer._record(decoder, *decoder.embed_behind(input_ids, longer))
+        longer.whole = decoder.length_classes.representative(longer.length)
         return longer
 
     def first(self, length: int) -> "PrefixCache":
         """A cache of the first `length` tokens that shares this one's memory."""
-        shorter = PrefixCache()
+        shorter = PrefixCache(self.whole)
         shorter.length = length
         shorter._layers = {
             layer: (keys[:, :, :length], values[:, :, :length])
@@ -90,6 +98,7 @@ class _Whole:
 
     def __init__(self, prefix: PrefixCache) -> None:
         self.length = prefix.length
+        self.whole = prefix.whole
         self._prefix = prefix
         self._made: tuple[Tensor, Tensor] | None = None
 

@@ -44,7 +44,7 @@ class ReferenceModel:
     @torch.no_grad()
     def start(self, batch: TextBatch) -> PartialForward:
         """Run the blocks that reference and updated model share."""
-        embedded, inputs = self.decoder.embed(batch.input_ids, batch.attention_mask)
+        embedded, inputs = self.decoder.embed(batch.input_ids, batch.attention_mask, batch.lengths)
         if self.first_trained > 0:
             shared = self._from_the_bottom(self.first_trained)
             embedded = self.hidden_cache.hidden(self.first_trained, batch, shared)
@@ -87,7 +87,9 @@ class ReferenceModel:
 
         @torch.no_grad()
         def run(batch: TextBatch) -> Tensor:
-            embedded, inputs = self.decoder.embed(batch.input_ids, batch.attention_mask)
+            embedded, inputs = self.decoder.embed(
+                batch.input_ids, batch.attention_mask, batch.lengths
+            )
             return self.decoder.run(embedded, inputs, 0, stop)
 
         return run

@@ -93,8 +93,7 @@ class Spelling:
         texts = [near.head + text + near.tail for text in self.texts(rows)]
         encoded = tokenise(texts, self.tokenizer)
         kept = [
-            ids == [*near.before, *row, *near.after]
-            for ids, row in zip(encoded, rows, strict=True)
+            ids == [*near.before, *row, *near.after] for ids, row in zip(encoded, rows, strict=True)
         ]
         return candidates[torch.tensor(kept)]
 

@@ -96,7 +96,8 @@ def _last_states(decoder: Decoder, rows: Sequence[Sequence[int]]) -> Tensor:
     """(layers + 1, rows, d) at each row's last token; padding is on its right."""
     time = max(map(len, rows))
     padded = [[*row, *[0] * (time - len(row))] for row in rows]
-    hidden, inputs = decoder.embed(torch.tensor(padded, device=decoder.device))
+    ids = torch.tensor(padded, device=decoder.device)
+    hidden, inputs = decoder.embed(ids, lengths=[len(row) for row in rows])
     at = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
     seen = [hidden[at]]
     for layer in range(decoder.num_layers):

@@ -33,7 +33,8 @@ def means(model: PreTrainedModel, batches: Sequence[TextBatch]) -> Tensor:
     count = 0
     with evaluation_mode(model):
         for batch in batches:
-            hidden, inputs = decoder.embed(batch.input_ids.to(decoder.device))
+            ids = batch.input_ids.to(decoder.device)
+            hidden, inputs = decoder.embed(ids, lengths=batch.lengths)
             counted_at = batch.counted_at.to(decoder.device)
             count += len(counted_at)
             for layer in range(decoder.num_layers):

@@ -90,7 +90,7 @@ def _times_factor(
 
 def _text_losses(decoder: Decoder, batch: TextBatch, weights: Mapping[str, Tensor]) -> Tensor:
     """Mean −log p of each text's predicted tokens (nats), (texts,)."""
-    hidden, inputs = decoder.embed(batch.input_ids)
+    hidden, inputs = decoder.embed(batch.input_ids, lengths=batch.lengths)
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers, weights)
 
     def score(rows: Tensor, where: slice) -> Tensor:

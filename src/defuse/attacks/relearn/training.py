@@ -135,7 +135,7 @@ def next_token_loss(decoder: Decoder, batch: TextBatch) -> Tensor:
     Gradients reach every weight. The head runs on a few tokens at a time, and again in the backward
     pass, so that no tensor of (batch, time, vocabulary) is ever stored.
     """
-    hidden, inputs = decoder.embed(batch.input_ids, batch.attention_mask)
+    hidden, inputs = decoder.embed(batch.input_ids, batch.attention_mask, batch.lengths)
     hidden = decoder.run(hidden, inputs, 0, decoder.num_layers)
     predicting = hidden.flatten(0, 1)[batch.predicted_at]
 
