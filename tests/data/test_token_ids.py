@@ -62,7 +62,7 @@ def test_training_texts_are_those_of_a_tokenizer_that_adds_no_end(packed: bool) 
 def test_an_answer_s_start_is_behind_its_prompt() -> None:
     tokenizer = adding(WITH_END)
     (encoded,) = encode(TEXTS[1:], tokenizer, 64)
-    assert tokenizer.decode(encoded.ids[encoded.answer_start :]) == " A small bird."
+    assert tokenizer.decode(list(encoded.ids[encoded.answer_start :])) == " A small bird."
 
 
 def test_fine_tuning_learns_one_end_token() -> None:
