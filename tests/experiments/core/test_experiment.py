@@ -18,7 +18,7 @@ from defuse.evaluate.answers import Settings
 from defuse.experiments.core.answers import FORGET, pooled
 from defuse.experiments.core.experiment_file import load_experiment
 from defuse.experiments.core.experiment_scenario import make_scenario
-from defuse.experiments.core.job import Request, run_experiment
+from defuse.experiments.core.job import Request, run_experiment, runs_to_do
 from defuse.experiments.core.run import ExperimentContext, load_answers
 from defuse.models.load import load_model
 from defuse.questions import Perturbation, Variant, load_questions
@@ -292,6 +292,9 @@ REFUSED = {
         "is also reported"
     ),
     "score=numbers": "score",
+    "perturb={forget_tokens: terms.txt, control_tokens: others.txt, positions: [choice], "
+    "sentence: 'See {token}.'}": "is put before a question; add before to perturb.positions",
+    "questions.forget={subject: forget}": "questions.forget: None is not a file or hub dataset",
     "model=nowhere/model/x": "nowhere/model/x does not exist",
     "checkpoints=soon": "checkpoints",
 }
@@ -306,6 +309,27 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(override: str):
     assert REFUSED[override] in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not list(Path("runs").glob("refused/answers/*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_question_set_may_be_one_subject_of_a_file():
+    source = "{source: tuning.jsonl, subject: %s}"
+    given = [f"questions.forget={source % 'forget'}"]
+    given += [f"questions.retain={{places: {source % 'places'}, sports: sports.jsonl}}"]
+    asked = make_scenario(load_experiment("planets.yaml", given)).questions["reported"]
+    prompts = [prompt for probe in asked.final for group in probe.groups for prompt in group]
+    found = {(cell.question_set, question.subject) for cell, question in prompts}
+    assert found == {("forget", "forget"), ("places", "places"), ("sports", "sports")}
+    assert {probe.settings.subject for probe in asked.final} == {"forget", "places", None}
+
+
+@pytest.mark.usefixtures("here", "finished")
+@pytest.mark.parametrize("keep", [False, True])
+def test_checkpoints_to_keep_are_made_of_what_is_finished(keep: bool):
+    given = ("compare.seeds=[0]", "retrained=never-knew", f"keep_models={str(keep).lower()}")
+    context = ExperimentContext(make_scenario(load_experiment("planets.yaml", given)))
+    todo = runs_to_do(context, retry_failed=False)
+    assert len(todo) == keep * len(context.scenario.runs)
 
 
 @pytest.mark.usefixtures("here")

@@ -1,13 +1,20 @@
-"""Worker processes of an experiment."""
+"""Worker processes of an experiment, and what they hand back."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from defuse.experiments.core import runner
+from defuse.utils.errors import UsageError
+from tests.helpers.answered import run
 
 PARENT = """
 import sys
@@ -56,3 +63,28 @@ def test_a_killed_parent_takes_its_processes_along(tmp_path: Path, how: signal.S
     parent.send_signal(how)
     parent.wait()
     wait(lambda: not any(map(is_alive, processes)))
+
+
+def result_of(error: Exception) -> dict[str, Any]:
+    future: Future[dict[str, Any]] = Future()
+    future.set_exception(error)
+    return runner._record(run(), future)
+
+
+def test_a_run_that_no_process_could_carry_out_is_recorded():
+    error = UsageError("address: host has no folder x; start from a shared one")
+    assert result_of(error) == {"run": run().name, "error": str(error)}
+
+
+def test_a_process_that_was_killed_is_said_in_a_sentence():
+    with pytest.raises(UsageError, match="jobs: a process was killed"):
+        result_of(BrokenProcessPool())
+
+
+def test_numbers_that_make_no_sense_are_refused():
+    with pytest.raises(UsageError, match="jobs: is 0; give 1 or more"):
+        runner.Runner(jobs=0)
+    with pytest.raises(UsageError, match="cpus: is 0; give 1 or more"):
+        runner.Runner(cpus=0)
+    with pytest.raises(UsageError, match="gpus: is -1; give 0 or more"):
+        runner.Runner(gpus=-1)

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -68,17 +69,19 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
     for values in product(*axes.values()):
         given = dict(zip(axes, values, strict=True))
         fields = {field: given[field] for field in varied}
-        try:
+        with at_point(fields):
             recipe = load_recipe(path, [_override(*each) for each in given.items()])
-        except UsageError as error:
-            raise at_point(fields, error) from error
         points.append(Point(fields, recipe))
     return points
 
 
-def at_point(fields: Mapping[str, Any], error: UsageError) -> UsageError:
-    """`error` with the point it arose at in front."""
-    return UsageError(f"{_label(fields)}: {error}") if fields else error
+@contextmanager
+def at_point(fields: Mapping[str, Any]) -> Iterator[None]:
+    """Put the point in front of an error that arises in the block."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{_label(fields)}: {error}" if fields else str(error)) from error
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

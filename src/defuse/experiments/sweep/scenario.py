@@ -52,7 +52,10 @@ def make_scenario(options: Options) -> Scenario:
     recipe = points[0].recipe
     folder = options.output or Path(f"{recipe.output}-sweep")
     for point in {point.setting: point for point in reversed(points)}.values():
-        _check(point)
+        with at_point(point.fields):
+            check(point.recipe)
+            if point.recipe.shard:
+                check_sharding(ALONE, point.recipe.batch_size)
     named = dict(_named(points))
     experiment = Experiment(
         name=f"sweep of {options.recipe.stem}",
@@ -76,15 +79,6 @@ def make_scenario(options: Options) -> Scenario:
         describe=partial(_describe, values),
         listing=partial(write_table, options.form),
     )
-
-
-def _check(point: Point) -> None:
-    try:
-        check(point.recipe)
-        if point.recipe.shard:
-            check_sharding(ALONE, point.recipe.batch_size)
-    except UsageError as error:
-        raise at_point(point.fields, error) from error
 
 
 def _named(points: Sequence[Point]) -> Iterator[tuple[str, Point]]:
