@@ -104,7 +104,7 @@ def test_reading_and_rewriting_in_part_gives_what_the_whole_model_gives(
 def test_the_run_file_holds_what_is_needed_to_trust_it(run):
     run("unlearn", "recipe.yaml", "noise.std=0.3x")
     record = json.loads(Path("out/run.json").read_text())
-    assert record["recipe"]["noise"] == {"std": "0.3x", "variance": None}
+    assert record["recipe"]["noise"] == {"std": "0.3x", "variance": None, "layers": None}
     assert record["recipe"]["learning_rate"] == 5e-5
     assert [step["topic"] for step in record["steps"]] == ["bio", "cyber", "bio"]
     assert all(step["forget_loss"] > 0 and step["seconds"] > 0 for step in record["steps"])

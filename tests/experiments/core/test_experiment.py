@@ -254,7 +254,7 @@ def test_answers_of_another_experiment_are_refused(here: Path, finished: dict[st
     for change, named in (
         ("unlearn.learning_rate=0.1", "recipe"),
         ("score=letters", "questions"),
-        ("model=never-knew", "model"),
+        ("model=never-knew", "weights"),
     ):
         with pytest.raises(UsageError, match=f"belongs to other .*{named}.*name a new folder"):
             run("planets.yaml", "compare.seeds=[0]", change)

@@ -28,6 +28,7 @@ from defuse.experiments.core.tables import (
     held_out_table,
     main_table,
     tables,
+    unreadable_sentences,
 )
 from defuse.report.format import as_csv, as_latex
 from defuse.statistics import Interval, wilson
@@ -49,6 +50,20 @@ def test_a_group_holds_accuracies_and_what_unlearning_added():
     assert nats.value == pytest.approx(0.8)  # each of those answers went from -1 to -3 nats
     assert group.vulnerability["choice"][0].value == pytest.approx(0.4)
     assert group.logprob[BEFORE].value == pytest.approx(-(2 * 1 + 8 * 3) / 10)
+
+
+def test_a_model_that_fails_after_any_sentence_has_no_vulnerability_to_read():
+    """After a control token all answers are wrong; after a forget-token not even all."""
+    broken = make_group("x", "none", [answers(before_control=0, before_forget=2)], REFERENCE)
+    assert broken.vulnerability["before"][0].value < 0
+    # (10 - 0) of 10 questions in the unlearned model, less (8 - 8) of 10 in the reference.
+    assert broken.any_sentence["before"][0].value == pytest.approx(1.0)
+    assert not broken.is_readable("before")
+    (said,) = unreadable_sentences([broken])
+    assert said.startswith("x: its vulnerability (before) cannot be read")
+    hurt = make_group("x", "none", [HURT], REFERENCE)
+    assert hurt.is_readable("before")
+    assert not list(unreadable_sentences([hurt]))
 
 
 def test_the_reference_has_no_vulnerability_and_an_equal_model_has_none():

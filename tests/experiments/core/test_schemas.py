@@ -13,7 +13,10 @@ from defuse.store import SCHEMA_VERSION, ResultStore
 from tests.helpers.answered import HURT, REFERENCE, answers, run
 from tests.helpers.schemas import SCHEMAS, validate
 
-IDENTITY = {"model": "0123 torch.float32", "questions": "4567"}
+IDENTITY = {
+    **dict.fromkeys(("weights", "configuration", "tokenizer"), "0123"),
+    "questions": "4567",
+}
 SETTINGS = {"experiment": "planets", "model": "my-model", "recipes": {}, "versions": {}}
 
 

@@ -191,7 +191,13 @@ def test_a_line_of_the_table_holds_point_figures_and_what_it_took(here: Path) ->
     row = next(row for row in rows(here) if (row["noise.std"], row["seed"]) == ("0.3x", 0))
     figures = {name.partition(".")[0] for name in row if name.endswith(".low")}
     assert figures == {
-        *("forget_accuracy", "retain_accuracy", "vulnerability", "vulnerability_nats"),
+        *(
+            "forget_accuracy",
+            "retain_accuracy",
+            "vulnerability",
+            "vulnerability_nats",
+            "any_sentence",
+        ),
         *("after_control_accuracy", "after_forget_accuracy"),
     }
     assert (row["forget_accuracy.n"], row["retain_accuracy.n"]) == (6, 8)

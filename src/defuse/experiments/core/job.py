@@ -35,6 +35,7 @@ from defuse.experiments.core.tables import (
     short_table,
     slice_name,
     tables,
+    unreadable_sentences,
 )
 from defuse.methods import METHODS
 from defuse.report import TableData, render
@@ -227,7 +228,9 @@ def report(context: ExperimentContext, answers: Answers, console: Console) -> No
     folder, stem = scenario.folder / layout.subfolder, layout.stem
     write_text(folder / "report.html", render(page))
     failed = _by_label(scenario, _failures(scenario))
-    said = [*defence_sentences(defences), *(f"failed: {run}: {why}" for run, why in failed.items())]
+    unreadable = list(unreadable_sentences(groups))
+    failures = (f"failed: {run}: {why}" for run, why in failed.items())
+    said = [*unreadable, *defence_sentences(defences), *failures]
     lines = "".join(f"\n- {each}" for each in said)
     write_text(folder / f"{stem}.md", "\n".join(map(captioned, shown)) + f"{lines}\n")
     table = main_table(groups, layout)
@@ -236,7 +239,7 @@ def report(context: ExperimentContext, answers: Answers, console: Console) -> No
     drawn = save(figure, folder / stem)
     write_json(folder / "results.json", _document(scenario, answers, groups, defences, record))
     console.print(screen_table(short_table(groups, layout)))
-    for sentence in short_sentences(defences, layout.judged):
+    for sentence in (*unreadable, *short_sentences(defences, layout.judged)):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     names = ["report.html", "results.json", *(f"{stem}.{kind}" for kind in ("md", "csv", "tex"))]
     names += [path.name for path in drawn]

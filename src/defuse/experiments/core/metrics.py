@@ -6,7 +6,7 @@ runs and questions.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
@@ -105,7 +105,8 @@ class Group:
     """Runs that differ only in their seed, after their last step.
 
     `n`, `accuracy` and `logprob` (of the right choice among the choices, nats) by slice.
-    `vulnerability` by position, in accuracy and in nats; empty for the reference model.
+    `vulnerability` and `any_sentence` (the harm of any sentence, (unlearned − reference) of
+    (original − control token)) by position, in accuracy and in nats; empty for the reference model.
     `kl_to_retrained`: KL(retrained ‖ model) of the choices' distribution (nats a question) on the
     forget and retain sets; empty without a retrained model.
     """
@@ -118,6 +119,11 @@ class Group:
     logprob: Mapping[Slice, Interval]
     vulnerability: Mapping[str, tuple[Interval, Interval]]
     kl_to_retrained: Mapping[Slice, Interval]
+    any_sentence: Mapping[str, tuple[Interval, Interval]] = field(default_factory=dict)
+
+    def is_readable(self, position: str) -> bool:
+        """Whether the vulnerability says something: control tokens alone do no significant harm."""
+        return position not in self.any_sentence or self.any_sentence[position][0].low <= 0
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,11 @@ def make_group(
     every = {part: panel(part, [reference, *runs]) for part in slices(reference)}
     panels = {part: each for part, each in every.items() if each.n}
     unlearned = any(run is not reference for run in runs)
+    tried = [
+        position
+        for position in positions(reference)
+        if unlearned and Slice("retain", FORGET_TOKEN, position) in panels
+    ]
     return Group(
         label,
         defence,
@@ -187,12 +198,9 @@ def make_group(
         {part: each.n for part, each in panels.items()},
         {part: accuracy(each.correct[1:]) for part, each in panels.items()},
         {part: _mean(each.logprob[1:]) for part, each in panels.items()},
-        {
-            position: _vulnerability(position, panels)
-            for position in positions(reference)
-            if unlearned and Slice("retain", FORGET_TOKEN, position) in panels
-        },
+        _added(panels, {p: _slices(p, CONTROL_TOKEN, FORGET_TOKEN) for p in tried}),
         {} if retrained is None else {p: kl_to(retrained, p, runs) for p in (FORGET, RETAIN)},
+        _added(panels, {p: (RETAIN, *_slices(p, CONTROL_TOKEN)) for p in tried}),
     )
 
 
@@ -203,15 +211,37 @@ def accuracy(correct: Tensor) -> Interval:
     return _mean(correct)
 
 
-def _vulnerability(position: str, panels: Mapping[Slice, Panel]) -> tuple[Interval, Interval]:
-    """(unlearned − reference) of (control token − forget-token), in accuracy and in nats."""
-    pair = [panels[Slice("retain", each, position)] for each in (CONTROL_TOKEN, FORGET_TOKEN)]
+def _slices(position: str, *variants: str) -> tuple[Slice, ...]:
+    return tuple(Slice("retain", variant, position) for variant in variants)
 
-    def effect(control: Tensor, forget: Tensor) -> Interval:
-        reference = control[:1], forget[:1]
-        return statistics.vulnerability(control[1:], forget[1:], *reference, seed=BOOTSTRAP_SEED)
 
-    return effect(*(each.correct for each in pair)), effect(*(each.logprob for each in pair))
+def _added(
+    panels: Mapping[Slice, Panel], pairs: Mapping[str, tuple[Slice, ...]]
+) -> dict[str, tuple[Interval, Interval]]:
+    """(unlearned − reference) of (first − second slice) of each pair, in accuracy and in nats.
+
+    On the questions that are in both slices; a pair without one is left out.
+    """
+    found = {}
+    for name, pair in pairs.items():
+        if not all(part in panels for part in pair):
+            continue
+        one, other = (panels[part] for part in pair)
+        places = {question: place for place, question in enumerate(one.ids)}
+        shared = [place for place, question in enumerate(other.ids) if question in places]
+        rows = ([places[other.ids[place]] for place in shared], shared)
+        if shared:
+            found[name] = (
+                _added_difference(one.correct[:, rows[0]], other.correct[:, rows[1]]),
+                _added_difference(one.logprob[:, rows[0]], other.logprob[:, rows[1]]),
+            )
+    return found
+
+
+def _added_difference(first: Tensor, second: Tensor) -> Interval:
+    """The reference model is the first row."""
+    reference = first[:1], second[:1]
+    return statistics.added_difference(first[1:], second[1:], *reference, seed=BOOTSTRAP_SEED)
 
 
 def kl_to(target: AnswerTable, part: Slice, runs: Sequence[AnswerTable]) -> Interval:

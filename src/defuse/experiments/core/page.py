@@ -17,7 +17,7 @@ from defuse.experiments.core.answers import (
 from defuse.experiments.core.metrics import Checkpoints, Defence, Group
 from defuse.experiments.core.questions import MCQuestions
 from defuse.experiments.core.scenario import Run, Scenario
-from defuse.experiments.core.tables import defence_sentences, slice_name
+from defuse.experiments.core.tables import defence_sentences, slice_name, unreadable_sentences
 from defuse.questions import Question, Score, ask
 from defuse.report import Flip, Page, Section, TableData, embed_figure
 
@@ -50,6 +50,8 @@ def make_page(
             shown,
         )
     ]
+    if unreadable := list(unreadable_sentences(groups)):
+        sections.append(Section("What cannot be read", unreadable))
     if said := list(defence_sentences(defences)):
         sections.append(Section("What a defence recovers", said))
     if turned := list(flips(scenario, finished)):

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
 from defuse.experiments.core.questions import Examiner
 from defuse.experiments.core.scenario import Run, Scenario, TextDigests, essence, recipe_essence
+from defuse.models.file_identity import file_identity
 from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
 from defuse.models.partial_load import find_checkpoint
 from defuse.store import ReadOld, ResultStore
@@ -24,8 +25,9 @@ from defuse.unlearning.output import Source, make_record, write_checkpoint
 from defuse.unlearning.run import check
 from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.errors import UsageError
+from defuse.utils.identity import model_identity
 from defuse.utils.progress import SILENT, Progress
-from defuse.utils.provenance import fingerprint, versions
+from defuse.utils.provenance import versions
 
 REFERENCE, RETRAINED = "reference", "retrained"
 # The reference model's and the retrained model's file in version 0.1.0.
@@ -54,9 +56,11 @@ class ExperimentContext:
         return Examiner(self.reference.tokenizer)
 
     @cached_property
-    def model_identity(self) -> str:
-        """Tells models, and the precisions they are held in, apart."""
-        return f"{fingerprint(self.reference.model)} {self.reference.model.dtype}"
+    def model_identity(self) -> dict[str, str]:
+        """All that the reference model's answers depend on beside the questions."""
+        whole = model_identity(self.reference.model, self.reference.tokenizer)
+        # Answers on another kind of device differ in rounding alone.
+        return {name: value for name, value in whole.items() if name != "device"}
 
     def run_identity(self, run: Run) -> dict[str, Any]:
         """What a run's results depend on, besides the model and the questions."""
@@ -97,7 +101,7 @@ def answers_store(context: ExperimentContext, run: Run, *, final: bool) -> Resul
     """The store of a run's answers at its last step, or at its checkpoints before it."""
     questions = context.scenario.questions[run.questions].digest(final=final)
     identity = {
-        "model": context.model_identity,
+        **context.model_identity,
         "questions": questions,
         **context.run_identity(run),
     }
@@ -144,9 +148,8 @@ def other_answers(
 ) -> AnswerTable:
     """The answers of the `REFERENCE` or the `RETRAINED` model, asked once."""
     scenario = context.scenario
-    model = context.model_identity if name == REFERENCE else scenario.retrained
     asked = scenario.questions["reported"]
-    identity = {"model": model, "questions": asked.digest(final=True)}
+    identity = {**_identity(context, name), "questions": asked.digest(final=True)}
     store = ResultStore(scenario.folder / "answers", identity, read_old=_reader(context))
     old = store.path(OLD_NAMES[name])
     if old.is_file() and not store.path(name).is_file():
@@ -159,6 +162,12 @@ def other_answers(
         )
 
     return from_json(store.get_or_compute(name, ask))
+
+
+def _identity(context: ExperimentContext, name: str) -> Mapping[str, str]:
+    if name == REFERENCE:
+        return context.model_identity
+    return file_identity(locate(str(context.scenario.retrained)))
 
 
 def _other(context: ExperimentContext, name: str) -> LoadedModel:

@@ -60,6 +60,8 @@ def main_table(groups: Sequence[Group], layout: Layout) -> TableData:
     ]
     if layout.judged:
         columns.append([f"vulnerability ({layout.judged})", *_harms(groups, layout.judged)])
+        harms = (group.any_sentence.get(layout.judged) for group in groups)
+        columns.append(["harm of any sentence", *(interval(each and each[0]) for each in harms)])
     if any(group.kl_to_retrained for group in groups):
         columns += [
             [
@@ -133,6 +135,17 @@ def _harms(
     """The vulnerabilities at a position; `number` 1 is in nats."""
     found = (group.vulnerability.get(position) for group in groups)
     return [show(each and each[number]) for each in found]
+
+
+def unreadable_sentences(groups: Sequence[Group]) -> Iterator[str]:
+    """The groups whose vulnerability says nothing, because any sentence harms them."""
+    for group in groups:
+        places = [place for place in group.vulnerability if not group.is_readable(place)]
+        if places:
+            yield (
+                f"{group.label}: its vulnerability ({', '.join(places)}) cannot be read, because "
+                "it also fails after a control token; unlearn it less."
+            )
 
 
 def curve_table(finished: Finished, reference: AnswerTable, layout: Layout) -> TableData:

@@ -40,6 +40,8 @@ def figures(answers: AnswerTable, reference: AnswerTable) -> dict[str, dict[str,
     for accuracy, nats in group.vulnerability.values():
         found["vulnerability"] = group.n[RETAIN], accuracy
         found["vulnerability_nats"] = group.n[RETAIN], nats
+    for accuracy, _ in group.any_sentence.values():
+        found["any_sentence"] = group.n[RETAIN], accuracy
     return {name: {"n": n, **asdict(interval)} for name, (n, interval) in found.items()}
 
 
