@@ -57,10 +57,10 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
     run_attacks(plan, Console(), jobs=2)
     assert "3 of 4 models to attack: about" in capsys.readouterr().out
     table = (plan.folder / "attacks.md").read_text()
-    assert f"|  | n | base | gold | {plain.name} | {noised.name} |" in table
+    assert f"|  | n | reference | retrained | {plain.name} | {noised.name} |" in table
     assert f"| {noised.name} | quantise: 2 bits | forget | 12 |" in table
     data = json.loads((plan.folder / "results.json").read_text())
-    assert set(data["models"]) == {"base", "gold", plain.name, noised.name}
+    assert set(data["models"]) == {"reference", "retrained", plain.name, noised.name}
     assert data["schema_version"] == 1
     run_attacks(plan, Console(), only_report=True)
     assert "0 of 4 models to attack." in capsys.readouterr().out
@@ -70,6 +70,12 @@ def test_results_of_other_settings_are_refused(plan: AttackPlan):
     other = replace(plan, settings=("quantise.bits=[3]",))
     with pytest.raises(UsageError, match="other settings"):
         run_attacks(other, Console(), only_plan=True)
+
+
+def test_folders_of_version_0_1_0_are_read(plan: AttackPlan, tmp_path: Path):
+    moved = replace(plan, scenario=replace(plan.scenario, folder=tmp_path))
+    (tmp_path / "attacks" / "gold").mkdir(parents=True)
+    assert [each.name for each in moved.subjects()][:2] == ["reference", "gold"]
 
 
 def test_settings_of_attacks_are_overrides_of_any_value():

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.experiments.core.answers import FORGET_SET
 from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import tokens_per_second
-from defuse.experiments.core.run import REFERENCE, RETRAINED, ExperimentContext
+from defuse.experiments.core.run import OLD_NAMES, REFERENCE, RETRAINED, ExperimentContext
 from defuse.experiments.core.runner import available_cores, begin_worker, local_processes
 from defuse.experiments.core.scenario import Run, Scenario
+from defuse.questions import Question
 from defuse.report import Page, Section, render
 from defuse.report.format import captioned
 from defuse.unlearning import run as unlearning_run
@@ -42,8 +44,7 @@ class AttackPlan:
     """Which of an experiment's models are attacked, how, and on what.
 
     `settings`: overrides such as "quantise.bits=[4]"; `attacks`: none is all. `work`: of making and
-    attacking one model, in tokens pushed once through it, about. `old_names`: of the reference and
-    retrained model's folders in version 0.1.0.
+    attacking one model, in tokens pushed once through it, about.
     """
 
     scenario: Scenario
@@ -51,7 +52,6 @@ class AttackPlan:
     attacks: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     work: float = 1e6
-    old_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -59,10 +59,9 @@ class AttackPlan:
 
     def subjects(self) -> list["Subject"]:
         """Every model to attack."""
-        named = [(self.old_names.get(REFERENCE, REFERENCE), self.scenario.model.name, None)]
+        named = [(self._name(REFERENCE), self.scenario.model.name, None)]
         if self.scenario.retrained is not None:
-            name = self.old_names.get(RETRAINED, RETRAINED)
-            named.append((name, self.scenario.retrained, None))
+            named.append((self._name(RETRAINED), self.scenario.retrained, None))
         models = self.folder / "models"
         named += [(run.name, str(models / run.name), run) for run in self.scenario.runs]
         return [Subject(name, self._request(name, model), made) for name, model, made in named]
@@ -76,6 +75,11 @@ class AttackPlan:
             for plain in runs
             if (plain.group, plain.seed) == (run.base_group, run.seed) and plain is not run
         ]
+
+    def _name(self, name: str) -> str:
+        """The folder of the reference or retrained model; version 0.1.0's, where it is there."""
+        old = OLD_NAMES[name]
+        return old if (self.folder / old).is_dir() else name
 
     def _request(self, name: str, model: str) -> Request:
         source = self.scenario.model
@@ -92,23 +96,29 @@ class AttackPlan:
         )
 
 
-def attack_data(scenario: Scenario) -> AttackData:
-    """The scenario's questions as they are, and the texts that its first run reads."""
+def attack_data(
+    scenario: Scenario, forget: int | None = None, retain: int | None = None
+) -> AttackData:
+    """The scenario's questions as they are, and the texts that its first run reads.
+
+    `forget`: so many questions of the forget set; `retain`: of the retain sets, from each in turn.
+    """
     topics = [topic.build() for topic in scenario.runs[0].recipe.topics]
     probes = scenario.questions["reported"].final
-    prompts = [prompt for probe in probes for group in probe.groups for prompt in group]
-    # A retain question is asked once for each perturbation.
-    forget, retain = (
-        {
-            (cell.question_set, question.id): question
-            for cell, question in prompts
-            if cell.position is None and (cell.question_set == FORGET_SET) == is_forget
-        }
-        for is_forget in (True, False)
-    )
+    sets: dict[str, dict[str, Question]] = {}
+    for cell, question in (
+        prompt for probe in probes for group in probe.groups for prompt in group
+    ):
+        if cell.position is None:  # a retain question is asked once for each perturbation
+            sets.setdefault(cell.question_set, {})[question.id] = question
+    asked = [*sets.pop(FORGET_SET).values()]
+    others = [question for each in sets.values() for question in each.values()]
+    if retain is not None:
+        rows = zip_longest(*(each.values() for each in sets.values()))
+        others = [question for row in rows for question in row if question is not None][:retain]
     return AttackData(
-        tuple(forget.values()),
-        tuple(retain.values()),
+        tuple(asked[:forget]),
+        tuple(others),
         probes[0].settings,
         tuple(str(text) for topic in topics for text in topic.forget),
         tuple(str(text) for topic in topics for text in topic.retain),

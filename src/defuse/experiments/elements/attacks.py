@@ -46,7 +46,6 @@ def attack_plan(options: Options) -> AttackPlan:
         tuple(ATTACKS),
         ATTACK_SETTINGS,
         ATTACK_WORK,
-        {"reference": "base"},
     )
 
 

@@ -9,7 +9,6 @@ from rich.console import Console
 from defuse.attacks.registry import ATTACKS
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
 from defuse.experiments.core.job import Request, choose_methods, folder_of, run_experiment
-from defuse.experiments.core.run import OLD_NAMES
 from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
 from defuse.experiments.synthetic.grid import (
     LAB,
@@ -154,5 +153,4 @@ def attack_plan(options: Options) -> AttackPlan:
         tuple(ATTACKS),
         as_overrides(LAB["attacks"]),
         ATTACK_WORK,
-        OLD_NAMES,
     )
