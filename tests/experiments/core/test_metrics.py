@@ -1,9 +1,11 @@
 """Figures of an experiment, checked against numbers worked out by hand."""
 
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 
 from defuse.experiments.core.answers import (
     CONTROL_TOKEN,
@@ -27,10 +29,11 @@ from defuse.experiments.core.tables import (
     defence_sentences,
     held_out_table,
     main_table,
+    short_table,
     tables,
     unreadable_sentences,
 )
-from defuse.report.format import as_csv, as_latex
+from defuse.report.format import as_csv, as_latex, screen_table
 from defuse.statistics import Interval, wilson
 from tests.helpers.answered import HURT, REFERENCE, answers, run
 
@@ -64,6 +67,15 @@ def test_a_model_that_fails_after_any_sentence_has_no_vulnerability_to_read():
     hurt = make_group("x", "none", [HURT], REFERENCE)
     assert hurt.is_readable("before")
     assert not list(unreadable_sentences([hurt]))
+
+
+def test_the_table_on_a_terminal_of_80_columns_cuts_no_word():
+    group = make_group("simnpo + logit_kl, rna 0.3x + mixing 0.5", "rna+mixing", [HURT], REFERENCE)
+    console = Console(width=80, file=StringIO())
+    console.print(screen_table(short_table([group], LAYOUT)))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("forget-", "token", "control", "vulner-", "ability", "logit_kl,", "mixing"):
+        assert word in said
 
 
 def test_the_reference_has_no_vulnerability_and_an_equal_model_has_none():

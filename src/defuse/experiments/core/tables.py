@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
+from textwrap import fill
 
 import torch
 
@@ -107,14 +108,14 @@ def tables(groups: Sequence[Group], layout: Layout) -> list[TableData]:
 
 
 def short_table(groups: Sequence[Group], layout: Layout) -> TableData:
-    """What fits a terminal: intervals below their estimates."""
+    """What fits a terminal of 80 columns: intervals below their estimates, wrapped words."""
     shown = [part for part in layout.slices if part.position in (None, layout.judged)]
     columns = [
-        ["accuracy", *(group.label for group in groups)],
-        *_accuracies(groups, shown, stacked),
+        ["accuracy", *(fill(group.label, 12) for group in groups)],
+        *([fill(head, 10), *cells] for head, *cells in _accuracies(groups, shown, stacked)),
     ]
     if layout.judged:
-        columns.append(["vulnerability", *_harms(groups, layout.judged, show=stacked)])
+        columns.append(["vulner-\nability", *_harms(groups, layout.judged, show=stacked)])
     return of_columns("with 95 % intervals", columns)
 
 
