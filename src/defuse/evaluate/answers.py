@@ -1,7 +1,7 @@
 """The answers of a model, question by question, and the settings of an evaluation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from defuse.questions import (
@@ -85,9 +85,29 @@ class MCAnswer:
     @property
     def answer_logprob(self) -> float:
         """The log-probability of the right answer among the choices (nats)."""
+        return self.among_choices[self.question.answer]
+
+    @property
+    def among_choices(self) -> tuple[float, ...]:
+        """Each choice's log-probability among the choices (nats); probabilities sum to 1."""
         top = max(self.logprobs)
         total = sum(math.exp(value - top) for value in self.logprobs)
-        return self.logprobs[self.question.answer] - top - math.log(total)
+        return tuple(value - top - math.log(total) for value in self.logprobs)
+
+
+def read_row(
+    questions: Iterable[Question], values: Sequence[float], cut: Sequence[bool]
+) -> list[MCAnswer]:
+    """The answers of a row: `values` of each question's choices, one question after the other.
+
+    `cut`: whether each of the prompts behind `values` was cut on the left.
+    """
+    answers, start = [], 0
+    for question in questions:
+        own = slice(start, start + len(question.choices))
+        answers.append(MCAnswer(question, tuple(values[own]), any(cut[own])))
+        start = own.stop
+    return answers
 
 
 @dataclass(frozen=True)

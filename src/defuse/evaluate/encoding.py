@@ -6,6 +6,7 @@ between a prompt and its answer.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,14 +21,25 @@ def encode_questions(
     questions: Sequence[Question], settings: Settings, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[TokenPair]]:
     """Encode each question, as the evaluation asks it, with each of its answers."""
+    return encode_rows([prompt_pairs([each], settings) for each in questions], tokenizer)
+
+
+def prompt_pairs(questions: Iterable[Question], settings: Settings) -> list[tuple[str, str]]:
+    """Each question as the evaluation asks it, with each of its answers, in order."""
     front = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    pairs = [
+    return [
         (front + ask(question, settings.score), answer)
         for question in questions
         for answer in continuations(question, settings.score)
     ]
-    encoded = iter(encode_pairs(pairs, tokenizer))
-    return [[next(encoded) for _ in question.choices] for question in questions]
+
+
+def encode_rows(
+    rows: Sequence[Sequence[tuple[str, str]]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[TokenPair]]:
+    """Encode pairs of texts, in rows as `rows` has them."""
+    encoded = iter(encode_pairs(list(chain.from_iterable(rows)), tokenizer))
+    return [[next(encoded) for _ in row] for row in rows]
 
 
 def encode_pairs(

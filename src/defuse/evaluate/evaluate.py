@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from defuse.evaluate.answers import Evaluation, MCAnswer, Part, Settings
-from defuse.evaluate.encoding import encode_pairs
+from defuse.evaluate.answers import Evaluation, MCAnswer, Part, Settings, read_row
+from defuse.evaluate.encoding import encode_rows, prompt_pairs
 from defuse.evaluate.loglikelihood import max_length, score_share
 from defuse.evaluate.resume import BatchScores
-from defuse.evaluate.token_tree import TokenPair
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
-from defuse.questions import (
-    ORIGINAL,
-    Perturbation,
-    Question,
-    Variant,
-    ask,
-    continuations,
-    few_shot_part,
-)
+from defuse.questions import ORIGINAL, Perturbation, Question, Variant
 from defuse.utils.errors import UsageError
 from defuse.utils.progress import SILENT, Progress
 
@@ -94,8 +85,8 @@ def _ask(
     """Score this process's share of a part's questions, in a list named after their hash."""
     settings = part.settings
     asked = [variants_of(question, perturbation, settings.seed) for question in part.questions]
-    pairs = [_pairs(variants, settings) for variants in asked]
-    groups, prompt_hash = _encode(pairs, loaded), _hash(pairs)
+    pairs = [prompt_pairs(variants.values(), settings) for variants in asked]
+    groups, prompt_hash = encode_rows(pairs, loaded.tokenizer), _hash(pairs)
     length = max_length(loaded.model, loaded.tokenizer)
     score_share(
         Decoder(loaded.model),
@@ -116,30 +107,11 @@ def variants_of(question: Question, perturbation: Perturbation | None, seed: int
     return {ORIGINAL: question, **perturbed}
 
 
-def _pairs(variants: Variants, settings: Settings) -> list[tuple[str, str]]:
-    """Context and continuation texts: one for each choice of each variant, in order."""
-    before = few_shot_part(settings.subject, settings.few_shot, settings.score)
-    return [
-        (before + ask(question, settings.score), continuation)
-        for question in variants.values()
-        for continuation in continuations(question, settings.score)
-    ]
-
-
-def _encode(
-    texts: Sequence[Sequence[tuple[str, str]]], loaded: LoadedModel
-) -> list[list[TokenPair]]:
-    pairs = iter(encode_pairs(list(chain.from_iterable(texts)), loaded.tokenizer))
-    return [[next(pairs) for _ in group] for group in texts]
-
-
 def _answers(asked: _Asked, scores: Sequence[Sequence[float]]) -> dict[Variant, list[MCAnswer]]:
     answers: dict[Variant, list[MCAnswer]] = {variant: [] for variant in asked.questions[0]}
     for variants, values, was_cut in zip(asked.questions, scores, asked.cut, strict=True):
-        for number, (variant, question) in enumerate(variants.items()):
-            count = len(question.choices)  # equal in all variants
-            own = slice(count * number, count * (number + 1))
-            answer = MCAnswer(question, tuple(values[own]), any(was_cut[own]))
+        own = read_row(variants.values(), values, was_cut)
+        for variant, answer in zip(variants, own, strict=True):
             answers[variant].append(answer)
     return answers
 

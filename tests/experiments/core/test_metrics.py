@@ -191,7 +191,7 @@ def test_curves_are_means_over_the_steps_that_all_seeds_were_asked_at():
 
 def test_forget_tokens_that_mixing_used_and_those_it_did_not_are_told_apart():
     held_out = frozenset(("places", f"{i}") for i in range(4))
-    table = held_out_table({run("mixing"): {20: HURT}}, REFERENCE, held_out, "before")
+    table = held_out_table({run("mixing"): {20: HURT}}, REFERENCE, held_out, BEFORE)
     _, row = table.rows
     assert (row[2], row[4]) == ("6", "4")
     assert row[3].startswith("0.00 ")  # the two right ones are held out

@@ -10,6 +10,7 @@ from defuse.experiments.core.answers import FORGET_TOKEN, Slice, pooled
 from defuse.experiments.core.job import Request, run_experiment
 from defuse.experiments.core.run import ExperimentContext, execute, load_answers, missing_steps
 from defuse.experiments.core.scenario import Scenario
+from defuse.experiments.core.tables import held_out
 from defuse.experiments.elements.attacks import ASKED, attack_plan
 from defuse.experiments.elements.facts import ELEMENTS
 from defuse.experiments.elements.grid import Point, full_grid, short_grid, tuning_grid
@@ -17,7 +18,6 @@ from defuse.experiments.elements.questions import build_material
 from defuse.experiments.elements.scenario import (
     LISTS,
     Options,
-    held_out,
     make_questions,
     make_scenario,
     pair_terms,
@@ -52,9 +52,7 @@ def scenario(model: str, folder: Path, *points: Point) -> Scenario:
     runs = [each.run(model, folder) for each in points]
     terms = pair_terms(model)
     questions = make_questions(sets_of(FEW), terms)
-    return replace(whole, questions=questions, held_out=held_out(sets_of(FEW), terms)).with_runs(
-        runs
-    )
+    return replace(whole, questions=questions).with_runs(runs)
 
 
 def test_runs_are_asked_along_the_way_and_reported(model: str, tmp_path: Path):
@@ -125,16 +123,17 @@ def test_questions_and_tokens_are_written_as_evaluate_reads_them(model: str, tmp
     assert load_tokens(str(tmp_path / "texts/triggers.txt")) == terms.forget[::2]
 
 
-def test_questions_behind_tokens_that_mixing_does_not_use_are_held_out(model: str):
-    terms, sets = pair_terms(model), sets_of(FEW)
-    found = held_out(sets, terms)
+def test_questions_behind_tokens_that_mixing_does_not_use_are_held_out(model: str, tmp_path: Path):
+    own, terms = scenario(model, tmp_path), pair_terms(model)
+    found = held_out(own)
     perturbation = Perturbation(terms.forget, "before", terms.controls)
-    for name, questions in sets.items():
+    for name, questions in sets_of(FEW).items():
         for question in questions:
             replaced = perturbation.variants(question, 42)[FORGET_TOKEN].replaced
             assert replaced is not None
             wanted = name != "forget" and replaced.token not in terms.forget[::2]
             assert ((name, question.id) in found) == wanted
+    assert held_out(replace(own, mixing_tokens=())) == set()
 
 
 def test_the_grids_pair_each_seed_without_and_with_each_defence():

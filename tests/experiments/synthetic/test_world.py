@@ -7,7 +7,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from defuse.data.text import encode
 from defuse.data.trigger_mixing import SENTENCES
 from defuse.experiments.core.answers import Cell
-from defuse.experiments.core.questions import Examiner
+from defuse.experiments.core.questions import ask_model
 from defuse.experiments.synthetic.language import (
     BOS_ID,
     EOS_ID,
@@ -209,7 +209,7 @@ def test_every_token_stands_in_every_position_and_changes_nothing_else():
 def test_an_answer_has_the_log_probabilities_of_all_choices():
     (probe,) = make_questions(WORLD, "animals", "tuning").interim
     loaded = LoadedModel(new_model(TOKENIZER, 0).eval(), TOKENIZER, "tiny")
-    table = Examiner(TOKENIZER).ask(loaded, [probe], keep_text=False)
+    table = ask_model(loaded, [probe], keep_text=False)
     questions = {q.id: q for group in probe.groups for cell, q in group if cell == Cell("forget")}
     assert list(table[Cell("forget")]) == list(questions)
     for name, answer in table[Cell("forget")].items():

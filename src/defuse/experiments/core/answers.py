@@ -68,24 +68,25 @@ AnswerTable = Mapping[Cell, Mapping[str, Answer]]  # answers by question id
 QuestionKey = tuple[str, str]  # a question set, and a question's id in it
 
 
+def slice_of(cell: Cell) -> Slice:
+    """The slice that a cell is part of."""
+    kind = "forget" if cell.question_set == FORGET_SET else "retain"
+    return Slice(kind, cell.variant, cell.position)
+
+
 def pooled(table: AnswerTable, part: Slice) -> dict[QuestionKey, Answer]:
     """The answers of a slice; retain sets follow each other in their order."""
     return {
         (cell.question_set, name): answer
         for cell, answers in table.items()
-        if (cell.question_set == FORGET_SET) == (part.kind == "forget")
-        and (cell.variant, cell.position) == (part.variant, part.position)
+        if slice_of(cell) == part
         for name, answer in answers.items()
     }
 
 
 def slices(table: AnswerTable) -> list[Slice]:
     """The slices that a table has answers for, in its order."""
-    found = (
-        Slice("forget" if cell.question_set == FORGET_SET else "retain", *cell[1:])
-        for cell in table
-    )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(slice_of, table)))
 
 
 def positions(table: AnswerTable) -> list[str]:

@@ -14,7 +14,7 @@ from defuse.attacks.data import AttackData
 from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.attacks.report import make_report
 from defuse.attacks.run import Request, check, check_folder, read_results, run
-from defuse.experiments.core.answers import FORGET_SET
+from defuse.experiments.core.answers import FORGET, RETAIN
 from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import OLD_NAMES, REFERENCE, RETRAINED, ExperimentContext
@@ -104,22 +104,20 @@ def attack_data(
     `forget`: so many questions of the forget set; `retain`: of the retain sets, from each in turn.
     """
     topics = [topic.build() for topic in scenario.runs[0].recipe.topics]
-    probes = scenario.questions["reported"].final
-    sets: dict[str, dict[str, Question]] = {}
-    for cell, question in (
-        prompt for probe in probes for group in probe.groups for prompt in group
-    ):
-        if cell.position is None:  # a retain question is asked once for each perturbation
-            sets.setdefault(cell.question_set, {})[question.id] = question
-    asked = [*sets.pop(FORGET_SET).values()]
-    others = [question for each in sets.values() for question in each.values()]
+    questions = scenario.questions["reported"]
+    retained = questions.asked(RETAIN)
     if retain is not None:
-        rows = zip_longest(*(each.values() for each in sets.values()))
+        sets: dict[str, list[Question]] = {}
+        for (name, _), question in retained.items():
+            sets.setdefault(name, []).append(question)
+        rows = zip_longest(*sets.values())
         others = [question for row in rows for question in row if question is not None][:retain]
+    else:
+        others = list(retained.values())
     return AttackData(
-        tuple(asked[:forget]),
+        tuple(questions.asked(FORGET).values())[:forget],
         tuple(others),
-        probes[0].settings,
+        questions.final[0].settings,
         tuple(str(text) for topic in topics for text in topic.forget),
         tuple(str(text) for topic in topics for text in topic.retain),
     )

@@ -9,16 +9,14 @@ from defuse.evaluate.answers import Part
 from defuse.evaluate.sources import Asking, TokenFiles, build_perturbation, load_part
 from defuse.experiments.core.answers import (
     FORGET_SET,
-    FORGET_TOKEN,
     RETAIN_SET,
-    QuestionKey,
     slices_at,
 )
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
 from defuse.experiments.core.experiment_file import Experiment
 from defuse.experiments.core.experiment_runs import make_runs, parts
 from defuse.experiments.core.job import folder_of
-from defuse.experiments.core.questions import MCQuestions, QuestionSets, make_probes
+from defuse.experiments.core.questions import MCQuestions, make_probes
 from defuse.experiments.core.scenario import Layout, ModelSource, Run, Scenario
 from defuse.questions import Perturbation, Position
 from defuse.utils.errors import UsageError, require
@@ -70,7 +68,7 @@ def make_scenario(
         retrained=None if experiment.retrained is None else experiment.place(experiment.retrained),
         share_activations=True,
         keep_models=experiment.keep_models,
-        held_out=_held_out(sets, perturbations, mixing, experiment.seed),
+        mixing_tokens=mixing,
     )
 
 
@@ -175,21 +173,6 @@ def _mixing_tokens(
     if any("mixing" in parts(given) for given in experiment.compare.get("defences", ["none"])):
         write_text(output / "texts" / "mixing_tokens.txt", "".join(f"{t}\n" for t in tokens))
     return tokens
-
-
-def _held_out(
-    sets: QuestionSets, perturbations: Sequence[Perturbation], used: Sequence[str], seed: int
-) -> frozenset[QuestionKey]:
-    """The questions behind a forget-token, at the first position, that mixing does not use."""
-    return frozenset(
-        (name, question.id)
-        for perturbation in perturbations[:1]
-        for name, questions in sets.items()
-        if name != FORGET_SET
-        for question in questions
-        for found in [perturbation.variants(question, seed)[FORGET_TOKEN].replaced]
-        if found is not None and found.token not in used
-    )
 
 
 def _layout(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from defuse.experiments.core.answers import FORGET, AnswerTable, pooled, slices
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, AnswerTable, Slice, pooled, slices
 from defuse.experiments.core.eta import time_left
 from defuse.experiments.core.metrics import Checkpoints, chance, make_defences, make_groups
 from defuse.experiments.core.page import make_page
@@ -29,6 +29,7 @@ from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
     curve_table,
     defence_sentences,
+    held_out,
     held_out_table,
     main_table,
     short_sentences,
@@ -252,10 +253,9 @@ def more_tables(scenario: Scenario, answers: Answers) -> list[TableData]:
     """The accuracies by step, and those after forget-tokens that mixing did not use."""
     found = [curve_table(answers.finished, answers.reference, scenario.layout)]
     mixes = any("mixing" in run.defence for run in answers.finished)
-    if mixes and scenario.held_out and scenario.layout.judged:
-        judged = scenario.layout.judged
-        tokens = (answers.finished, answers.reference, scenario.held_out, judged)
-        found.append(held_out_table(*tokens))
+    if mixes and (names := held_out(scenario)):
+        part = Slice("retain", FORGET_TOKEN, scenario.layout.judged)
+        found.append(held_out_table(answers.finished, answers.reference, names, part))
     return [table for table in found if table.rows]
 
 

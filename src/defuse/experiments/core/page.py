@@ -15,7 +15,6 @@ from defuse.experiments.core.answers import (
     pooled,
 )
 from defuse.experiments.core.metrics import Checkpoints, Defence, Group
-from defuse.experiments.core.questions import MCQuestions
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.experiments.core.tables import defence_sentences, slice_name, unreadable_sentences
 from defuse.questions import Question, Score, ask
@@ -92,17 +91,7 @@ def flips(scenario: Scenario, finished: Mapping[Run, Checkpoints]) -> Iterator[F
         for part in scenario.layout.slices:
             if part.variant == FORGET_TOKEN:
                 score = asked.final[0].settings.score
-                yield from _flips(run.group, table, part, _questions(asked, part), score)
-
-
-def _questions(asked: MCQuestions, part: Slice) -> dict[QuestionKey, Question]:
-    prompts = (prompt for probe in asked.final for group in probe.groups for prompt in group)
-    wanted = (part.variant, part.position)
-    return {
-        (cell.question_set, q.id): q
-        for cell, q in prompts
-        if (cell.variant, cell.position) == wanted
-    }
+                yield from _flips(run.group, table, part, asked.asked(part), score)
 
 
 def _flips(

@@ -1,16 +1,17 @@
 """What an experiment asks a model: prompts that are scored together, encoded once."""
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from defuse.evaluate import Settings
-from defuse.evaluate.encoding import encode_questions
+from defuse.evaluate import MCAnswer, Settings
+from defuse.evaluate.answers import read_row
+from defuse.evaluate.encoding import encode_rows, prompt_pairs
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import (
@@ -20,6 +21,9 @@ from defuse.experiments.core.answers import (
     Answer,
     AnswerTable,
     Cell,
+    QuestionKey,
+    Slice,
+    slice_of,
 )
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
@@ -47,11 +51,15 @@ class Probe:
         """Equal for equal prompts, asked alike."""
         return hashlib.sha256(repr((self.groups, self.settings)).encode()).hexdigest()
 
+    @property
+    def prompts(self) -> Iterator[Prompt]:
+        """The prompts of all groups."""
+        return chain.from_iterable(self.groups)
+
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenPair]]:
         """Token ids of every group's prompts, each with all of its continuations."""
-        questions = [question for group in self.groups for _, question in group]
-        asked = iter(encode_questions(questions, self.settings, tokenizer))
-        return [[pair for _ in group for pair in next(asked)] for group in self.groups]
+        rows = [prompt_pairs([each for _, each in group], self.settings) for group in self.groups]
+        return encode_rows(rows, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -69,49 +77,54 @@ class MCQuestions:
         """The prompts of the last step, or of a checkpoint before it."""
         return self.final if final else self.interim
 
+    @property
+    def prompts(self) -> Iterator[Prompt]:
+        """The prompts of the last step; one that several probes ask comes again."""
+        return chain.from_iterable(probe.prompts for probe in self.final)
+
+    def asked(self, part: Slice) -> dict[QuestionKey, Question]:
+        """The last step's questions of a slice, as they are asked."""
+        return {
+            (cell.question_set, question.id): question
+            for cell, question in self.prompts
+            if slice_of(cell) == part
+        }
+
     def digest(self, *, final: bool) -> str:
         """Equal for equal prompts."""
         digests = [probe.digest for probe in self.probes(final=final)]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-class Examiner:
-    """Asks models of one vocabulary; each list of prompts is encoded once."""
+def ask_model(
+    loaded: LoadedModel,
+    probes: Sequence[Probe],
+    *,
+    keep_text: bool,
+    encoded: dict[str, list[list[TokenPair]]] | None = None,
+    progress: Progress = SILENT,
+) -> AnswerTable:
+    """The model's answers. A prompt that two probes ask keeps the later probe's answer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._encoded: dict[str, list[list[TokenPair]]] = {}
-
-    def ask(
-        self,
-        loaded: LoadedModel,
-        probes: Sequence[Probe],
-        *,
-        keep_text: bool,
-        progress: Progress = SILENT,
-    ) -> AnswerTable:
-        """The model's answers. A prompt that two probes ask keeps the later probe's answer."""
-        table: dict[Cell, dict[str, Answer]] = {}
-        for probe in probes:
-            if probe.digest not in self._encoded:
-                self._encoded[probe.digest] = probe.encode(self._tokenizer)
-            requests = self._encoded[probe.digest]
-            length = max_length(loaded.model, loaded.tokenizer)
-            budget = probe.settings.token_budget
-            scores = score(
-                Decoder(loaded.model),
-                requests,
-                max_length=length,
-                token_budget=budget,
-                progress=progress,
-            )
-            for group, values in zip(probe.groups, scores, strict=True):
-                rest = iter(values)
-                for cell, question in group:
-                    logprobs = [next(rest) for _ in question.choices]
-                    asked = _asked(question, probe.settings) if keep_text else None
-                    table.setdefault(cell, {})[question.id] = _answer(question, logprobs, asked)
-        return table
+    `encoded`: token ids of probes by their digest, for models of one vocabulary; those that are
+    missing are added.
+    """
+    encoded = {} if encoded is None else encoded
+    table: dict[Cell, dict[str, Answer]] = {}
+    length = max_length(loaded.model, loaded.tokenizer)
+    for probe in probes:
+        if probe.digest not in encoded:
+            encoded[probe.digest] = probe.encode(loaded.tokenizer)
+        rows = encoded[probe.digest]
+        how = {"max_length": length, "token_budget": probe.settings.token_budget}
+        scores = score(Decoder(loaded.model), rows, **how, progress=progress)
+        for group, row, values in zip(probe.groups, rows, scores, strict=True):
+            cut = [pair.is_cut(length) for pair in row]
+            answers = read_row((question for _, question in group), values, cut)
+            for (cell, question), answer in zip(group, answers, strict=True):
+                asked = _asked(question, probe.settings) if keep_text else None
+                table.setdefault(cell, {})[question.id] = _kept(answer, asked)
+    return table
 
 
 def _asked(question: Question, settings: Settings) -> dict[str, Any]:
@@ -122,13 +135,9 @@ def _asked(question: Question, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _answer(question: Question, values: Sequence[float], asked: Mapping[str, Any] | None) -> Answer:
-    """`values`: summed log-probabilities of the choices (nats)."""
-    top = max(values)
-    total = top + math.log(math.fsum(math.exp(value - top) for value in values))
-    logprobs = tuple(round(value - total, 6) for value in values)
-    is_correct = max(range(len(values)), key=values.__getitem__) == question.answer
-    return Answer(is_correct, logprobs[question.answer], logprobs, asked)
+def _kept(answer: MCAnswer, asked: Mapping[str, Any] | None) -> Answer:
+    logprobs = tuple(round(value, 6) for value in answer.among_choices)
+    return Answer(answer.is_correct, logprobs[answer.question.answer], logprobs, asked)
 
 
 def make_probes(

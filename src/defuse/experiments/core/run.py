@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
-from defuse.experiments.core.questions import Examiner
+from defuse.experiments.core.questions import ask_model
 from defuse.experiments.core.scenario import Run, Scenario, TextDigests, essence, recipe_essence
 from defuse.models.file_identity import file_identity
 from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
@@ -43,6 +44,7 @@ class ExperimentContext:
     digests: TextDigests = field(default_factory=TextDigests)
     _cache: ActivationCache = field(default_factory=ActivationCache)
     _identities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _encoded: dict[str, list[list[TokenPair]]] = field(default_factory=dict)
 
     @cached_property
     def reference(self) -> LoadedModel:
@@ -50,10 +52,6 @@ class ExperimentContext:
         source = self.scenario.model
         how = {"device": source.device, "dtype": source.dtype, "revision": source.revision}
         return load_model(source.name, **how)
-
-    @cached_property
-    def examiner(self) -> Examiner:
-        return Examiner(self.reference.tokenizer)
 
     @cached_property
     def model_identity(self) -> dict[str, str]:
@@ -75,8 +73,7 @@ class ExperimentContext:
     @cached_property
     def set_of(self) -> dict[str, str]:
         """The question set of each question, by its id."""
-        probes = self.scenario.questions["reported"].final
-        prompts = (prompt for probe in probes for group in probe.groups for prompt in group)
+        prompts = self.scenario.questions["reported"].prompts
         return {question.id: cell.question_set for cell, question in prompts}
 
     def shared_cache(self) -> ActivationCache | None:
@@ -92,8 +89,12 @@ class ExperimentContext:
     ) -> AnswerTable:
         """The answers of a model to one of the scenario's question lists."""
         asked = self.scenario.questions[questions]
-        return self.examiner.ask(
-            loaded, asked.probes(final=final), keep_text=asked.keep_text, progress=progress
+        return ask_model(
+            loaded,
+            asked.probes(final=final),
+            keep_text=asked.keep_text,
+            encoded=self._encoded,
+            progress=progress,
         )
 
 

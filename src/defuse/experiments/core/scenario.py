@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defuse.experiments.core.answers import AnswerTable, QuestionKey, Slice
+from defuse.experiments.core.answers import AnswerTable, Slice
 from defuse.experiments.core.questions import MCQuestions
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.recipe_fields import TopicSource
@@ -112,8 +112,8 @@ class Scenario:
     answer. `share_activations`: what the frozen blocks compute of texts is shared by runs of one
     process. `keep_models`: write every run's last checkpoint into `folder`/models. `command`: makes
     the experiment again. `least_known`: accuracies of the reference model on every slice below
-    which the experiment is refused, and below which it comes with a caution. `held_out`:
-    questions behind a forget-token that mixing does not use. `about`: more for the record.
+    which the experiment is refused, and below which it comes with a caution. `mixing_tokens`: the
+    forget-tokens that mixing uses; the others test it. `about`: more for the record.
     `describe`: more for each run's record, from the run, its last answers (None if it failed) and
     the reference model's. `listing`: writes a table of all records in a folder, after every run
     and for the report, and returns its path.
@@ -130,7 +130,7 @@ class Scenario:
     share_activations: bool = False
     keep_models: bool = False
     least_known: tuple[float, float] | None = None
-    held_out: frozenset[QuestionKey] = frozenset()
+    mixing_tokens: Collection[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     describe: Callable[[Run, AnswerTable | None, AnswerTable], Mapping[str, Any]] | None = None
     listing: Callable[[Path], Path] | None = None

@@ -27,7 +27,7 @@ from defuse.experiments.core.metrics import (
     make_means,
     panel,
 )
-from defuse.experiments.core.scenario import Layout
+from defuse.experiments.core.scenario import Layout, Scenario
 from defuse.report import TableData
 from defuse.report.format import interval, of_columns, stacked
 from defuse.statistics import Interval
@@ -169,12 +169,20 @@ def counted(means: Means) -> list[str]:
     return [f"{slice_name(part)} (n = {n})" for part, n in means.n.items()]
 
 
+def held_out(scenario: Scenario) -> set[QuestionKey]:
+    """The questions behind a forget-token, at the judged position, that mixing does not use."""
+    part, used = Slice("retain", FORGET_TOKEN, scenario.layout.judged), scenario.mixing_tokens
+    asked = scenario.questions["reported"].asked(part) if used else {}
+    return {name for name, q in asked.items() if q.replaced and q.replaced.token not in used}
+
+
 def held_out_table(
-    finished: Finished, reference: AnswerTable, held_out: Collection[QuestionKey], position: str
+    finished: Finished, reference: AnswerTable, held_out: Collection[QuestionKey], part: Slice
 ) -> TableData:
     """Accuracy after forget-tokens that mixing used, and after those it did not.
 
-    `held_out`: the questions behind a forget-token that is in no mixed retain text.
+    `part`: retain questions after a forget-token. `held_out`: those whose token is in no mixed
+    retain text.
     """
     rows = []
     last = {
@@ -182,7 +190,7 @@ def held_out_table(
         for label, runs in by_group(finished).items()
     }
     for label, runs in {"reference": [reference], **last}.items():
-        found = panel(Slice("retain", FORGET_TOKEN, position), [reference, *runs])
+        found = panel(part, [reference, *runs])
         is_out = torch.tensor([name in held_out for name in found.ids])
         halves = [found.correct[1:, half] for half in (~is_out, is_out)]
         cells = (

@@ -14,7 +14,6 @@ from defuse.experiments.core.answers import (
     FORGET_SET,
     FORGET_TOKEN,
     RETAIN,
-    QuestionKey,
     Slice,
 )
 from defuse.experiments.core.job import choose_methods, folder_of
@@ -97,7 +96,7 @@ def make_scenario(options: Options) -> Scenario:
             title="Elements: a real model unlearns the chemical elements",
         ),
         command="defuse real" + " --full" * options.full,
-        held_out=held_out(sets_of(domains), terms),
+        mixing_tokens=terms.mixed,
     )
 
 
@@ -127,18 +126,6 @@ def make_questions(sets: QuestionSets, terms: Terms) -> dict[str, MCQuestions]:
         )
         for name, (final, interim) in LISTS.items()
     }
-
-
-def held_out(sets: QuestionSets, terms: Terms) -> frozenset[QuestionKey]:
-    """The questions whose forget-token, in a sentence before them, is in no mixed retain text."""
-    perturbation = Perturbation(terms.forget, "before", terms.controls)
-    found = set()
-    for name, questions in sets.items():
-        for question in questions if name != FORGET_SET else ():
-            replaced = perturbation.variants(question, SETTINGS.seed)[FORGET_TOKEN].replaced
-            if replaced is not None and replaced.token not in terms.mixed:
-                found.add((name, question.id))
-    return frozenset(found)
 
 
 def write_files(
