@@ -44,15 +44,16 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
 ):
     with pytest.raises(UsageError, match=r"report: nothing is attacked in .* yet; run it first"):
         report_attacks(plan, Console())
-    reference, _, plain, noised = plan.subjects()
-    attack(plain)
+    plain, noised = plan.scenario.runs
+    requests = plan.requests()
+    attack(requests[plain.name], plain)
     report_attacks(plan, Console())
     assert f"|  | n | {plain.name} |" in (plan.folder / "attacks.md").read_text()
-    assert not reference.request.out.exists()
-    model = Path(plain.request.model) / "model.safetensors"
+    assert not requests["reference"].out.exists()
+    model = Path(requests[plain.name].model) / "model.safetensors"
     written = model.stat().st_mtime_ns
-    (plain.request.out / "quantise.json").unlink()
-    attack(plain)
+    (requests[plain.name].out / "quantise.json").unlink()
+    attack(requests[plain.name], plain)
     assert model.stat().st_mtime_ns == written
     run_attacks(plan, Console(), jobs=2)
     assert "3 of 4 models to attack: about" in capsys.readouterr().out
@@ -75,7 +76,7 @@ def test_results_of_other_settings_are_refused(plan: AttackPlan):
 def test_folders_of_version_0_1_0_are_read(plan: AttackPlan, tmp_path: Path):
     moved = replace(plan, scenario=replace(plan.scenario, folder=tmp_path))
     (tmp_path / "attacks" / "gold").mkdir(parents=True)
-    assert [each.name for each in moved.subjects()][:2] == ["reference", "gold"]
+    assert list(moved.requests())[:2] == ["reference", "gold"]
 
 
 def test_settings_of_attacks_are_overrides_of_any_value():

@@ -267,7 +267,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing(tmp_path: Path):
 
 def test_attacks_are_planned_for_the_pair_and_runs_without_and_with_noise(tmp_path: Path):
     plan = attack_plan(Options(output=tmp_path))
-    assert [subject.name for subject in plan.subjects()][:2] == ["base", "gold"]
+    assert list(plan.requests())[:2] == ["reference", "retrained"]
     names = [run.name for run in plan.scenario.runs]
     assert plan.pairs() == [(names[0], names[1]), (names[2], names[3])]
     assert [len(questions) for questions in plan.data.sets.values()] == [54, 135]

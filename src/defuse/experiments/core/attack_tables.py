@@ -4,18 +4,29 @@ from collections.abc import Mapping, Sequence
 
 from defuse.attacks.data import FORGET, RETAIN
 from defuse.attacks.registry import ATTACKS
-from defuse.attacks.results import Condition, Effect, Result
+from defuse.attacks.results import Effect, Result
 from defuse.evaluate import compare
 from defuse.report import TableData
-from defuse.report.format import interval
+from defuse.report.format import interval, of_columns
 
 Results = Mapping[str, Mapping[str, Result]]  # by model and attack
-Headlines = Mapping[str, Sequence[tuple[str, Condition]]]  # of each model
+Effects = Mapping[tuple[str, str], Effect]  # of a model, by "attack: condition" and question set
 BESIDE = 8  # models, at most
 CAPTIONS = {
     FORGET: "What comes back: accuracy on the forget set",
     RETAIN: "What breaks: accuracy on the retain set",
 }
+
+
+def headlines(results: Mapping[str, Result]) -> Effects:
+    """The effects of a model's headline conditions."""
+    return {
+        (f"{attack}: {each.name}", questions): effect
+        for attack, result in results.items()
+        for each in result.conditions
+        if each.headline
+        for questions, effect in each.effects.items()
+    }
 
 
 def overview(results: Results) -> list[TableData]:
@@ -24,85 +35,54 @@ def overview(results: Results) -> list[TableData]:
     Model beside model; where they are too many, one below the other, in a table for each attack.
     """
     if len(results) <= BESIDE:
-        return [_overview(_headlines(results), questions) for questions in CAPTIONS]
-    attacks = [attack for attack in ATTACKS if any(attack in own for own in results.values())]
-    alone = {
-        attack: _headlines(
-            {name: {attack: own[attack]} for name, own in results.items() if attack in own}
-        )
-        for attack in attacks
-    }
-    tables = [_overview(alone[attack], questions) for questions in CAPTIONS for attack in attacks]
-    return [_turned(table) for table in tables if table.rows]
+        found = {name: headlines(own) for name, own in results.items()}
+        return [_overview(found, questions, beside=True) for questions in CAPTIONS]
+    alone = [
+        {name: headlines({attack: own[attack]}) for name, own in results.items() if attack in own}
+        for attack in ATTACKS
+    ]
+    tables = [
+        _overview(found, questions, beside=False) for questions in CAPTIONS for found in alone
+    ]
+    return [table for table in tables if len(table.head) > 1]
 
 
-def _headlines(results: Results) -> Headlines:
-    return {
-        name: [each for attack, result in own.items() for each in headlines(attack, result)]
-        for name, own in results.items()
-    }
+def _overview(found: Mapping[str, Effects], questions: str, *, beside: bool) -> TableData:
+    keys = dict.fromkeys(key for own in found.values() for key in own if key[1] == questions)
+    models = [[name, *(_change(own.get(key)) for key in keys)] for name, own in found.items()]
+    counts = [max(own[key].after.n for own in found.values() if key in own) for key in keys]
+    labels = [label for label, _ in keys]
+    if beside:
+        columns = [["", *labels], ["n", *map(str, counts)], *models]
+        return of_columns(CAPTIONS[questions], columns)
+    head = [f"{label} (n = {n})" for label, n in zip(labels, counts, strict=True)]
+    return TableData(CAPTIONS[questions], ["", *head], models)
 
 
-def headlines(attack: str, result: Result) -> list[tuple[str, Condition]]:
-    """The headline conditions of a result, each as "attack: name"."""
-    return [(f"{attack}: {each.name}", each) for each in result.conditions if each.headline]
-
-
-def _overview(found: Headlines, questions: str) -> TableData:
-    asked = {
-        name: {label: each.effects[questions] for label, each in own if questions in each.effects}
-        for name, own in found.items()
-    }
-    labels = list(dict.fromkeys(label for own in asked.values() for label in own))
-    rows = []
-    for label in labels:
-        effects = [own.get(label) for own in asked.values()]
-        n = max(each.after.n for each in effects if each)
-        cells = [_change(each) if each else "" for each in effects]
-        rows.append([label, str(n), *cells])
-    return TableData(CAPTIONS[questions], ["", "n", *asked], rows)
-
-
-def _turned(table: TableData) -> TableData:
-    """Its columns of models as rows."""
-    labels = [f"{label} (n = {n})" for label, n, *_ in table.rows]
-    columns = list(zip(*(row[2:] for row in table.rows), strict=True))
-    rows = [[model, *cells] for model, cells in zip(table.head[2:], columns, strict=True)]
-    return TableData(table.caption, ["", *labels], rows)
-
-
-def _change(effect: Effect) -> str:
+def _change(effect: Effect | None) -> str:
+    if effect is None:
+        return ""
     return f"{effect.before.accuracy.value:.2f} → {interval(effect.after.accuracy)}"
 
 
 def defence(results: Results, pairs: Sequence[tuple[str, str]]) -> TableData:
     """Each defended model minus its undefended twin under each attack, on the same questions.
 
-    `pairs`: (undefended, defended) names of `results`.
+    `pairs`: (undefended, defended) names; those of which one has no results are left out.
     """
-    rows = [
-        [defended, label, questions, *cells]
-        for plain, defended in pairs
-        for attack in results[plain]
-        if attack in results[defended]
-        for label, one, other in _twins(attack, results[defended][attack], results[plain][attack])
-        for questions in CAPTIONS
-        if (cells := _difference(one, other, questions))
-    ]
+    rows = []
+    for plain, defended in pairs:
+        theirs = headlines(results.get(plain, {}))
+        for key, effect in headlines(results.get(defended, {})).items():
+            if key in theirs and (cells := _difference(effect, theirs[key])):
+                rows.append([defended, *key, *cells])
     head = ["", "attack", "questions", "n", "minus the undefended", "p"]
     return TableData("What the defence changes under attack", head, rows)
 
 
-def _twins(attack: str, one: Result, other: Result) -> list[tuple[str, Condition, Condition]]:
-    second = dict(headlines(attack, other))
-    return [(n, each, second[n]) for n, each in headlines(attack, one) if n in second]
-
-
-def _difference(one: Condition, other: Condition, questions: str) -> list[str]:
-    """n, the paired difference of the accuracies and p; empty if not both were asked."""
-    if questions not in one.effects or questions not in other.effects:
-        return []
-    first, second = (each.effects[questions].after.right for each in (one, other))
+def _difference(one: Effect, other: Effect) -> list[str]:
+    """n, the paired difference of the accuracies and p; empty if no question was asked of both."""
+    first, second = one.after.right, other.after.right
     asked = [name for name in first if name in second]
     if not asked:
         return []

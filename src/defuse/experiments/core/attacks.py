@@ -1,9 +1,9 @@
 """An experiment's models under attack: made, attacked in processes, and compared."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from defuse.experiments.core.scenario import Run, Scenario
 from defuse.questions import Question
 from defuse.report import Page, Section, render
 from defuse.report.format import captioned
+from defuse.store import SCHEMA_VERSION, ResultStore
 from defuse.unlearning import run as unlearning_run
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
@@ -57,14 +58,32 @@ class AttackPlan:
     def folder(self) -> Path:
         return self.scenario.folder / "attacks"
 
-    def subjects(self) -> list["Subject"]:
-        """Every model to attack."""
-        named = [(self._name(REFERENCE), self.scenario.model.name, None)]
-        if self.scenario.retrained is not None:
-            named.append((self._name(RETRAINED), self.scenario.retrained, None))
-        models = self.folder / "models"
-        named += [(run.name, str(models / run.name), run) for run in self.scenario.runs]
-        return [Subject(name, self._request(name, model), made) for name, model, made in named]
+    @property
+    def runs(self) -> dict[str, Run]:
+        """The runs that leave the attacked models, by name."""
+        return {run.name: run for run in self.scenario.runs}
+
+    def requests(self) -> dict[str, Request]:
+        """The attack on each model, by the model's name."""
+        source, retrained = self.scenario.model, self.scenario.retrained
+        models = {self._name(REFERENCE): source.name}
+        models |= {} if retrained is None else {self._name(RETRAINED): retrained}
+        models |= {name: run.recipe.output for name, run in self.runs.items()}
+        shared = Request(
+            source.name,
+            self.folder,
+            make_configs(list(self.attacks or ATTACKS), self.settings),
+            self.data,
+            reference=source.name,
+            retrained=retrained,
+            device=source.device,
+            dtype=source.dtype,
+            skip_refused=not self.attacks,
+        )
+        return {
+            name: replace(shared, model=model, out=self.folder / name)
+            for name, model in models.items()
+        }
 
     def pairs(self) -> list[tuple[str, str]]:
         """The names of each undefended run and of the same run with a defence."""
@@ -80,20 +99,6 @@ class AttackPlan:
         """The folder of the reference or retrained model; version 0.1.0's, where it is there."""
         old = OLD_NAMES[name]
         return old if (self.folder / old).is_dir() else name
-
-    def _request(self, name: str, model: str) -> Request:
-        source = self.scenario.model
-        return Request(
-            model,
-            self.folder / name,
-            make_configs(list(self.attacks or ATTACKS), self.settings),
-            self.data,
-            reference=source.name,
-            retrained=self.scenario.retrained,
-            device=source.device,
-            dtype=source.dtype,
-            skip_refused=not self.attacks,
-        )
 
 
 def attack_data(
@@ -132,21 +137,6 @@ def as_overrides(attacks: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, 
     )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to attack; a `run` makes it unless it is there."""
-
-    name: str
-    request: Request
-    run: Run | None = None
-
-    @property
-    def todo(self) -> list[str]:
-        """The attacks that are not finished."""
-        out = self.request.out
-        return [name for name in self.request.configs if not (out / f"{name}.json").is_file()]
-
-
 def run_attacks(
     plan: AttackPlan,
     console: Console,
@@ -160,79 +150,63 @@ def run_attacks(
 
     Raises UsageError for results that are there but of other settings or questions.
     """
-    subjects = plan.subjects()
-    for subject in subjects:
-        check_folder(subject.request)
-    todo = [subject for subject in subjects if subject.todo]
+    requests = plan.requests()
+    for request in requests.values():
+        check_folder(request)
+    todo = {name: request for name, request in requests.items() if missing_share(request)}
     workers = max(1, min(jobs or available_cores(), len(todo)))
-    console.print(_announcement(plan, subjects, todo, workers))
+    left = f": {_time_left(plan, todo.values(), workers)} here" if todo else ""
+    console.print(f"{len(todo)} of {len(requests)} models to attack{left}.")
     if only_plan:
         return
     if not only_report:
         progress.start("models under attack", len(todo))
-        for name in _in_processes(todo, workers):
-            progress.advance(1, name)
+        with local_processes(workers, begin_worker) as submit:
+            waiting = {submit(attack, each, plan.runs.get(n)): n for n, each in todo.items()}
+            for future in as_completed(waiting):
+                future.result()
+                progress.advance(1, waiting[future])
     report_attacks(plan, console)
 
 
-def _announcement(
-    plan: AttackPlan, subjects: Sequence[Subject], todo: Sequence[Subject], workers: int
-) -> str:
-    said = f"{len(todo)} of {len(subjects)} models to attack"
-    if not todo:
-        return f"{said}."
-    parts = (len(each.todo) / len(each.request.configs) for each in todo)
-    pace = workers * tokens_per_second(ExperimentContext(plan.scenario).reference.model, threads=1)
-    return f"{said}: {duration(plan.work * sum(parts) / pace)} here."
+def missing_share(request: Request) -> float:
+    """The share of a model's attacks that are not finished."""
+    missing = request.configs.keys() - ResultStore(request.out).names()
+    return len(missing) / len(request.configs)
 
 
-def _in_processes(subjects: Sequence[Subject], workers: int) -> Iterator[str]:
-    """Attack models in processes with one thread each; yields the names as they are done."""
-    with local_processes(workers, begin_worker) as submit:
-        waiting = {submit(attack, subject): subject.name for subject in subjects}
-        for future in as_completed(waiting):
-            future.result()
-            yield waiting[future]
+def _time_left(plan: AttackPlan, requests: Iterable[Request], workers: int) -> str:
+    reference = ExperimentContext(plan.scenario).reference.model
+    work = plan.work * sum(map(missing_share, requests))
+    return duration(work / (workers * tokens_per_second(reference, threads=1)))
 
 
-def attack(subject: Subject) -> None:
-    """Make the model unless it is there, and attack it; what is finished is not done again."""
-    model = Path(subject.request.model)
-    if subject.run is not None and not (model / "config.json").is_file():
-        make_model(subject.run, model)
-    for _ in run(check(subject.request)):
+def attack(request: Request, made_by: Run | None = None) -> None:
+    """Attack a model; what is finished is not done again. `made_by` makes it if it is not there."""
+    if made_by is not None and not (Path(request.model) / "config.json").is_file():
+        unlearning_run.run(unlearning_run.check(made_by.recipe))
+    for _ in run(check(request)):
         pass
-
-
-def make_model(run_: Run, folder: Path) -> None:
-    """Unlearn as a run says, into `folder`."""
-    unlearning_run.run(unlearning_run.check(run_.recipe_at(folder)))
 
 
 def report_attacks(plan: AttackPlan, console: Console) -> None:
     """A page for each attacked model; tables, page and data of all. Raises UsageError for none."""
-    subjects, folder = plan.subjects(), plan.folder
-    found = {each.name: read_results(each.request.out) for each in subjects}
+    requests, folder = plan.requests(), plan.folder
+    found = {name: read_results(request.out) for name, request in requests.items()}
     results: Results = {name: own for name, own in found.items() if own}
     if not results:
         raise UsageError(f"report: nothing is attacked in {folder} yet; run it first")
-    for each in subjects:
-        if each.name in results:
-            page = make_report(each.name, results[each.name])
-            write_text(each.request.out / "report.html", render(page))
-    pairs = [pair for pair in plan.pairs() if all(name in results for name in pair)]
-    tables = [*overview(results), defence(results, pairs)]
+    for name, own in results.items():
+        write_text(requests[name].out / "report.html", render(make_report(name, own)))
+    tables = [*overview(results), defence(results, plan.pairs())]
     page = Page("Attacks", [READING], [Section("All", tables=tables)])
     write_text(folder / "report.html", render(page))
     write_text(folder / "attacks.md", "\n".join(map(captioned, tables)))
-    models: dict[str, Any] = {
+    models = {
         name: {attack: each.as_json() for attack, each in own.items()}
         for name, own in results.items()
     }
-    write_json(
-        folder / "results.json", {"schema_version": 1, "models": models, "versions": versions()}
-    )
-    console.print(
-        f"Written in {folder}: report.html, attacks.md, results.json, and a page for each model",
-        highlight=False,
-    )
+    head = {"schema_version": SCHEMA_VERSION, "models": models}
+    write_json(folder / "results.json", {**head, "versions": versions()})
+    written = "report.html, attacks.md, results.json, and a page for each model"
+    console.print(f"Written in {folder}: {written}", highlight=False)

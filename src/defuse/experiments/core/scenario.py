@@ -51,10 +51,6 @@ class Run:
     essence: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
     label: str = ""
 
-    def recipe_at(self, output: Path) -> Recipe:
-        """The recipe, which writes to another folder."""
-        return replace(self.recipe, output=str(output))
-
     @property
     def steps(self) -> int:
         """The steps of the whole run."""
