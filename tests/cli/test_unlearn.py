@@ -157,7 +157,7 @@ REFUSED = [
     ("topics.0.retain=broken.jsonl", "broken.jsonl, line 2: is not valid JSON"),
     ("topics.0.forget=.", ".: is no corpus"),
     ("method={name: dpo, refusals: gone.jsonl}", "gone.jsonl: no such file"),
-    ("model=gone/for/ever", "model: gone/for/ever does not exist"),
+    ("model=gone/for/ever", "model: no such folder: gone/for/ever does not exist"),
     ("model=.", "model: . holds no model"),
     ("model=pickled", "model: pickled has its weights in pickle files"),
     ("model=odd", "architecture 'bloom' is not supported; use one of llama"),
@@ -347,7 +347,7 @@ def test_a_broken_config_and_a_machine_out_of_memory_are_one_sentence(
     Path("broken/config.json").write_text(json.dumps(config | {"num_attention_heads": "four"}))
     code, said = run("unlearn", "recipe.yaml", "model=broken")
     assert code == 2
-    assert said.startswith("defuse: model: broken cannot be loaded")
+    assert said.startswith("defuse: model: broken/config.json: num_attention_heads: 'four' is no")
 
     def out_of_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -18,7 +18,8 @@ from defuse.evaluate import check_up as module
 from defuse.evaluate.check_up import CheckUp, as_record, check_up, damage, lines, repeated
 from defuse.evaluate.encoding import encode_text
 from defuse.models.decoder import Decoder
-from defuse.models.load import LoadedModel, load_model, locate
+from defuse.models.load import LoadedModel, load_model
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint, load_part, present
 from tests.conftest import build_llama
 from tests.helpers.attacked import lab_pair

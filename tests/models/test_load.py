@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from defuse.models.load import load_config, load_model, locate, resolve_device, skeleton
+from defuse.models.load import load_config, load_model, resolve_device, skeleton
+from defuse.models.locate import locate
 from defuse.models.save import save_model
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
@@ -163,7 +164,7 @@ def test_places_without_a_model_are_refused(tmp_path):
     assert "holds no model; it needs config.json" in refusal(tmp_path)
     assert "does not exist; give a folder" in refusal(tmp_path / "gone")
     assert "does not exist; give a folder" in refusal("gone.gguf")
-    assert "nobody/nothing cannot be loaded" in refusal("nobody/nothing")
+    assert "no such folder: nobody/nothing is not here" in refusal("nobody/nothing")
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt is no model" in refusal(tmp_path / "notes.txt")
 
@@ -192,7 +193,7 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(tmp_path, t
     save_file(lacking, folder / "model.safetensors", {"format": "pt"})
     assert "lacks 9 tensors, model.layers.3" in refusal(folder)
     (folder / "model.safetensors").write_bytes(b"broken")
-    assert "cannot be loaded" in refusal(folder)
+    assert "is no whole safetensors file" in refusal(folder)
 
 
 def test_code_from_a_model_folder_is_never_run(tmp_path, tiny_model_folder):
@@ -206,7 +207,7 @@ def test_code_from_a_model_folder_is_never_run(tmp_path, tiny_model_folder):
 
 
 def test_missing_extras_are_named(monkeypatch, gguf_file, tiny_adapter_folder):
-    monkeypatch.setattr("defuse.models.load.find_spec", lambda _: None)
+    monkeypatch.setattr("defuse.models.locate.find_spec", lambda _: None)
     assert "pip install 'defuse-llm[gguf]'" in refusal(gguf_file)
     assert "pip install 'defuse-llm[peft]'" in refusal(tiny_adapter_folder)
 

@@ -14,7 +14,8 @@ import defuse
 from defuse import GaussianNoise, Topic, Training, Unlearning, UsageError, load_part
 from defuse.methods import RMU, RSV, AdaptiveRMU, RepresentationMethod
 from defuse.models.decoder import Decoder
-from defuse.models.load import load_model, locate
+from defuse.models.load import load_model
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint
 from defuse.models.safetensors_index import INDEX, SINGLE, open_checkpoint
 from defuse.models.save import save_model

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from defuse.models.load import load_model, locate
+from defuse.models.load import load_model
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint, load_part
 from defuse.models.safetensors_index import INDEX, SINGLE
 from defuse.models.save import save_changed, save_model
@@ -135,10 +136,11 @@ def find_folder(name: str) -> Path:
 
 
 def test_what_belongs_to_the_model_comes_along_and_nothing_else(sharded_model_folder, tmp_path):
-    kept = ["LICENSE", "README.md", "generation_config.json", "chat_template.jinja", "merges.txt"]
+    kept = ["LICENSE", "generation_config.json", "chat_template.jinja", "merges.txt"]
     left = ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.gguf"]
     left += [".hidden.json", "trainer_state.json", "pytorch_model.bin.index.json", "modeling.py"]
-    left += ["stray.safetensors"]
+    left += ["stray.safetensors", "README.md", "notes.txt"]
+    left += ["all_results.json", "eval_results.json", "train_results.json", "job.json"]
     for name in kept + left:
         (sharded_model_folder / name).write_text("{}")
     (sharded_model_folder / "checkpoint-5.json").mkdir()

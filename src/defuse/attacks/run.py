@@ -22,10 +22,10 @@ from defuse.models.load import (
     load_config,
     load_model,
     load_outline,
-    locate,
     resolve_device,
     resolve_dtype,
 )
+from defuse.models.locate import locate
 from defuse.store import ResultStore, check_log
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held

@@ -9,8 +9,7 @@ from typing import Any
 
 from defuse.evaluate.answers import Part
 from defuse.evaluate.groups import Groups
-from defuse.models.architectures import architecture_of
-from defuse.models.load import load_config, locate, resolve_device, resolve_dtype
+from defuse.models.load import load_outline, resolve_device, resolve_dtype
 from defuse.questions import Perturbation
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_name, check_writable
@@ -76,7 +75,7 @@ def check_plan(plan: Plan) -> None:
     resolve_device(plan.device)
     resolve_dtype(plan.dtype)
     for name in plan.all_models:
-        architecture_of(load_config(locate(name)).model_type)
+        load_outline(name, plan.dtype)
 
 
 def _check_out(plan: Plan) -> None:

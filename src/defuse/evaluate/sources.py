@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from defuse.data.corpora import load_texts
 from defuse.evaluate.answers import Part, Settings
-from defuse.models.load import load_tokenizer, locate
+from defuse.models.load import load_tokenizer
+from defuse.models.locate import locate
 from defuse.questions import (
     SENTENCE,
     Perturbation,

@@ -16,14 +16,12 @@ from defuse.finetune.train import FineTuning, OnStep, fine_tune
 from defuse.models.file_identity import file_identity
 from defuse.models.load import (
     LoadedModel,
-    Source,
-    load_config,
     load_model,
-    load_tokenizer,
-    locate,
+    load_outline,
     resolve_device,
     resolve_dtype,
 )
+from defuse.models.locate import Source, locate
 from defuse.models.lora import check_installed
 from defuse.models.save import write_adapter, write_model
 from defuse.run_folder import RunFolder
@@ -88,11 +86,12 @@ def check(request: Request) -> Plan:
         raise UsageError("merge: goes with --lora; leave it out, or give a rank")
     if settings.lora is not None:
         check_installed()
-    tokenizer = load_tokenizer(source)
+    outline = load_outline(request.model, request.dtype)
+    tokenizer = outline.tokenizer
     texts = [text for name in request.data for text in load_texts(name)]
     if request.chat:
         texts = [as_chat(t, tokenizer) if isinstance(t, QuestionAnswer) else t for t in texts]
-    check_lengths(make_examples(texts, tokenizer, settings.length), load_config(source))
+    check_lengths(make_examples(texts, tokenizer, settings.length), outline.model.config)
     return Plan(request, tuple(texts), _identity(request, texts, source))
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from defuse.models.load import Source, hub_commit
+from defuse.models.locate import Source, hub_commit
 from defuse.utils.file_hash import file_hash
 
 # The files that decide what is computed, by what a refusal calls them.
@@ -35,8 +35,10 @@ def file_identity(source: Source) -> dict[str, str]:
         weights = PATTERNS["weights"] if source.gguf is None else (source.gguf,)
         patterns = {**PATTERNS, "weights": weights}
         found = {kind: _hash(local, names) for kind, names in patterns.items()}
-    if source.adapter is not None:
-        found["adapter"] = _hash(source.adapter, [n for names in PATTERNS.values() for n in names])
+    patterns = [name for names in PATTERNS.values() for name in names]
+    adapters = [_hash(folder, patterns) for folder in source.adapters]
+    if adapters:
+        found["adapter"] = " ".join(adapters)
     return found
 
 

@@ -1,34 +1,50 @@
 """Loading models and tokenizers from disk or the hub: safetensors and GGUF only."""
 
-import json
-import re
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils.hub import cached_file
 
-from defuse.utils.distribution import install_hint
+from defuse.models.adapters import (
+    ADAPTER_CONFIG,
+    TOKENIZER_CONFIG,
+    check_fit,
+    embedding_rows,
+    merge,
+    own_tokenizer,
+)
+from defuse.models.architectures import architecture_of
+from defuse.models.gguf_config import complete_config
+from defuse.models.gguf_header import read_header
+from defuse.models.locate import Source, hub_commit, locate
+from defuse.models.safetensors_index import open_checkpoint
+from defuse.models.settings_checks import (
+    check_attention_types,
+    check_config_file,
+    check_count,
+    check_sizes,
+    check_tokenizer_files,
+)
 from defuse.utils.errors import UsageError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Settings with which weights are more than the tensors of the files.
+NAMED_WEIGHTS = "transformers_weights"
+SPECIAL = ("quantization_config", NAMED_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -44,23 +60,6 @@ class LoadedModel:
     commit: str | None = None
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model's files: a folder or hub id, perhaps a GGUF file in it, perhaps an adapter for it."""
-
-    path: str
-    revision: str | None = None
-    gguf: str | None = None
-    adapter: Path | None = None
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of transformers' `from_pretrained`; code from the hub is never run."""
-        arguments = {"revision": self.revision, "gguf_file": self.gguf}
-        given = {key: value for key, value in arguments.items() if value is not None}
-        return {"trust_remote_code": False, **given}
-
-
 def load_model(
     name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None
 ) -> LoadedModel:
@@ -73,10 +72,14 @@ def load_model(
     place, number_type = resolve_device(device), resolve_dtype(dtype)
     source = locate(name, revision)
     with loading(name):
+        outline = _outline(source, number_type)
         tokenizer = load_tokenizer(source)
-        model = _load_weights(source, number_type, place)
-        if source.adapter is not None:
-            model = _merged(model, source.adapter)
+        model = _load_weights(source, type(outline), number_type, place)
+        rows = embeddings(outline)
+        if embeddings(model) != rows:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        for adapter in source.adapters:
+            model = merge(model, adapter)
     return LoadedModel(model.eval(), tokenizer, name, hub_commit(source))
 
 
@@ -87,59 +90,54 @@ def require_plain_weights(model: PreTrainedModel, field: str, remedy: str) -> No
         raise UsageError(f"{field}: the model's weights are quantised already; {remedy}")
 
 
-def load_outline(name: str, dtype: str = "auto") -> LoadedModel:
+def load_outline(name: str, dtype: str = "auto", revision: str | None = None) -> LoadedModel:
     """`load_model` without memory for the weights, to check settings before loading.
 
-    For an adapter it is its base model's.
+    Raises UsageError for everything that can be seen in the files without reading weights.
     """
-    number_type, source = resolve_dtype(dtype), locate(name)
-    if source.gguf is not None and dtype == "auto":
-        number_type = torch.float32
-    model = skeleton(load_config(source), number_type)
+    number_type, source = resolve_dtype(dtype), locate(name, revision)
+    with loading(name):
+        model = _outline(source, number_type)
     return LoadedModel(model.eval(), load_tokenizer(source), name)
 
 
-def locate(name: str, revision: str | None = None) -> Source:
-    """The files that `name` means, found before any weights are read.
-
-    Raises UsageError for a place without a model, or with weights of other kinds.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _locate_folder(path)
-    if path.is_file() and path.suffix == ".gguf":
-        return _gguf(path)
-    if path.exists():
-        raise UsageError(f"model: {name} is no model; give a folder, a .gguf file or a hub id")
-    name, _, pinned = name.partition("@")
-    revision = pinned or revision
-    if path.suffix == ".gguf" or not HUB_ID.fullmatch(name):
-        raise UsageError(f"model: {name} does not exist; give a folder, a .gguf file or a hub id")
-    with loading(name):
-        if find_adapter_config_file(name, revision=revision) is None:
-            return Source(name, revision)
-        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-        return _adapter(Path(snapshot_download(name, revision=revision, allow_patterns=files)))
-
-
-def hub_commit(source: Source) -> str | None:
-    """The commit of a hub repository's downloaded files; None for local files."""
-    if Path(source.path).is_dir():
-        return None
-    config = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
-    return Path(config).parent.name if isinstance(config, str) else None
-
-
 def load_config(source: Source) -> PreTrainedConfig:
-    """The model's configuration, without its weights."""
+    """The model's configuration, without its weights; its sizes are checked before it is built."""
     with loading(source.path):
-        return AutoConfig.from_pretrained(source.path, **source.arguments)
+        if source.gguf is not None:
+            header = read_header(Path(source.path) / source.gguf)
+            config = AutoConfig.from_pretrained(source.path, **source.arguments)
+            return complete_config(config, header)
+        check_config_file(_settings_file(source, "config.json"))
+        config = AutoConfig.from_pretrained(source.path, **source.arguments)
+    check_attention_types(config, source.path)
+    return config
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; for an adapter, its base model's."""
-    with loading(source.path):
-        return AutoTokenizer.from_pretrained(source.path, **source.arguments)
+    """The model's tokenizer; for an adapter, its own one or its base model's."""
+    own = own_tokenizer(source.adapters)
+    place = source if own is None else Source(str(own))
+    with loading(place.path):
+        if place.gguf is None:
+            check_tokenizer_files(
+                _settings_file(place, TOKENIZER_CONFIG), _settings_file(place, "tokenizer.json")
+            )
+        return AutoTokenizer.from_pretrained(place.path, **place.arguments)
+
+
+def _settings_file(source: Source, name: str) -> Path | None:
+    """A file beside the weights, downloaded if need be; None if there is none."""
+    if Path(source.path).is_dir():
+        path = Path(source.path) / name
+        return path if path.is_file() else None
+    found = cached_file(
+        source.path,
+        name,
+        revision=source.revision,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    return None if found is None else Path(found)
 
 
 def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
@@ -174,55 +172,43 @@ def resolve_dtype(dtype: str) -> str | torch.dtype:
     return dtype if dtype == "auto" else getattr(torch, dtype)
 
 
-def _locate_folder(path: Path) -> Source:
-    if (path / ADAPTER_CONFIG).is_file():
-        return _adapter(path)
-    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-        return Source(str(path))
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise UsageError(f"model: {path} holds several GGUF files; name one of {names}")
-    if files:
-        return _gguf(files[0])
-    if any(path.glob("*.bin")) or any(path.glob("*.pt")):
-        raise UsageError(
-            f"model: {path} has its weights in pickle files, which can run code when read; "
-            "convert them with save_pretrained, which writes safetensors"
-        )
-    raise UsageError(
-        f"model: {path} holds no model; it needs config.json with .safetensors files, or a .gguf"
-    )
+def _outline(source: Source, dtype: str | torch.dtype) -> PreTrainedModel:
+    """The model without memory for weights, in the size of its adapters' embeddings.
+
+    Raises UsageError for local files that do not hold it, and for adapters that do not fit it.
+    """
+    config = load_config(source)
+    architecture_of(config.model_type)
+    model = skeleton(config, _number_type(source, dtype))
+    if source.gguf is not None:
+        path = Path(source.path) / source.gguf
+        check_count(model, read_header(path).elements, str(path))
+    elif Path(source.path).is_dir() and not getattr(config, NAMED_WEIGHTS, None):
+        check_sizes(model, open_checkpoint(source.path, source.revision))
+    if rows := embedding_rows(source.adapters, model):
+        config.vocab_size = rows
+        model = skeleton(config, _number_type(source, dtype))
+    for adapter in source.adapters:
+        check_fit(adapter, model)
+    return model
 
 
-def _gguf(path: Path) -> Source:
-    if find_spec("gguf") is None:
-        raise UsageError(f"model: {path} needs the gguf package; {install_hint('gguf')}")
-    return Source(str(path.parent), gguf=path.name)
-
-
-def _adapter(path: Path) -> Source:
-    if find_spec("peft") is None:
-        raise UsageError(f"model: {path} is an adapter; {install_hint('peft')} to read it")
-    if not (path / ADAPTER_WEIGHTS).is_file():
-        raise UsageError(f"model: the adapter {path} has no {ADAPTER_WEIGHTS}; save it again")
-    try:
-        settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base, revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"model: {path / ADAPTER_CONFIG} names no base model") from error
-    return replace(locate(str(base), revision), adapter=path)
+def _number_type(source: Source, dtype: str | torch.dtype) -> str | torch.dtype:
+    return torch.float32 if source.gguf is not None and dtype == "auto" else dtype
 
 
 def _load_weights(
-    source: Source, dtype: str | torch.dtype, device: torch.device
+    source: Source, kind: type[PreTrainedModel], dtype: str | torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    if source.gguf is not None and dtype == "auto":
-        dtype = torch.float32
-    kind = {} if source.gguf is not None else {"use_safetensors": True}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.path, dtype=dtype, output_loading_info=True, **kind, **source.arguments
-    )
+    given: dict[str, Any] = {
+        "config": load_config(source),
+        "dtype": _number_type(source, dtype),
+        "output_loading_info": True,
+    }
+    if source.gguf is not None:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, **given, **source.arguments)
+    else:
+        loaded = _read_safetensors(source, kind, given)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise UsageError(
@@ -230,7 +216,41 @@ def _load_weights(
             "its files do not belong to its config.json"
         )
     drop_gguf_marks(model)
+    model.name_or_path = model.config.name_or_path = source.path
     return model.to(device)
+
+
+def _read_safetensors(
+    source: Source, kind: type[PreTrainedModel], given: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """Read what the index names, and no other file: `from_pretrained` would look for more."""
+    config = given["config"]
+    from_pretrained: Any = kind.from_pretrained
+    named = getattr(config, NAMED_WEIGHTS, None)
+    checkpoint = None if named else open_checkpoint(source.path, source.revision)
+    if checkpoint is None or getattr(config, "quantization_config", None):
+        _refuse_beside_adapter(source)
+        return from_pretrained(source.path, use_safetensors=True, **given, **source.arguments)
+    tensors = checkpoint.load(checkpoint.entries)
+    model, report = from_pretrained(None, state_dict=tensors, **given)
+    if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model, report
+
+
+def _refuse_beside_adapter(source: Source) -> None:
+    """`from_pretrained` would read an adapter beside the weights on its own."""
+    if (Path(source.path) / ADAPTER_CONFIG).is_file():
+        raise UsageError(
+            f"model: {source.path} holds quantised weights and an adapter; move the adapter into a "
+            "folder of its own"
+        )
+
+
+def embeddings(model: PreTrainedModel) -> int:
+    """The number of tokens that have an embedding."""
+    found: Any = model.get_input_embeddings()
+    return found.num_embeddings
 
 
 def drop_gguf_marks(model: PreTrainedModel) -> None:
@@ -240,15 +260,6 @@ def drop_gguf_marks(model: PreTrainedModel) -> None:
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(mark, None)
     vars(model.config).pop("quantization_config", None)
-
-
-def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        # peft 0.21 uses the old name of a property of transformers 5.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
 
 
 @contextmanager

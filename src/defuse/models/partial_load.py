@@ -10,18 +10,17 @@ from transformers import PreTrainedModel
 
 from defuse.models.decoder import Decoder
 from defuse.models.load import (
+    SPECIAL,
     LoadedModel,
-    Source,
-    hub_commit,
     load_config,
     load_model,
     load_tokenizer,
     loading,
-    locate,
     resolve_device,
     resolve_dtype,
     skeleton,
 )
+from defuse.models.locate import Source, hub_commit, locate
 from defuse.models.safetensors_index import DTYPE_NAMES, Checkpoint, open_checkpoint
 from defuse.utils.errors import require
 
@@ -97,9 +96,8 @@ def find_checkpoint(source: Source, dtype: str | torch.dtype = "auto") -> Checkp
 def _plain_skeleton(source: Source, dtype: str | torch.dtype) -> PreTrainedModel | None:
     """None unless weights are plain safetensors with the usual names and a stated number type."""
     config = load_config(source)
-    special = ("quantization_config", "transformers_weights")
-    plain = not any(getattr(config, field, None) for field in special)
-    if source.gguf or source.adapter or not plain or config.dtype is None:
+    plain = not any(getattr(config, field, None) for field in SPECIAL)
+    if source.gguf or source.adapters or not plain or config.dtype is None:
         return None
     return skeleton(config, dtype)
 

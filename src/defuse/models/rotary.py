@@ -39,7 +39,7 @@ class LengthClasses:
         switches = {
             int(scaling["original_max_position_embeddings"])
             for kind, scaling in kinds
-            if kind == "longrope"
+            if kind == "longrope" and scaling["short_factor"] != scaling["long_factor"]
         }
         return cls(tuple(sorted(switches)), longest if dynamic else None)
 

@@ -5,6 +5,7 @@ and as far as they are used.
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,24 @@ from torch import Tensor
 from defuse.utils.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-AROUND = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.tiktoken")
-AROUND += (
-    "*.txt",
-    "*.md",
-    "LICENSE*",
-    "NOTICE*",
-)  # copied beside the weights: no code
+WEIGHTS = ".safetensors"
+# What is read beside the weights. Nothing in it is code, or a claim about the trained model.
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "*.tiktoken",
+)
+AROUND = (*SETTINGS, "LICENSE*", "NOTICE*")  # copied beside the weights
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -52,6 +64,11 @@ class Checkpoint:
     entries: Mapping[str, Entry]
 
     @property
+    def elements(self) -> int:
+        """The number of values in all tensors."""
+        return sum(math.prod(entry.shape) for entry in self.entries.values())
+
+    @property
     def files(self) -> list[str]:
         return sorted({entry.file for entry in self.entries.values()})
 
@@ -77,18 +94,18 @@ def open_checkpoint(
     if not folder.is_dir():
         folder = _download(place, revision, names)
     if (folder / SINGLE).is_file():  # goes before an index, as in `from_pretrained`
-        return Checkpoint(folder, _read_header(folder / SINGLE))
+        return Checkpoint(folder, read_header(folder / SINGLE))
     places = _read_index(folder)
     entries: dict[str, Entry] = {}
     for file in _files_with(names, places):
-        found = _read_header(folder / file)
+        found = read_header(folder / file)
         _check_agreement(folder / file, found, places)
         entries |= found
     return Checkpoint(folder, entries)
 
 
 def _download(name: str, revision: str | None, names: Collection[str] | None) -> Path:
-    folder = _snapshot(name, revision, [*AROUND, SINGLE])
+    folder = _snapshot(name, revision, [*AROUND, SINGLE, INDEX])
     if (folder / SINGLE).is_file():
         return folder
     files = _files_with(names, _read_index(folder))
@@ -119,14 +136,31 @@ def _read_index(folder: Path) -> Mapping[str, str]:
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         # A name with a folder in it could lead anywhere, even when a copy is written.
-        if all(Path(file).name == file for file in places.values()):
-            return places
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UsageError(f"model: {path} is no index of tensors; download or save the model again")
+        named = all(Path(file).name == file for file in places.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named, places = False, {}
+    if not named:
+        raise UsageError(f"model: {path} is no index of tensors; download or save the model again")
+    for file in places.values():
+        if not file.endswith(WEIGHTS):
+            raise UsageError(
+                f"model: {path} names {file}, which is no {WEIGHTS} file and may run code when "
+                "read; convert it with save_pretrained, which writes safetensors"
+            )
+    return places
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file is a link out of its model's folder; blobs of a hub's cache belong to it."""
+    target, home = path.resolve(), folder.resolve()
+    own = [home]
+    if home.parent.name == "snapshots":
+        own.append(home.parent.parent / "blobs")
+    return not any(target.is_relative_to(place) for place in own)
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The table of one file. Raises UsageError for a missing or broken one."""
     if not path.is_file():
         raise UsageError(f"model: {path} is missing, but its index names it; download it again")
     try:

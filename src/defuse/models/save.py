@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from defuse.models.load import drop_gguf_marks, locate, quiet
+from defuse.models.load import drop_gguf_marks, quiet
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint
-from defuse.models.safetensors_index import AROUND, DTYPE_NAMES, INDEX, SINGLE, Checkpoint, Entry
+from defuse.models.safetensors_index import (
+    AROUND,
+    DTYPE_NAMES,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    Entry,
+    leads_out,
+)
 from defuse.utils.errors import UsageError, require
 from defuse.utils.files import new_folder
 
@@ -75,7 +84,8 @@ def write_adapter(
     for config in adapter.peft_config.values():
         config.base_model_name_or_path, config.revision = base
     with quiet():
-        adapter.save_pretrained(str(folder))
+        # Embeddings are the base model's; peft would compare it with the hub to find out.
+        adapter.save_pretrained(str(folder), save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
 
 
@@ -115,11 +125,11 @@ def _check_fits(name: str, tensor: Tensor, checkpoint: Checkpoint) -> None:
 
 def _around(checkpoint: Checkpoint) -> Iterator[Path]:
     """The files beside the weights: configuration, tokenizer, licence."""
-    folder, single = checkpoint.folder, SINGLE in checkpoint.files
-    for path in sorted(path for pattern in AROUND for path in folder.glob(pattern)):
-        stale = path.name.endswith(".index.json") and (single or path.name != INDEX)
-        unwanted = path.name.startswith((".", "trainer_state"))
-        if path.is_file() and not stale and not unwanted:
+    folder = checkpoint.folder
+    patterns = AROUND if SINGLE in checkpoint.files else (*AROUND, INDEX)
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        unwanted = path.name.startswith(".") or leads_out(path, folder)
+        if path.is_file() and not unwanted:
             yield path.relative_to(folder)
 
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
+from defuse.models.load import LoadedModel, load_model, resolve_dtype
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint, load_part
 from defuse.models.safetensors_index import Checkpoint
 from defuse.models.save import write_adapter, write_changed, write_model

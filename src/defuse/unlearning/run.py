@@ -16,13 +16,11 @@ from defuse.models.file_identity import file_identity
 from defuse.models.fsdp import check_sharding
 from defuse.models.load import (
     LoadedModel,
-    load_config,
-    load_tokenizer,
-    locate,
+    load_outline,
     resolve_device,
     resolve_dtype,
-    skeleton,
 )
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint, present
 from defuse.run_folder import RunFolder
 from defuse.store import as_json
@@ -82,11 +80,12 @@ def check(recipe: Recipe) -> Plan:
     check_name(output, "output")
     source = locate(recipe.model, recipe.revision)
     resolve_device(recipe.device)
-    decoder = Decoder(skeleton(load_config(source), resolve_dtype(recipe.dtype)))
+    outline = load_outline(recipe.model, recipe.dtype, recipe.revision)
+    decoder = Decoder(outline.model)
     topics = recipe.read_topics()
     unlearning, training = recipe.unlearning(), recipe.training()
     validate(unlearning, topics, decoder)
-    encoded = encode_topics(decoder, unlearning, load_tokenizer(source), topics, training)
+    encoded = encode_topics(decoder, unlearning, outline.tokenizer, topics, training)
     read = {"texts": texts_digest(encoded), **file_identity(source)}
     is_local = Path(source.path).is_dir()  # a hub model's files are not downloaded for a plan
     forecast = make_forecast(

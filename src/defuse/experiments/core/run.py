@@ -18,7 +18,8 @@ from defuse.experiments.core.answers import AnswerTable, from_json, from_old_jso
 from defuse.experiments.core.questions import ask_model
 from defuse.experiments.core.scenario import Run, Scenario, TextDigests, essence, recipe_essence
 from defuse.models.file_identity import file_identity
-from defuse.models.load import LoadedModel, load_model, locate, resolve_dtype
+from defuse.models.load import LoadedModel, load_model, resolve_dtype
+from defuse.models.locate import locate
 from defuse.models.partial_load import find_checkpoint
 from defuse.store import ReadOld, ResultStore
 from defuse.unlearning.activation_cache import ActivationCache

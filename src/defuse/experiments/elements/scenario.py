@@ -23,7 +23,8 @@ from defuse.experiments.elements.facts import ELEMENTS, read_facts
 from defuse.experiments.elements.grid import full_grid, short_grid, tuning_grid
 from defuse.experiments.elements.questions import Material, build_material
 from defuse.experiments.elements.terms import Terms, match_terms
-from defuse.models.load import load_tokenizer, locate
+from defuse.models.load import load_tokenizer
+from defuse.models.locate import locate
 from defuse.questions import Perturbation, Position, Question
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from defuse.attacks.gcg import GCG
 from defuse.experiments.reproduce.table import ROWS, Found, Measured, Row, table
 from defuse.models.file_identity import file_identity
-from defuse.models.load import locate
+from defuse.models.locate import locate
 from defuse.report.format import markdown_table
 from defuse.store import SCHEMA_VERSION, ResultStore, differences
 from defuse.utils.errors import UsageError, require

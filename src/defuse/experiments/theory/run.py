@@ -13,7 +13,8 @@ from defuse.evaluate.sources import Asking, load_part
 from defuse.experiments.theory.rates import LayerReport, compare_layer
 from defuse.experiments.theory.shifts import Shifts, measure_flips, measure_shifts
 from defuse.models.architectures import architecture_of
-from defuse.models.load import LoadedModel, load_config, load_model, locate, resolve_device
+from defuse.models.load import LoadedModel, load_config, load_model, resolve_device
+from defuse.models.locate import locate
 from defuse.questions import SENTENCE, Perturbation, Position, load_tokens
 from defuse.report import TableData
 from defuse.report.format import interval, markdown_table

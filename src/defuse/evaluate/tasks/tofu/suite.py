@@ -11,7 +11,8 @@ from defuse.evaluate.tasks.tofu.ask import NEW_TOKENS, Sets, ask
 from defuse.evaluate.tasks.tofu.data import FORGET, HUB, Item, check_part, load_items
 from defuse.evaluate.tasks.tofu.figures import Figures, summarise
 from defuse.evaluate.tasks.tofu.metrics import check_rouge
-from defuse.models.load import load_model, locate, resolve_device, resolve_dtype
+from defuse.models.load import load_model, resolve_device, resolve_dtype
+from defuse.models.locate import locate
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable
 from defuse.utils.progress import SILENT, Progress
