@@ -11,15 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from defuse.models.file_identity import file_identity
-from defuse.models.load import load_model, load_outline
+from defuse.models.load import embeddings, load_model, load_outline
 from defuse.models.locate import locate
 from defuse.models.partial_load import load_part
 from defuse.utils.errors import UsageError
 from tests.conftest import build_tokenizer
+from tests.helpers.architectures import tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`"),
@@ -89,37 +90,67 @@ def test_an_adapter_in_its_base_s_folder_is_read_with_it(tmp_path, tiny_model_fo
     torch.testing.assert_close(read_logits(folder), logits(model))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_added_tokens_come_with_their_tokenizer_and_embeddings(tmp_path, tied, tiny_tokenizer):
-    from tests.helpers.architectures import tiny_model
-
-    folder = tmp_path / "base"
-    model = tiny_model("llama", vocab_size=320, tie_word_embeddings=tied)
-    model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+def save_with_tokens(
+    folder: Path, *, tied: bool, **settings: Any
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Write a base, and an adapter with three more tokens; returns the adapted model."""
+    base_model = tiny_model("llama", vocab_size=320, tie_word_embeddings=tied)
+    base_model.save_pretrained(folder / "base")
     tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder / "base")
     tokenizer.add_tokens(ADDED)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    names = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
-    model = adapted(model, folder, tmp_path / "adapter", modules_to_save=names)
+    base_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = adapted(base_model, folder / "base", folder / "adapter", **settings)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if "modules_to_save" in name:
+            if "embed" in name or "head" in name:
                 tensor.add_(0.1)
-    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    edit(tmp_path / "adapter", base_model_name_or_path=str(folder))
-    tokenizer.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=tied)
+    edit(folder / "adapter", base_model_name_or_path=str(folder / "base"))
+    tokenizer.save_pretrained(folder / "adapter")
+    return model, tokenizer
 
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_added_tokens_come_with_their_tokenizer_and_embeddings(tmp_path, tied):
+    names = None if tied else ["embed_tokens", "lm_head"]
+    model, _ = save_with_tokens(tmp_path, tied=tied, modules_to_save=names)
     loaded = load_model(str(tmp_path / "adapter"), device="cpu")
     torch.testing.assert_close(logits(loaded.model), logits(model))
     assert loaded.tokenizer.convert_tokens_to_ids(ADDED) == [320, 321, 322]
     assert loaded.model.config.vocab_size == 323
     outline = load_outline(str(tmp_path / "adapter"))
-    assert outline.model.get_input_embeddings().num_embeddings == 323  # type: ignore[union-attr]
+    assert embeddings(outline.model) == 323
     assert outline.tokenizer.convert_tokens_to_ids(ADDED) == [320, 321, 322]
     loaded.model.save_pretrained(tmp_path / "whole")
     again = LlamaForCausalLM.from_pretrained(tmp_path / "whole").eval()
     torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_a_new_embedding_without_the_head_that_was_tied_to_it_is_refused(tmp_path):
+    save_with_tokens(tmp_path, tied=True, modules_to_save=["embed_tokens"])
+    assert "but not the head that was tied to them" in refusal(tmp_path / "adapter")
+
+
+def test_an_embedding_of_its_own_unties_the_head(tmp_path):
+    folder = tmp_path / "base"
+    tiny_model("llama", vocab_size=320, tie_word_embeddings=True).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    model = adapted(base(folder), folder, tmp_path / "one", modules_to_save=["embed_tokens"])
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "modules_to_save" in name:
+                tensor.add_(0.1)
+    model.save_pretrained(str(tmp_path / "one"), save_embedding_layers=False)
+    edit(tmp_path / "one", base_model_name_or_path=str(folder))
+    loaded = load_model(str(tmp_path / "one"), device="cpu").model
+    torch.testing.assert_close(logits(loaded), logits(model))
+    loaded.save_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(read_logits_of(tmp_path / "whole"), logits(model))
+
+
+def read_logits_of(folder: Path) -> Tensor:
+    return logits(LlamaForCausalLM.from_pretrained(folder).eval())
 
 
 def test_a_new_size_for_the_embedding_alone_is_refused(tmp_path, tiny_model_folder):

@@ -77,20 +77,40 @@ def embedding_rows(adapters: Sequence[Path], model: PreTrainedModel) -> int | No
         now = rows or model.get_input_embeddings().num_embeddings
         if not sizes or sizes == {now}:
             continue
-        if len(sizes) > 1 or len(held) < len(names):
+        if len(sizes) > 1 or (len(held) < len(names) and not _is_tied(model)):
             raise UsageError(
                 f"model: the adapter {folder} brings embeddings for {max(sizes)} tokens instead of "
                 f"{now}, but not for all of {' and '.join(names)}; save it again with both"
+            )
+        if _is_tied(model) and _leaves_head_behind(folder, names):
+            raise UsageError(
+                f"model: the adapter {folder} brings embeddings for {max(sizes)} tokens instead of "
+                f"{now}, but not the head that was tied to them; save it again with "
+                "ensure_weight_tying"
             )
         (rows,) = sizes
     return rows
 
 
+def _leaves_head_behind(folder: Path, names: Sequence[str]) -> bool:
+    """Whether the embedding was trained as a copy, away from the head that was tied to it."""
+    settings = read_object(folder / ADAPTER_CONFIG)
+    copied = settings.get("modules_to_save") or []
+    modules = [f".{name}".removesuffix(".weight") for name in names]
+    is_copy = any(module.endswith(f".{name}") for module in modules for name in copied)
+    return is_copy and not settings.get("ensure_weight_tying")
+
+
 def _embedding_names(model: PreTrainedModel) -> list[str]:
-    """The names of the embedding's and the head's weights; one name if they are tied."""
+    """The names of the embedding's and the head's weights."""
     wanted = _embedding_and_head(model)
-    named = model.named_parameters()  # a tied tensor is named once
+    named = model.state_dict(keep_vars=True).items()
     return [name for name, tensor in named if any(tensor is each for each in wanted)]
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    embedding, head = _embedding_and_head(model)
+    return embedding is head
 
 
 def _embedding_and_head(model: PreTrainedModel) -> tuple[object, object]:
@@ -148,8 +168,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     with _quiet_peft():
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
         merged: PreTrainedModel = adapted.merge_and_unload()  # type: ignore[operator]
-    embedding, head = _embedding_and_head(merged)
-    if embedding is not head:
+    if not _is_tied(merged):
         # An adapter may bring an embedding of its own to a model whose head was tied to it.
         merged.config.tie_word_embeddings = False
     return merged
