@@ -19,6 +19,7 @@ from defuse.cli import app
 from defuse.data.examples import make_examples
 from defuse.data.text import QuestionAnswer, as_chat
 from defuse.finetune import FineTuning, fine_tune
+from defuse.finetune.environment import check_environment
 from defuse.finetune.examples import IGNORED, collate, epoch_batches
 from defuse.models.load import LoadedModel, load_model
 from defuse.utils.errors import Caution, UsageError
@@ -382,3 +383,33 @@ def test_batches_that_would_mix_rotary_factors_are_refused(
     assert len(losses) == 1
     with pytest.raises(UsageError, match="above 20 this model has other rotary factors"):
         fine_tune(loaded, [*texts, "I read about the moon. " * 9], settings, tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16"),
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+    ],
+)
+def test_variables_that_would_change_a_training_are_refused(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=variable):
+        fine_tune(loaded_llama(tiny_tokenizer), PAIRS, FineTuning(epochs=1), tmp_path)
+
+
+def test_what_the_launcher_sets_by_default_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.setenv(variable, "no")
+    check_environment(torch.float32)
+    check_environment(torch.bfloat16)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_environment(torch.bfloat16)

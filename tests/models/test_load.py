@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from defuse.models.load import load_config, load_model, resolve_device, skeleton
 from defuse.models.locate import locate
 from defuse.models.save import save_model
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import Caution, UsageError
 from tests.conftest import build_llama
 
 IDS = torch.tensor([[1, 40, 41, 42, 43]])
@@ -105,6 +105,23 @@ def test_generation_settings_that_transformers_refuses_to_save_do_not_cost_the_m
     assert tiny_llama.generation_config.do_sample is not True
     settings = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert (settings["temperature"], settings["do_sample"]) == (0.3, True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("length_penalty", 2.0), ("pad_token_id", -1)])
+def test_generation_settings_that_cannot_be_saved_are_left_out_with_a_word(
+    tmp_path, tiny_model_folder, field, value
+):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value, "max_length": 77}))
+    loaded = load_model(str(folder), device="cpu")
+    assert getattr(loaded.model.generation_config, field) == value
+    with pytest.warns(Caution, match=f"generation_config.json: {field}: {value}"):
+        save_model(loaded.model, loaded.tokenizer, tmp_path / "saved")
+    again = load_model(str(tmp_path / "saved"), device="cpu").model
+    assert getattr(again.generation_config, field) != value
+    assert again.generation_config.max_length == 77
+    assert torch.equal(logits(again), logits(loaded.model))
 
 
 @pytest.mark.parametrize("given", ["file", "folder"])

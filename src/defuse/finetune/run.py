@@ -11,6 +11,7 @@ from typing import Any
 from defuse.data.corpora import load_texts
 from defuse.data.examples import make_examples
 from defuse.data.text import Plain, QuestionAnswer, as_chat
+from defuse.finetune.environment import check_environment
 from defuse.finetune.examples import check_lengths
 from defuse.finetune.train import FineTuning, OnStep, fine_tune
 from defuse.models.file_identity import file_identity
@@ -87,6 +88,7 @@ def check(request: Request) -> Plan:
     if settings.lora is not None:
         check_installed()
     outline = load_outline(request.model, request.dtype)
+    check_environment(outline.model.dtype)
     tokenizer = outline.tokenizer
     texts = [text for name in request.data for text in load_texts(name)]
     if request.chat:

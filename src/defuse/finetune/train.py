@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from defuse.data.examples import Example, make_examples
 from defuse.data.text import Plain
+from defuse.finetune.environment import check_environment
 from defuse.finetune.examples import check_lengths, collate, epoch_batches
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import cache_setting_kept, generators_kept
@@ -91,6 +92,7 @@ def fine_tune(
     for float16, for more parts than a batch has texts, and for a loss that is not finite.
     """
     precision = loaded.model.dtype
+    check_environment(precision)
     remedy = "loses small gradients in training: use bfloat16 or float32"
     require(precision != torch.float16, "dtype", "float16", remedy)
     examples = make_examples(texts, loaded.tokenizer, settings.length)

@@ -22,7 +22,7 @@ from defuse.models.safetensors_index import (
     Entry,
     leads_out,
 )
-from defuse.utils.errors import UsageError, require
+from defuse.utils.errors import UsageError, caution, require
 from defuse.utils.files import new_folder
 
 if TYPE_CHECKING:
@@ -176,11 +176,34 @@ def _share_blocks(source: Path, target: Path) -> bool:
 
 
 def _valid(settings: GenerationConfig | None) -> GenerationConfig | None:
-    """`settings` that can be saved: many models set a temperature without sampling."""
-    settings = deepcopy(settings)
-    if settings is not None:
-        try:
-            settings.validate(strict=True)
-        except ValueError:
-            settings.do_sample = True
-    return settings
+    """`settings` that can be saved; transformers reads more than it agrees to write.
+
+    Many models set a temperature without sampling, which then becomes sampling. Other fields that
+    do not go together, such as a length penalty without beams, are left out with a caution.
+    """
+    if settings is None or _can_be_saved(settings):
+        return deepcopy(settings)
+    sampling = deepcopy(settings)
+    sampling.do_sample = True
+    if _can_be_saved(sampling):
+        return sampling
+    kept = GenerationConfig()
+    for field, value in settings.to_diff_dict().items():
+        longer = deepcopy(kept)
+        setattr(longer, field, value)
+        if _can_be_saved(longer):
+            kept = longer
+        else:
+            caution(
+                f"generation_config.json: {field}: {value!r} is left out of the written model, "
+                "because transformers does not save it"
+            )
+    return kept
+
+
+def _can_be_saved(settings: GenerationConfig) -> bool:
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return False
+    return True
