@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -24,7 +25,12 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=IDS.to(model.device)).logits
 
 
-def write_gguf(path: Path, model: PreTrainedModel, tokenizer_json: Path) -> None:
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer_json: Path,
+    more: Callable[[gguf.GGUFWriter], object] = lambda _: None,
+) -> None:
     """The tiny Llama as llama.cpp keeps it: other names, rotary halves interleaved."""
     config, state = model.config, model.state_dict()
     writer = gguf.GGUFWriter(path, "llama")
@@ -50,6 +56,7 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer_json: Path) -> None
                 halves = tensor.reshape(heads, 2, -1, config.hidden_size)
                 tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
         writer.add_tensor(str(names.get_name(name, (".weight",))), tensor.numpy())
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -192,6 +192,8 @@ def test_a_merged_checkpoint_equals_the_adapter(recipe: Path, tiny_model_folder:
 
 REFUSED = [
     ("train.lora.rank=0", "train.lora.rank: 0"),
+    ("train.lora.rank=33", "train.lora.rank: 33 is more than the rank of .* can be: use 1 to "),
+    ("train.lora.rank=1000000000", "train.lora.rank: 1000000000 is more"),
     ("train.lora.alpha=-1", "train.lora.alpha: -1"),
     ("train.parameters=input_layernorm", "matches no linear module in block 0, which LoRA needs"),
     ("train.lora.dropout=0.1", "has no field 'dropout'"),

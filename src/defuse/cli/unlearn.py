@@ -40,29 +40,30 @@ def unlearn(
     from defuse.utils.distributed import join_processes
     from defuse.utils.errors import caution
     from defuse.utils.progress import shown
+    from defuse.utils.screen import printable
 
     settings = load_recipe(find_recipe(recipe), overrides or ())
     processes = join_processes(resolve_device(settings.device))
     console = Console(stderr=True, quiet=not processes.is_first)
     checked = check(settings)
     if finished(checked):
-        console.print(f"{settings.output}: this recipe's run is finished; nothing to do")
+        said = f"{settings.output}: this recipe's run is finished; nothing to do"
+        console.print(printable(said), highlight=False, markup=False)
         return
     if processes.is_first:
         for sentence in checked.cautions:
             caution(sentence)
     if plan:
         for line in checked.forecast.lines(resolve_device(settings.device)):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
         return
     with shown(quiet=not processes.is_first) as progress:
         record = run(checked, progress, processes)
     last = StepRecord(**record["steps"][-1])
-    console.print(
-        f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s ({last.losses})"
-    )
+    said = f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s ({last.losses})"
+    console.print(printable(said), highlight=False, markup=False)
     for line in (*_check_up(settings, record), *_next(settings)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_up(recipe: "Recipe", record: Mapping[str, Any]) -> Iterator[str]:

@@ -93,6 +93,7 @@ def score_share(
     `progress` also advances by the known groups and by those of other processes.
     """
     _refuse_long(groups, max_length)
+    _refuse_unknown(groups, decoder.num_embeddings)
     kinds = [_kind(decoder, group, max_length) for group in groups]
     budget = token_budget or TOKEN_BUDGET.get(decoder.device.type, DEVICE_TOKEN_BUDGET)
     with evaluation_mode(decoder.model):
@@ -218,6 +219,16 @@ def _refuse_long(groups: Sequence[Sequence[TokenPair]], max_length: int) -> None
         raise UsageError(
             f"questions: an answer is {longest} tokens long, and the model reads {max_length}; "
             "shorten it, or leave the question out"
+        )
+
+
+def _refuse_unknown(groups: Sequence[Sequence[TokenPair]], embeddings: int) -> None:
+    ids = (max(*pair.context, *pair.continuation) for group in groups for pair in group)
+    highest = max(ids, default=0)
+    if highest >= embeddings:
+        raise UsageError(
+            f"model: token id {highest} has no embedding, the model has {embeddings}; use the "
+            "tokenizer that came with the model"
         )
 
 

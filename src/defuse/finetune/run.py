@@ -14,6 +14,7 @@ from defuse.data.text import Plain, QuestionAnswer, as_chat
 from defuse.finetune.environment import check_environment
 from defuse.finetune.examples import check_lengths
 from defuse.finetune.train import FineTuning, OnStep, fine_tune
+from defuse.models.decoder import Decoder
 from defuse.models.file_identity import file_identity
 from defuse.models.load import (
     LoadedModel,
@@ -23,7 +24,7 @@ from defuse.models.load import (
     resolve_dtype,
 )
 from defuse.models.locate import Source, locate
-from defuse.models.lora import check_installed
+from defuse.models.lora import adapted_modules, check_installed, check_rank
 from defuse.models.save import write_adapter, write_model
 from defuse.run_folder import RunFolder
 from defuse.store import as_json
@@ -89,6 +90,10 @@ def check(request: Request) -> Plan:
         check_installed()
     outline = load_outline(request.model, request.dtype)
     check_environment(outline.model.dtype)
+    if settings.lora is not None:
+        decoder = Decoder(outline.model)
+        modules = adapted_modules(decoder, range(decoder.num_layers), None)
+        check_rank(modules, settings.lora, "lora")
     tokenizer = outline.tokenizer
     texts = [text for name in request.data for text in load_texts(name)]
     if request.chat:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from defuse.models.decoder import Decoder
 from defuse.utils.config import Count, Positive, check_fields
 from defuse.utils.distribution import install_hint
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import UsageError, require
 from defuse.utils.random import generator
 
 if TYPE_CHECKING:
@@ -68,6 +68,15 @@ def adapted_modules(
     return found
 
 
+def check_rank(modules: Mapping[str, nn.Module], rank: int, field: str) -> None:
+    """Raise UsageError for a rank beyond a matrix's own, its smaller side."""
+    for name, module in modules.items():
+        weight: torch.Tensor = module.weight  # type: ignore[assignment] (a linear module)
+        most = min(weight.shape)
+        remedy = f"is more than the rank of {name} can be: use 1 to {most}"
+        require(rank <= most, field, rank, remedy)
+
+
 def check_installed() -> None:
     """Raise UsageError where peft is missing."""
     if find_spec("peft") is None:
@@ -80,6 +89,7 @@ def add_factors(
     """Add factors to `modules` of `model`, in place; each A is drawn from (seed, its name)."""
     from peft import LoraConfig, get_peft_model
 
+    check_rank(modules, lora.rank, "lora")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type] (peft only divides it)

@@ -17,7 +17,7 @@ from defuse.methods import (
     Retain,
 )
 from defuse.models.decoder import Decoder
-from defuse.models.lora import LoRA, adapted_modules, check_installed
+from defuse.models.lora import LoRA, adapted_modules, check_installed, check_rank
 from defuse.unlearning.noise import GaussianNoise
 from defuse.unlearning.optimiser import Optimiser
 from defuse.utils.config import (
@@ -233,7 +233,10 @@ def check_trained(decoder: Decoder, unlearning: Unlearning) -> None:
 def modules_to_adapt(decoder: Decoder, unlearning: Unlearning) -> dict[str, nn.Module]:
     """The linear modules that get LoRA's factors, by the model's own names."""
     layers = unlearning.layers(decoder.num_layers)
-    return adapted_modules(decoder, layers, unlearning.train_parameters)
+    modules = adapted_modules(decoder, layers, unlearning.train_parameters)
+    if unlearning.lora is not None:
+        check_rank(modules, unlearning.lora.rank, "train.lora.rank")
+    return modules
 
 
 def trained_parameters(decoder: Decoder, unlearning: Unlearning) -> Mapping[str, nn.Parameter]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Protocol, TextIO
 
+from defuse.utils.screen import printable
+
 EVERY_SECONDS = 30.0
 
 
@@ -101,7 +103,7 @@ class PlainProgress:
             line += f", {duration(elapsed / self._done * (self._total - self._done))} left"
         if self._note:
             line += f", {self._note}"
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
 
 class _Bar:
@@ -114,11 +116,11 @@ class _Bar:
         self._bars, self._task = bars, None
 
     def start(self, name: str, total: int) -> None:
-        self._task = self._bars.add_task(name, total=total, note="")
+        self._task = self._bars.add_task(printable(name), total=total, note="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
         if self._task is not None:
-            self._bars.update(self._task, advance=count, note=note)
+            self._bars.update(self._task, advance=count, note=printable(note))
 
 
 @contextmanager

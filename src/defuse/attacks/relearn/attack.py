@@ -27,6 +27,7 @@ from defuse.data.text import Encoded, encode
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
 from defuse.models.load import require_plain_weights
+from defuse.models.lora import adapted_modules, check_rank
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError, require
 from defuse.utils.progress import SILENT, Progress
@@ -123,7 +124,11 @@ def _pieces(
 def _check_trainable(model: PreTrainedModel, config: Relearning) -> None:
     remedy = "lets small gradients vanish in training: use bfloat16 or float32"
     require(model.dtype != torch.float16, "dtype", "float16", remedy)
-    if config.lora is None:
+    if config.lora is not None:
+        decoder = Decoder(model)
+        modules = adapted_modules(decoder, range(decoder.num_layers), None)
+        check_rank(modules, config.lora, "relearn.lora")
+    else:
         require_plain_weights(model, "relearn.lora", "give a rank, or the model as it was before")
 
 
