@@ -181,9 +181,37 @@ def test_any_other_trouble_with_a_dataset_is_one_sentence():
     error = DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub.\nSee …")
     assert refusal("owner/name", error) == (
         "owner/name: is neither a file nor a dataset that could be loaded as id:config:split "
-        "(Dataset 'owner/name' doesn't exist on the Hub.); correct the name, or check the "
+        "(Dataset 'owner/name' doesn't exist on the Hub. See …); correct the name, or check the "
         "connection"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.jsonl", '{"text": 3}\n{"text": null}\n{"text": "b"}', ["3", "b"]),
+        ("a.json", '{\n "text": "a"\n}', ["a"]),
+        ("a.jsonl", '[\n {"text": "a"},\n {"text": "b"}\n]', ["a", "b"]),
+        ("a.json", '{\n "version": 1,\n "data": [{"text": "a"}, {"text": "b"}]\n}', ["a", "b"]),
+        ("a.txt", "a\u2028b\x0cc\x85d\ne", ["a\u2028b\x0cc\x85d", "e"]),
+    ],
+)
+def test_good_files_of_other_layouts_are_read(
+    tmp_path: Path, name: str, content: str, texts: list[str]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert load_texts(str(tmp_path / name)) == texts
+
+
+def test_a_dataset_s_folder_is_read_as_its_file_is(tmp_path: Path) -> None:
+    """None, NA and numbers are texts in both; a slice of the split is read in either way."""
+    folder = tmp_path / "corpus.v2"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\n---\n")
+    (folder / "train.csv").write_text("text\nNone\nNA\n2\nlast\n")
+    assert load_texts(str(folder)) == load_texts(str(folder / "train.csv"))
+    for limit in (None, 5):
+        assert load_texts(f"{folder}:default:train[:2]", limit=limit) == ["None", "NA"]
 
 
 @pytest.mark.parametrize(
@@ -193,9 +221,11 @@ def test_any_other_trouble_with_a_dataset_is_one_sentence():
         ("a.jsonl", "", "a.jsonl: holds no text"),
         ("a.jsonl", '{"text": "x"}\n\n{"text": ', "a.jsonl, line 3: is not valid JSON"),
         ("a.jsonl", '{"text": "x"}\nplain', "a.jsonl, line 2: is not valid JSON"),
-        ("a.jsonl", '{"text": 3}', "a.jsonl, line 1: has no 'text' with text in it; it has text"),
+        ("a.jsonl", '{"text": []}', "a.jsonl, line 1: has no 'text' with text in it; it has text"),
+        ("a.jsonl", '{"text": "a\\ud83d"}', "a.jsonl, line 1: holds half a character"),
         ("a.jsonl", '{"body": "x"}', "neither 'text' nor 'question' and 'answer'; it has body"),
-        ("a.jsonl", '{"question": "x", "answer": " "}', "line 1: has neither 'text'"),
+        ("a.jsonl", '{"question": "x", "answer": " "}', "line 1: answer is ' '; give a text"),
+        ("a.jsonl", '{"question": "x", "answer": null}', "line 1: answer is None; give a text"),
         ("a.jsonl", "3", "line 1: has no 'text' with text in it; it has int"),
         ("a.json", "[1, 2", "a.json: is not valid JSON"),
         ("a.json", '[{"text": "x"}, {"a": 1}]', "a.json, item 2: has neither"),

@@ -17,7 +17,7 @@ from defuse.models.safetensors_index import INDEX, SINGLE
 from defuse.models.save import save_changed
 from defuse.questions import Question
 from defuse.utils.errors import UsageError
-from defuse.utils.screen import printable
+from defuse.utils.text import printable
 from tests.conftest import build_llama
 from tests.helpers.architectures import tiny_model
 

@@ -115,7 +115,7 @@ BAD = {
     "answer E": ('{"question": "x", "choices": ["a", "b", "c", "d"], "answer": "E"}', "or A to D"),
     "no answer": ('{"question": "x", "choices": ["a", "b", "c", "d"]}', "answer is None"),
     "no question": ('{"choices": ["a", "b", "c", "d"], "answer": 0}', "question is None"),
-    "number": ('{"question": "x", "choices": [1, 2, 3, 4], "answer": 0}', "list of texts"),
+    "truth": ('{"question": "x", "choices": [true, "b"], "answer": 0}', "list of texts"),
     "not json": ('\n{"question"', "line 2"),
     "a list": ("[1, 2]", "question"),
     "empty": ("", "no question"),

@@ -23,7 +23,7 @@ from defuse.cli.theory import theory
 from defuse.cli.tofu import tofu
 from defuse.cli.unlearn import unlearn
 from defuse.utils.errors import Caution, UsageError
-from defuse.utils.screen import printable
+from defuse.utils.text import printable
 
 app = typer.Typer(
     help="Unlearn knowledge from language models, and measure whether it holds.",
@@ -105,11 +105,11 @@ def _show(
     """Print a caution as a sentence; other warnings, of the libraries, as Python does."""
     stream = file or sys.stderr
     if issubclass(category, Caution):
-        print(printable(f"Caution: {message}."), file=stream)
+        print(f"Caution: {printable(str(message))}.", file=stream)
     else:
         stream.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(said: str, code: int = 2) -> NoReturn:
-    print(printable(f"defuse: {said}"), file=sys.stderr)
+    print(f"defuse: {printable(said)}", file=sys.stderr)
     sys.exit(code)

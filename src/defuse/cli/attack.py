@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from defuse.attacks.data import AttackData
     from defuse.attacks.run import Plan
+    from defuse.utils.screen import Console
 
 Text = str | None
 Score = Literal["letters", "cloze"]
@@ -59,11 +58,10 @@ def attack(
 
     Finished work is kept in OUT; the same command resumes.
     """
-    from rich.console import Console
-
     from defuse.attacks.registry import ATTACKS, make_configs
     from defuse.attacks.run import Request, check
     from defuse.evaluate.sources import Asking
+    from defuse.utils.screen import Console
 
     files = (forget, retain, forget_texts, retain_texts)
     attacks = list(dict.fromkeys(kind or ATTACKS))

@@ -8,10 +8,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.console import Console
-
     from defuse.evaluate.request import Request
     from defuse.evaluate.tasks.tofu.figures import Figures
+    from defuse.utils.screen import Console
 
 Text = str | None
 Score = Literal["letters", "cloze"]
@@ -147,11 +146,10 @@ def _evaluate_tofu(
     other_options: dict[str, object],
     place: tuple[str, str],
 ) -> None:
-    from rich.console import Console
-
     from defuse.evaluate.tasks.tofu.suite import Request, Suite, check, run
     from defuse.utils.errors import UsageError
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     for name, value in other_options.items():
         if value is not None:
@@ -183,14 +181,13 @@ def _names(subjects: Text) -> list[str]:
 
 
 def _run_and_show(request: "Request") -> None:
-    from rich.console import Console
-
     from defuse.evaluate.request import check
     from defuse.evaluate.run import run
     from defuse.evaluate.tables import show
     from defuse.models.load import resolve_device
     from defuse.utils.distributed import join_processes
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     plan = check(request)
     processes = join_processes(resolve_device(plan.device))

@@ -39,12 +39,11 @@ def experiment(
     What is finished is kept in the experiment's output; the same command resumes it. The exit code
     is 1 if a run failed.
     """
-    from rich.console import Console
-
     from defuse.experiments.core.attacks import run_attacks
     from defuse.experiments.core.job import Request, choose_methods, run_experiment
     from defuse.experiments.core.runner import Runner
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     command = " ".join(["defuse experiment", str(file), *(overrides or ())])
     request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))

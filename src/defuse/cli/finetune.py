@@ -38,13 +38,12 @@ def finetune(
     For a question with an answer, the loss counts only the answer. Uses as many processes as
     `accelerate launch` starts.
     """
-    from rich.console import Console
-
     from defuse.finetune import FineTuning
     from defuse.finetune.run import Request, check, finished, run
     from defuse.models.load import resolve_device
     from defuse.utils.distributed import join_processes
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     settings = FineTuning(
         epochs=epochs,

@@ -46,8 +46,6 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
     from defuse.experiments.core.attacks import run_attacks
     from defuse.experiments.core.job import Request
     from defuse.experiments.core.runner import Runner
@@ -58,6 +56,7 @@ def run(
         train_models,
     )
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     chosen, domains = tuple(only or ()), tuple(domain or ())
     options = Options(full, tune, chosen, seed, size, domains, forget, output)

@@ -46,14 +46,13 @@ def real(
 
     Stops and starts as you like: what is finished is kept in OUTPUT.
     """
-    from rich.console import Console
-
     from defuse.experiments.core.attacks import run_attacks
     from defuse.experiments.core.job import Request, run_experiment
     from defuse.experiments.core.runner import Runner
     from defuse.experiments.elements.attacks import attack_plan
     from defuse.experiments.elements.scenario import Options, make_scenario
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     options = Options(full, tune, tuple(only or ()), output, model)
     request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))

@@ -23,10 +23,10 @@ def list_recipes(context: typer.Context) -> None:
     """List the shipped recipes, or show or copy one."""
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
     from rich.table import Table
 
     from defuse.unlearning.recipe import load_recipe
+    from defuse.utils.screen import Console
 
     found = [(name, load_recipe(path)) for name, path in shipped_recipes().items()]
     for model in dict.fromkeys(recipe.model for _, recipe in found):

@@ -30,8 +30,6 @@ def reproduce(
 
     A row whose questions are missing says what it needs. Measured rows are kept in OUT.
     """
-    from rich.console import Console
-
     from defuse.experiments.reproduce.request import Effort, Request
     from defuse.experiments.reproduce.run import check, run
     from defuse.experiments.reproduce.table import table
@@ -40,6 +38,7 @@ def reproduce(
     from defuse.report.format import screen_table
     from defuse.utils.distributed import join_processes
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     effort = Effort(gcg, gcg_steps, gcg_width)
     request = Request(model, out, reference or base, data, limit, device, dtype, seed, effort)

@@ -72,14 +72,13 @@ def sweep(
     import shlex
     import sys
 
-    from rich.console import Console
-
     from defuse.experiments.core.job import Request, run_experiment
     from defuse.experiments.core.runner import Runner
     from defuse.experiments.sweep.scenario import Options, make_scenario
     from defuse.recipes import find_recipe
     from defuse.utils.errors import UsageError
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     tokens = {"control_tokens": control, "control_corpus": control_corpus, "sentence": sentence}
     if perturb is None and (position or any(tokens.values())):

@@ -35,13 +35,12 @@ def theory(
 
     Compares the measurements on MODEL and its reference with the predictions of docs/theory.md.
     """
-    from rich.console import Console
-
     from defuse.evaluate.sources import Asking
     from defuse.experiments.theory.run import Request, check, run
     from defuse.questions import SENTENCE
     from defuse.report.format import screen_table
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     request = Request(
         model,

@@ -26,12 +26,11 @@ def tofu(
 
     Finished work is kept in the recipe's output; after an interruption the same command resumes.
     """
-    from rich.console import Console
-
     from defuse.experiments.core.job import Request
     from defuse.experiments.tofu.job import run_tofu
     from defuse.experiments.tofu.recipe import load_recipe
     from defuse.utils.progress import shown
+    from defuse.utils.screen import Console
 
     settings = load_recipe(recipe, overrides or ())
     request = Request(plan=plan, report=report, retry_failed=retry_failed)

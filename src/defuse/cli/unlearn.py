@@ -30,8 +30,6 @@ def unlearn(
     The same command resumes an interrupted run. Start it with `accelerate launch` to share the work
     between processes.
     """
-    from rich.console import Console
-
     from defuse.models.load import resolve_device
     from defuse.recipes import find_recipe
     from defuse.unlearning.recipe import load_recipe
@@ -40,30 +38,30 @@ def unlearn(
     from defuse.utils.distributed import join_processes
     from defuse.utils.errors import caution
     from defuse.utils.progress import shown
-    from defuse.utils.screen import printable
+    from defuse.utils.screen import Console
 
     settings = load_recipe(find_recipe(recipe), overrides or ())
     processes = join_processes(resolve_device(settings.device))
     console = Console(stderr=True, quiet=not processes.is_first)
     checked = check(settings)
     if finished(checked):
-        said = f"{settings.output}: this recipe's run is finished; nothing to do"
-        console.print(printable(said), highlight=False, markup=False)
+        console.print(f"{settings.output}: this recipe's run is finished; nothing to do")
         return
     if processes.is_first:
         for sentence in checked.cautions:
             caution(sentence)
     if plan:
         for line in checked.forecast.lines(resolve_device(settings.device)):
-            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
     with shown(quiet=not processes.is_first) as progress:
         record = run(checked, progress, processes)
     last = StepRecord(**record["steps"][-1])
-    said = f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s ({last.losses})"
-    console.print(printable(said), highlight=False, markup=False)
+    console.print(
+        f"{settings.output}: {settings.steps} steps in {record['seconds']:.0f} s ({last.losses})"
+    )
     for line in (*_check_up(settings, record), *_next(settings)):
-        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_up(recipe: "Recipe", record: Mapping[str, Any]) -> Iterator[str]:

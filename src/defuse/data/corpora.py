@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from defuse.data.readers import Row, read_lines, read_rows
+from defuse.data.readers import Row, as_text, read_lines, read_rows
 from defuse.data.text import Plain, QuestionAnswer
 from defuse.utils.errors import UsageError, require
 
@@ -62,18 +62,23 @@ def _text(row: Row, field: str | None) -> Plain | None:
         return _question_answer(where, value)
     wanted = field or "text"
     text = value.get(wanted) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and wanted in value and text is None:
+        return None  # an empty cell
+    text = as_text(text) if isinstance(value, Mapping) else text
     if not isinstance(text, str):
         raise UsageError(f"{where}: has no {wanted!r} with text in it; {_columns(value)}")
     return text if text.strip() else None
 
 
 def _question_answer(where: str, value: Mapping[str, Any]) -> QuestionAnswer:
-    parts = [value.get(name) for name in ("question", "answer")]
-    question, answer = (p.strip() if isinstance(p, str) else "" for p in parts)
-    if not (question and answer):
+    if not {"question", "answer"} <= value.keys():
         raise UsageError(
             f"{where}: has neither 'text' nor 'question' and 'answer'; {_columns(value)}"
         )
+    question, answer = ((as_text(value[name]) or "").strip() for name in ("question", "answer"))
+    for name, part in (("question", question), ("answer", answer)):
+        if not part:
+            raise UsageError(f"{where}: {name} is {value[name]!r}; give a text, or leave it out")
     return QuestionAnswer(question, answer)
 
 

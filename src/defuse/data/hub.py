@@ -1,11 +1,13 @@
 """Datasets of the Hugging Face hub, with one sentence for whatever prevents reading them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import GatedRepoError
 
 from defuse.utils.errors import UsageError
+from defuse.utils.text import reason_of
 
 
 def read_dataset(source: str, split: str, *, stream: bool) -> Iterator[Any]:
@@ -17,10 +19,25 @@ def read_dataset(source: str, split: str, *, stream: bool) -> Iterator[Any]:
     from datasets import load_dataset
 
     name, config, own_split = (*source.split(":", 2), "", "")[:3]
+    part = own_split or split
     try:
-        yield from load_dataset(name, config or None, split=own_split or split, streaming=stream)
+        options = _csv_options(name, config or None)
+        # A slice, such as train[:100], cannot be streamed.
+        streaming = stream and "[" not in part
+        yield from load_dataset(name, config or None, split=part, streaming=streaming, **options)
     except Exception as error:  # whatever a missing right, line or file makes of the libraries
         raise UsageError(refusal(source, error)) from error
+
+
+def _csv_options(name: str, config: str | None) -> dict[str, Any]:
+    """Options that read csv files of a dataset's folder as csv files are read: "NA" is a text."""
+    if not Path(name).is_dir():
+        return {}
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(name, config)
+    is_csv = any(kind.__name__ == "Csv" for kind in type(builder).__mro__)
+    return {"na_filter": False} if is_csv else {}
 
 
 def refusal(source: str, error: Exception) -> str:
@@ -28,10 +45,9 @@ def refusal(source: str, error: Exception) -> str:
     if _is_gated(error):
         page = f"https://huggingface.co/datasets/{source.partition(':')[0]}"
         return f"{source}: is gated; ask for access at {page}, then log in with `hf auth login`"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"{source}: is neither a file nor a dataset that could be loaded as id:config:split "
-        f"({reason}); correct the name, or check the connection"
+        f"({reason_of(error)}); correct the name, or check the connection"
     )
 
 

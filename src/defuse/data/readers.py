@@ -9,6 +9,7 @@ from typing import Any
 from defuse.data.hub import read_dataset
 from defuse.utils.errors import UsageError
 from defuse.utils.files import read_utf8
+from defuse.utils.text import check_text
 
 Row = tuple[str, Any]  # its place ("forget.jsonl, line 3") and its content
 PARQUET_ROWS = 256  # held at a time
@@ -37,6 +38,14 @@ def read_rows(source: str, split: str, *, stream: bool = False) -> Iterable[Row]
     return reader(path)
 
 
+def as_text(value: object) -> str | None:
+    """A cell as text: a number as it is written; None for what is neither."""
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else None
+
+
 def read_lines(source: str) -> Iterator[Row]:
     """Every line of a text file, unchanged, with its line break."""
     for number, line in _lines(Path(source)):
@@ -58,13 +67,45 @@ def _txt_rows(path: Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    """One JSON value per line; if the first line is not JSON, the lines are plain texts."""
+    """One JSON value per line; if the first line is not JSON, the lines are plain texts.
+
+    A file whose first line only begins a JSON value is read whole.
+    """
     plain: bool | None = None
     for number, line in _lines(path):
         if line.strip():
+            if plain is None and _is_pretty_printed(path, line):
+                yield from _whole_json_rows(path)
+                return
             where = f"{path}, line {number}"
             plain = _is_plain(line) if plain is None else plain
             yield where, _plain(where, line.strip()) if plain else _json(where, line)
+
+
+def _is_pretty_printed(path: Path, line: str) -> bool:
+    """Whether the file is one JSON value over several lines, of which `line` is the first."""
+    if not line.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        try:
+            json.loads(read_utf8(path))
+        except (ValueError, RecursionError):
+            return False
+        return True
+    return False
+
+
+def _whole_json_rows(path: Path) -> Iterator[Row]:
+    """The rows of one JSON value: a list, or an object around a list; else it is a row itself."""
+    value = _json(str(path), read_utf8(path))
+    if isinstance(value, dict):
+        lists = [each for each in value.values() if isinstance(each, list)]
+        rows = [each for each in lists if all(isinstance(row, dict) for row in each)]
+        value = rows[0] if len(rows) == 1 and len(lists) == 1 else [value]
+    for number, row in enumerate(value, start=1):
+        yield f"{path}, item {number}", row
 
 
 def _is_plain(line: str) -> bool:
@@ -89,16 +130,20 @@ def _plain(where: str, line: str) -> str:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     first = next((line for _, line in _lines(path) if line.strip()), "")
-    if not first.lstrip().startswith("["):
+    if first.lstrip().startswith("["):
+        yield from _whole_json_rows(path)
+    else:
         yield from _jsonl_rows(path)
-        return
-    for number, value in enumerate(_json(str(path), read_utf8(path)), start=1):
-        yield f"{path}, item {number}", value
 
 
 def _json(where: str, text: str) -> Any:  # noqa: ANN401 (anything json can hold)
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:  # only an escape can be half a character
+            check_text(value, where)
+        return value
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: is not valid JSON ({error}); correct or remove it") from error
 

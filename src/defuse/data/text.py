@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from defuse.data.token_ids import front_tokens, tokenise
 from defuse.utils.errors import UsageError
+from defuse.utils.text import check_text
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def check_texts(texts: object, field: str) -> None:
     for place, text in enumerate(texts):
         if not isinstance(text, Text):
             raise UsageError(f"{field}: item {place} is a {type(text).__name__}; {remedy}")
+        check_text(str(text), f"{field}, item {place}")
 
 
 def encode(

@@ -51,6 +51,11 @@ def load_part(source: str, subject: str | None, dev: str | None, asking: Asking)
     """The questions of a file or hub dataset, with the examples of `dev`."""
     questions = load_questions(source, subject=subject, limit=asking.limit)
     examples = few_shot_examples(dev, asking.few_shot, subject)
+    if asked_twice := {q.stem for q in questions} & {q.stem for q in examples}:
+        raise UsageError(
+            f"dev: {min(asked_twice)[:60]!r} is an example and also asked, behind its own answer; "
+            "take examples that are not in the questions"
+        )
     return Part(questions, Settings(asking.score or "letters", subject, examples, asking.seed))
 
 

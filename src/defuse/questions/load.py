@@ -8,7 +8,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from defuse.data.readers import Row, read_rows
+from defuse.data.readers import Row, as_text, read_rows
 from defuse.questions.prompts import letters
 from defuse.questions.question import FEWEST, MOST, Question
 from defuse.utils.errors import UsageError
@@ -157,9 +157,9 @@ def _question(row: Row, default_id: str) -> Question:
 
 def _choices(where: str, value: Mapping[str, Any]) -> tuple[str, ...]:
     texts = value["choices"] if "choices" in value else _in_columns(value)
-    is_list = isinstance(texts, list | tuple)
-    if not is_list or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{where}: choices are {texts!r}; give a list of texts")
+    texts = [as_text(each) for each in texts] if isinstance(texts, list | tuple) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{where}: choices are {value.get('choices')!r}; give a list of texts")
     if not FEWEST <= len(texts) <= MOST:
         raise UsageError(f"{where}: has {len(texts)} choices; give {FEWEST} to {MOST} texts")
     return tuple(texts)
@@ -172,6 +172,8 @@ def _in_columns(value: Mapping[str, Any]) -> list[Any]:
 
 
 def _answer(where: str, value: object, count: int) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column with an empty cell has floats
     text = str(value).strip().upper()
     for names in (letters(count), tuple(map(str, range(count)))):
         if text in names:

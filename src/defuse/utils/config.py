@@ -7,7 +7,6 @@ where)` and `to_fields()`.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -16,13 +15,14 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pydantic
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from defuse.utils.errors import UsageError
+from defuse.utils.yaml_file import load_yaml
 
-Count = Annotated[int, pydantic.Field(gt=0)]
-Natural = Annotated[int, pydantic.Field(ge=0)]
+MOST = 10**9  # no count of anything here is larger
+Count = Annotated[int, pydantic.Field(gt=0, le=MOST)]
+Natural = Annotated[int, pydantic.Field(ge=0, le=MOST)]
 Length = Annotated[int, pydantic.Field(gt=1)]  # in tokens: one to read and one to predict
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -210,7 +210,7 @@ def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises UsageError for what is no mapping, and for an override whose place does not exist.
     """
     try:
-        given = _yaml(path.read_text(encoding="utf-8"), str(path))
+        given = load_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error
     if not isinstance(given, dict):
@@ -228,14 +228,6 @@ def set_fields(given: dict[str, Any], overrides: Sequence[str]) -> None:
         _override(given, override)
 
 
-def _yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can hold)
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise UsageError(f"{where}: is not valid YAML ({reason}); correct it") from error
-
-
 def _override(given: dict[str, Any], text: str) -> None:
     path, equals, value = text.partition("=")
     *parents, last = path.split(".")
@@ -247,7 +239,7 @@ def _override(given: dict[str, Any], text: str) -> None:
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
         node = node[key]
-    node[_key(node, last, path)] = _yaml(value, path)
+    node[_key(node, last, path)] = load_yaml(value, path)
 
 
 def _key(node: object, part: str, path: str) -> str | int:

@@ -71,7 +71,8 @@ def held(lock: Path, field: str, what: str) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that no reader, and no kill, ever sees half of it."""
     with new_file(path) as file:
-        file.write(text.encode())
+        # A name of a file may hold bytes that are no text; in JSON the escape means the same.
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything json can hold)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Protocol, TextIO
 
-from defuse.utils.screen import printable
+from defuse.utils.text import printable
 
 EVERY_SECONDS = 30.0
 
@@ -116,11 +116,11 @@ class _Bar:
         self._bars, self._task = bars, None
 
     def start(self, name: str, total: int) -> None:
-        self._task = self._bars.add_task(printable(name), total=total, note="")
+        self._task = self._bars.add_task(name, total=total, note="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
         if self._task is not None:
-            self._bars.update(self._task, advance=count, note=printable(note))
+            self._bars.update(self._task, advance=count, note=note)
 
 
 @contextmanager
@@ -141,7 +141,6 @@ def shown(*, quiet: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -153,6 +152,8 @@ def _bars() -> Iterator[Progress]:
     )
     from rich.progress import Progress as Bars
     from rich.text import Text
+
+    from defuse.utils.screen import Console
 
     class Name(ProgressColumn):
         """The stage's name as it is: names of runs may hold brackets."""

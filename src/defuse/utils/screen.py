@@ -1,11 +1,20 @@
-"""Text for the screen, without what would steer a terminal."""
+"""The terminal: text from data is shown as it is, and never controls it."""
 
-import re
+from collections.abc import Iterable
+from typing import Any
 
-# Control characters of the two ranges of Unicode, and marks that turn the direction of writing.
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+import rich.console
+from rich.segment import Segment
+
+from defuse.utils.text import printable
 
 
-def printable(text: str) -> str:
-    """`text` with its control characters written out, as `\\x1b`; tabs and line breaks stay."""
-    return STEERING.sub(lambda found: ascii(found.group())[1:-1], text)
+class Console(rich.console.Console):
+    """rich's console, for which no text is markup, and whose text has no control characters."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 (as rich's own)
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        shown = [s if s.control else Segment(printable(s.text), s.style) for s in buffer]
+        return super()._render_buffer(shown)
