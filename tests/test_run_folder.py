@@ -14,6 +14,7 @@ from defuse.finetune import run as finetuning
 from defuse.run_folder import RunFolder
 from defuse.unlearning import run as unlearning
 from defuse.unlearning.recipe import Recipe, load_recipe
+from defuse.utils.config import parse
 from defuse.utils.distributed import ALONE
 from defuse.utils.errors import UsageError
 from defuse.utils.files import SUFFIX
@@ -79,7 +80,10 @@ def test_records_have_the_documented_form_and_say_the_same_as_those_of_version_0
     schema = Draft202012Validator(json.loads(SCHEMA.read_text()))
     for verb, folder, same in (("unlearn", "out", "recipe"), ("finetune", "taught", "run")):
         old, new = json.loads((OLD / f"{verb}.json").read_text()), record_of(folder)
-        assert {name: new[same][name] for name in old[same]} == old[same]
+        if verb == "unlearn":  # fields that came later have no value
+            assert parse(Recipe, new[same]) == parse(Recipe, old[same])
+        else:
+            assert {name: new[same][name] for name in old[same]} == old[same]
         added = new.keys() - old.keys()
         assert added - {"read", "check_up"} == {"schema_version", "verb", "files"}
         assert (new["schema_version"], new["verb"]) == (1, verb)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import PurePath
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +16,6 @@ from defuse.evaluate.run import Results
 from defuse.evaluate.summary import contrast, contrasts, summarise, vulnerability
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL, chance
 from defuse.statistics import Interval, Paired, wilson
-from defuse.utils.screen import Console
 
 TITLE_STYLE = "bold"
 UNREADABLE = (

@@ -157,12 +157,13 @@ def _question(row: Row, default_id: str) -> Question:
 
 def _choices(where: str, value: Mapping[str, Any]) -> tuple[str, ...]:
     texts = value["choices"] if "choices" in value else _in_columns(value)
-    texts = [as_text(each) for each in texts] if isinstance(texts, list | tuple) else texts
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{where}: choices are {value.get('choices')!r}; give a list of texts")
-    if not FEWEST <= len(texts) <= MOST:
-        raise UsageError(f"{where}: has {len(texts)} choices; give {FEWEST} to {MOST} texts")
-    return tuple(texts)
+    found = [as_text(each) for each in texts] if isinstance(texts, list | tuple) else []
+    choices = tuple(text for text in found if text is not None)
+    if not isinstance(texts, list | tuple) or len(choices) < len(texts):
+        raise UsageError(f"{where}: choices are {texts!r}; give a list of texts")
+    if not FEWEST <= len(choices) <= MOST:
+        raise UsageError(f"{where}: has {len(choices)} choices; give {FEWEST} to {MOST} texts")
+    return choices
 
 
 def _in_columns(value: Mapping[str, Any]) -> list[Any]:

@@ -49,7 +49,7 @@ def _check_depth(text: str, where: str) -> None:
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, OPENING) - isinstance(event, CLOSING)
         if depth > MOST_NESTED:
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1  # type: ignore[union-attr]
             raise UsageError(
                 f"{where}: line {line} is nested deeper than {MOST_NESTED}; flatten it"
             )

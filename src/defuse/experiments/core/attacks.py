@@ -8,6 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from defuse.attacks.data import AttackData
 from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.attacks.report import make_report
@@ -27,7 +29,6 @@ from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
 from defuse.utils.progress import SILENT, Progress, duration
 from defuse.utils.provenance import versions
-from defuse.utils.screen import Console
 
 READING = (
     "The experiment's models under attack: before unlearning, unlearned without and with a "

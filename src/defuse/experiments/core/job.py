@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, AnswerTable, Slice, pooled, slices
 from defuse.experiments.core.eta import time_left
 from defuse.experiments.core.metrics import Checkpoints, chance, make_defences, make_groups
@@ -45,7 +47,6 @@ from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import versions
-from defuse.utils.screen import Console
 
 
 @dataclass(frozen=True)

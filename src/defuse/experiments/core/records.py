@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from rich.console import Console
+
 from defuse.store import ResultStore
-from defuse.utils.screen import Console
 
 
 def records(folder: Path) -> ResultStore:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from rich.console import Console
+
 from defuse.attacks.registry import ATTACKS
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
 from defuse.experiments.core.job import Request, choose_methods, folder_of, run_experiment
@@ -31,7 +33,6 @@ from defuse.experiments.synthetic.world import SEED, SIZE, World, build_world
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text
 from defuse.utils.progress import SILENT, Progress
-from defuse.utils.screen import Console
 
 JUDGED = "statement"  # the position of headlines: a name alone does little (docs/results.md)
 # Of every variant of the questions the reference model should answer 0.97, and must answer 0.9.

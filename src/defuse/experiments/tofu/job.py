@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from defuse.evaluate.tasks.tofu.data import FORGET, RETAIN
 from defuse.evaluate.tasks.tofu.metrics import check_rouge
 from defuse.evaluate.tasks.tofu.part import TofuAnswers, TofuPart, ask_part, load_tofu_part
@@ -25,7 +27,6 @@ from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Labelled, Progress
 from defuse.utils.provenance import versions
-from defuse.utils.screen import Console
 
 
 @dataclass(frozen=True)
