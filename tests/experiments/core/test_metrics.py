@@ -22,7 +22,14 @@ from defuse.experiments.core.answers import (
     to_json,
     to_old_json,
 )
-from defuse.experiments.core.metrics import kl_to, make_defences, make_group, make_groups, match
+from defuse.experiments.core.metrics import (
+    Answers,
+    kl_to,
+    make_defences,
+    make_group,
+    make_groups,
+    match,
+)
 from defuse.experiments.core.scenario import Layout
 from defuse.experiments.core.tables import (
     curve_table,
@@ -109,7 +116,7 @@ def test_defences_are_compared_at_matched_forgetting():
     assert matched.steps == ((1, 20, 40),)
     assert matched.accuracy.value == pytest.approx(0.3)
     assert matched.logprob.value == pytest.approx(0.6)
-    (defence,) = make_defences({**plain, **defended}, REFERENCE)
+    (defence,) = make_defences(Answers({**plain, **defended}, REFERENCE))
     assert (defence.label, defence.against) == (run("rna").group, run().group)
     assert defence.recovered["before"].value == pytest.approx(0.3)
     assert defence.matched["before"] == matched
@@ -163,7 +170,7 @@ def test_tables_have_a_row_for_each_group_and_all_formats_say_the_same():
         for defence in ("none", "rna")
         for seed in (1, 2)
     }
-    groups = make_groups(finished, REFERENCE, REFERENCE)
+    groups = make_groups(Answers(finished, REFERENCE, REFERENCE))
     assert [group.label for group in groups] == [
         "reference", "retrained", "rmu + hidden_mse", "rmu + hidden_mse, rna",
     ]  # fmt: skip
@@ -174,7 +181,7 @@ def test_tables_have_a_row_for_each_group_and_all_formats_say_the_same():
     assert r"rmu + hidden\_mse & 2 & 10 / 10 & 0.30" in as_latex(table)
     for each in tables(groups, LAYOUT):
         assert all(len(row) == len(each.head) for row in each.rows)
-    said = list(defence_sentences(make_defences(finished, REFERENCE)))
+    said = list(defence_sentences(make_defences(Answers(finished, REFERENCE))))
     assert any("2 pairs of checkpoints" in sentence for sentence in said)
 
 
@@ -183,7 +190,7 @@ def test_curves_are_means_over_the_steps_that_all_seeds_were_asked_at():
         run(seed=1): {2: answers(forget=6), 4: HURT},
         run(seed=2): {4: answers(forget=5, retain=8, before_forget=4, before_control=9)},
     }
-    table = curve_table(finished, REFERENCE, LAYOUT)
+    table = curve_table(Answers(finished, REFERENCE), LAYOUT)
     # HURT has 3, 8, 7 and 2 of 10 right; step 2 was asked of one seed only.
     assert table.rows == [["rmu + hidden_mse", "2", "4", "0.40", "0.80", "0.80", "0.30"]]
     assert table.head[3] == "forget set (n = 10)"
@@ -191,7 +198,8 @@ def test_curves_are_means_over_the_steps_that_all_seeds_were_asked_at():
 
 def test_forget_tokens_that_mixing_used_and_those_it_did_not_are_told_apart():
     held_out = frozenset(("places", f"{i}") for i in range(4))
-    table = held_out_table({run("mixing"): {20: HURT}}, REFERENCE, held_out, BEFORE)
+    known = Answers({run("mixing"): {20: HURT}}, REFERENCE)
+    table = held_out_table(known, held_out, BEFORE)
     _, row = table.rows
     assert (row[2], row[4]) == ("6", "4")
     assert row[3].startswith("0.00 ")  # the two right ones are held out

@@ -8,6 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from defuse.experiments.core.answers import Answer, Cell, from_json, to_json
+from defuse.experiments.core.metrics import Answers
 from defuse.experiments.core.results import rows
 from defuse.store import SCHEMA_VERSION, ResultStore
 from tests.helpers.answered import HURT, REFERENCE, answers, run
@@ -28,7 +29,7 @@ def written(folder: Path, result: object, **about: object) -> dict[str, Any]:
 
 def results(**changes: object) -> dict[str, Any]:
     """A results.json with the rows of a reference, a retrained and an unlearned model."""
-    found = rows({run(): {20: HURT, 40: HURT}}, REFERENCE, answers(forget=3))
+    found = rows(Answers({run(): {20: HURT, 40: HURT}}, REFERENCE, answers(forget=3)))
     head = {"schema_version": SCHEMA_VERSION, "experiment": "planets", "failed": {}}
     summary = {"groups": [], "defences": []}
     return {**head, "rows": list(found), "summary": summary, "settings": SETTINGS, **changes}

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from defuse.evaluate import Interval, wilson
 from defuse.experiments.core.answers import FORGET, RETAIN
-from defuse.experiments.core.metrics import Group
+from defuse.experiments.core.metrics import Answers, Group
 from defuse.experiments.core.records import records
 from defuse.experiments.core.scenario import Layout
 from defuse.experiments.sweep.figure import draw, pareto_front
@@ -70,7 +70,7 @@ def test_the_front_is_what_nothing_dominates(places: list[tuple[int, int]]) -> N
 
 def test_the_plot_shows_the_reference_the_front_and_the_rest() -> None:
     groups = [group(0.9, 0.95), group(0.3, 0.9), group(0.4, 0.8)]
-    (axes,) = draw(groups, {}, REFERENCE, LAYOUT).axes
+    (axes,) = draw(groups, Answers({}, REFERENCE), LAYOUT).axes
     legend = axes.get_legend()
     assert legend is not None
     names = [text.get_text() for text in legend.get_texts()]

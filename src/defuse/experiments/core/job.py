@@ -1,19 +1,19 @@
 """The whole of an experiment: plan, run what is missing, and report what is finished."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, AnswerTable, Slice, pooled, slices
+from defuse.experiments.core.answers import FORGET, AnswerTable, pooled, slices
 from defuse.experiments.core.eta import time_left
-from defuse.experiments.core.metrics import Checkpoints, chance, make_defences, make_groups
+from defuse.experiments.core.metrics import Answers, Checkpoints, chance, make_defences, make_groups
 from defuse.experiments.core.page import make_page
 from defuse.experiments.core.plots import draw
 from defuse.experiments.core.records import failures, print_failures, records
-from defuse.experiments.core.results import figures, rows
+from defuse.experiments.core.results import document, figures
 from defuse.experiments.core.run import (
     REFERENCE,
     RETRAINED,
@@ -27,22 +27,18 @@ from defuse.experiments.core.runner import Runner, run_all
 from defuse.experiments.core.scenario import Run, Scenario, recipe_essence
 from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
-    curve_table,
     defence_sentences,
-    held_out,
-    held_out_table,
     main_table,
-    short_sentences,
+    more_tables,
     short_table,
     slice_name,
     tables,
     unreadable_sentences,
 )
 from defuse.methods import METHODS
-from defuse.report import TableData, render
+from defuse.report import render
 from defuse.report.format import as_csv, as_latex, captioned, screen_table
 from defuse.report.plots import save
-from defuse.store import SCHEMA_VERSION
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Progress
@@ -62,15 +58,6 @@ class Request:
     report: bool = False
     retry_failed: bool = False
     runner: Runner = field(default_factory=Runner)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The answers of all models: finished runs by step, the reference and the retrained model."""
-
-    finished: Mapping[Run, Checkpoints]
-    reference: AnswerTable
-    retrained: AnswerTable | None
 
 
 def choose_methods(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
@@ -113,7 +100,7 @@ def run_experiment(
     if request.tune:
         report_tuning(scenario, answers, console)
     else:
-        report(context, answers, console)
+        report(scenario, answers, console)
     return len(failed)
 
 
@@ -210,100 +197,56 @@ def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = 
 
 def report_tuning(scenario: Scenario, answers: Answers, console: Console) -> None:
     """Print what the tuning runs advise, and write it with a table of all settings."""
-    finished, layout = answers.finished, scenario.layout
-    found = "\n".join(advice(finished, answers.reference, layout.judged))
-    table = captioned(settings_table(finished, answers.reference, layout.slices))
+    found = "\n".join(advice(answers, scenario.layout.judged))
+    table = captioned(settings_table(answers, scenario.layout.slices))
     write_text(scenario.folder / "tuning.md", f"{found}\n\n{table}")
     console.print(found, highlight=False, markup=False, soft_wrap=True)
 
 
-def report(context: ExperimentContext, answers: Answers, console: Console) -> None:
+def report(scenario: Scenario, answers: Answers, console: Console) -> None:
     """Write results.json, tables, figure and page; print the main table."""
-    scenario, layout = context.scenario, context.scenario.layout
-    groups = make_groups(answers.finished, answers.reference, answers.retrained)
-    defences = make_defences(answers.finished, answers.reference, layout.matched_at)
-    figure = (layout.draw or draw)(groups, answers.finished, answers.reference, layout)
-    shown = [*tables(groups, layout), *more_tables(scenario, answers)]
-    record = _record(scenario, answers.finished)
-    page = make_page(scenario, groups, defences, answers.finished, shown, figure, record)
-    folder, stem = scenario.folder / layout.subfolder, layout.stem
-    write_text(folder / "report.html", render(page))
-    failed = _by_label(scenario, _failures(scenario))
+    layout, failed = scenario.layout, _failures(scenario)
+    groups, defences = make_groups(answers), make_defences(answers, layout.matched_at)
+    figure = (layout.draw or draw)(groups, answers, layout)
+    shown, table = (
+        [*tables(groups, layout), *more_tables(scenario, answers)],
+        main_table(groups, layout),
+    )
+    record = _record(scenario, answers)
     unreadable = list(unreadable_sentences(groups))
-    failures = (f"failed: {run}: {why}" for run, why in failed.items())
-    said = [*unreadable, *defence_sentences(defences), *failures]
-    lines = "".join(f"\n- {each}" for each in said)
-    write_text(folder / f"{stem}.md", "\n".join(map(captioned, shown)) + f"{lines}\n")
-    table = main_table(groups, layout)
-    write_text(folder / f"{stem}.csv", as_csv(table))
-    write_text(folder / f"{stem}.tex", as_latex(table))
-    drawn = save(figure, folder / stem)
-    write_json(folder / "results.json", _document(scenario, answers, groups, defences, record))
-    console.print(screen_table(short_table(groups, layout)))
-    for sentence in (*unreadable, *short_sentences(defences, layout.judged)):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    names = ["report.html", "results.json", *(f"{stem}.{kind}" for kind in ("md", "csv", "tex"))]
-    names += [path.name for path in drawn]
+    why = (f"failed: {run}: {said}" for run, said in _by_label(scenario, failed).items())
+    said = (f"\n- {each}" for each in (*unreadable, *defence_sentences(defences), *why))
+    folder, stem = scenario.folder / layout.subfolder, layout.stem
+    texts = {
+        "report.html": render(
+            make_page(scenario, groups, defences, answers, shown, figure, record)
+        ),
+        f"{stem}.md": "\n".join(map(captioned, shown)) + "".join(said) + "\n",
+        f"{stem}.csv": as_csv(table),
+        f"{stem}.tex": as_latex(table),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_json(folder / "results.json", document(answers, groups, defences, failed, record))
+    names = [*texts, "results.json", *(path.name for path in save(figure, folder / stem))]
     if scenario.listing is not None:
         names.append(scenario.listing(scenario.folder).name)
+    console.print(screen_table(short_table(groups, layout)))
+    for sentence in (*unreadable, *defence_sentences(defences, layout.judged)):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Written in {folder}: {', '.join(names)}", highlight=False, soft_wrap=True)
 
 
-def more_tables(scenario: Scenario, answers: Answers) -> list[TableData]:
-    """The accuracies by step, and those after forget-tokens that mixing did not use."""
-    found = [curve_table(answers.finished, answers.reference, scenario.layout)]
-    mixes = any("mixing" in run.defence for run in answers.finished)
-    if mixes and (names := held_out(scenario)):
-        part = Slice("retain", FORGET_TOKEN, scenario.layout.judged)
-        found.append(held_out_table(answers.finished, answers.reference, names, part))
-    return [table for table in found if table.rows]
-
-
-def _record(scenario: Scenario, finished: Mapping[Run, Checkpoints]) -> dict[str, Any]:
+def _record(scenario: Scenario, answers: Answers) -> dict[str, Any]:
     """What is needed to make the experiment again."""
-    recipes = {run.group: recipe_essence(run.recipe) for run in finished}
     return {
         "experiment": scenario.name,
         "command": scenario.command,
         "model": scenario.model.name,
         **scenario.about,
-        "recipes": recipes,
+        "recipes": {run.group: recipe_essence(run.recipe) for run in answers.finished},
         "versions": versions(),
     }
-
-
-def _document(
-    scenario: Scenario,
-    answers: Answers,
-    groups: Sequence[Any],
-    defences: Sequence[Any],
-    record: Mapping[str, Any],
-) -> dict[str, Any]:
-    found = rows(answers.finished, answers.reference, answers.retrained)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "experiment": scenario.name,
-        "rows": list(found),
-        "summary": {
-            "groups": [_plain(group) for group in groups],
-            "defences": [_plain(defence) for defence in defences],
-        },
-        "failed": _failures(scenario),
-        "settings": record,
-    }
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (dataclasses of intervals, by slices)
-    """A summary as JSON values; slices become "retain/forget_token/before"."""
-    if is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {_key(name): _plain(each) for name, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _key(name: Any) -> str:  # noqa: ANN401
-    return "/".join(filter(None, name)) if isinstance(name, tuple) else name
 
 
 def folder_of(output: Path, *, tune: bool) -> Path:

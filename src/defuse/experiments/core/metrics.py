@@ -5,8 +5,8 @@ runs and questions.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
 
@@ -18,6 +18,7 @@ from defuse.experiments.core.answers import (
     CONTROL_TOKEN,
     FORGET,
     FORGET_TOKEN,
+    ORIGINAL,
     RETAIN,
     Answer,
     AnswerTable,
@@ -38,6 +39,32 @@ FORGOTTEN = 0.5
 
 Checkpoints = Mapping[int, AnswerTable]  # by step
 Finished = Mapping[Run, Checkpoints]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of all models: finished runs by step, the reference and the retrained model."""
+
+    finished: Finished
+    reference: AnswerTable
+    retrained: AnswerTable | None = None
+
+    def where(self, keep: Callable[[Run], bool]) -> "Answers":
+        """The same of some runs."""
+        some = {run: steps for run, steps in self.finished.items() if keep(run)}
+        return replace(self, finished=some)
+
+    def groups(self) -> Mapping[str, Finished]:
+        """The finished runs of each group."""
+        groups: dict[str, dict[Run, Checkpoints]] = {}
+        for run, steps in self.finished.items():
+            groups.setdefault(run.group, {})[run] = steps
+        return groups
+
+
+def last_answers(runs: Finished) -> dict[Run, AnswerTable]:
+    """Each run's answers after its last step."""
+    return {run: steps[max(steps)] for run, steps in runs.items()}
 
 
 @dataclass(frozen=True)
@@ -72,9 +99,14 @@ class Panel:
 
 def panel(part: Slice, tables: Sequence[AnswerTable]) -> Panel:
     """The answers to the questions of a slice that all `tables` have, in the first one's order."""
-    known = [pooled(table, part) for table in tables]
-    ids = [name for name in known[0] if all(name in each for each in known)]
-    return Panel(ids, [[each[name] for name in ids] for each in known])
+    return panels((part,), tables)[0]
+
+
+def panels(parts: Sequence[Slice], tables: Sequence[AnswerTable]) -> list[Panel]:
+    """A panel for each slice, of the questions that all `tables` have in all of the slices."""
+    known = [[pooled(table, part) for table in tables] for part in parts]
+    ids = [name for name in known[0][0] if all(name in each for own in known for each in own)]
+    return [Panel(ids, [[each[name] for name in ids] for each in own]) for own in known]
 
 
 @dataclass(frozen=True)
@@ -89,10 +121,10 @@ class Means:
     of: Mapping[tuple[Run, int], Mapping[Slice, float]]
 
 
-def make_means(finished: Finished, reference: AnswerTable, parts: Iterable[Slice]) -> Means:
+def make_means(answers: Answers, parts: Iterable[Slice]) -> Means:
     """The accuracies of every checkpoint; a slice that no question is left of is left out."""
-    places = [(run, step) for run, steps in finished.items() for step in steps]
-    tables = [reference, *(finished[run][step] for run, step in places)]
+    places = [(run, step) for run, steps in answers.finished.items() for step in steps]
+    tables = [answers.reference, *(answers.finished[run][step] for run, step in places)]
     found = {part: each for part in parts if (each := panel(part, tables)).n}
     shares = {part: each.correct.mean(dim=1).tolist() for part, each in found.items()}
     first, *rest = ({part: own[row] for part, own in shares.items()} for row in range(len(tables)))
@@ -154,24 +186,14 @@ class Defence:
     matched: Mapping[str, Matched | None]
 
 
-def make_groups(
-    finished: Finished, reference: AnswerTable, retrained: AnswerTable | None = None
-) -> list[Group]:
+def make_groups(answers: Answers) -> list[Group]:
     """The reference model, the retrained model, and every group of runs."""
-    groups = [make_group("reference", "", [reference], reference, retrained)]
-    if retrained is not None:
-        groups.append(make_group("retrained", "", [retrained], reference, retrained))
-    for label, runs in by_group(finished).items():
-        last = [steps[max(steps)] for steps in runs.values()]
+    reference, retrained = answers.reference, answers.retrained
+    others = {"reference": reference} | ({} if retrained is None else {"retrained": retrained})
+    groups = [make_group(name, "", [each], reference, retrained) for name, each in others.items()]
+    for label, runs in answers.groups().items():
+        last = list(last_answers(runs).values())
         groups.append(make_group(label, next(iter(runs)).defence, last, reference, retrained))
-    return groups
-
-
-def by_group(finished: Finished) -> dict[str, dict[Run, Checkpoints]]:
-    """The finished runs of each group."""
-    groups: dict[str, dict[Run, Checkpoints]] = {}
-    for run, steps in finished.items():
-        groups.setdefault(run.group, {})[run] = steps
     return groups
 
 
@@ -183,24 +205,20 @@ def make_group(
     retrained: AnswerTable | None = None,
 ) -> Group:
     """Summarise runs' last answers."""
-    every = {part: panel(part, [reference, *runs]) for part in slices(reference)}
-    panels = {part: each for part, each in every.items() if each.n}
+    tables = [reference, *runs]
+    found = {part: each for part in slices(reference) if (each := panel(part, tables)).n}
     unlearned = any(run is not reference for run in runs)
-    tried = [
-        position
-        for position in positions(reference)
-        if unlearned and Slice("retain", FORGET_TOKEN, position) in panels
-    ]
+    tried = positions(reference) if unlearned else []
     return Group(
         label,
         defence,
         len(runs),
-        {part: each.n for part, each in panels.items()},
-        {part: accuracy(each.correct[1:]) for part, each in panels.items()},
-        {part: _mean(each.logprob[1:]) for part, each in panels.items()},
-        _added(panels, {p: _slices(p, CONTROL_TOKEN, FORGET_TOKEN) for p in tried}),
+        {part: each.n for part, each in found.items()},
+        {part: accuracy(each.correct[1:]) for part, each in found.items()},
+        {part: _mean(each.logprob[1:]) for part, each in found.items()},
+        _harms(CONTROL_TOKEN, FORGET_TOKEN, tried, tables),
         {} if retrained is None else {p: kl_to(retrained, p, runs) for p in (FORGET, RETAIN)},
-        _added(panels, {p: (RETAIN, *_slices(p, CONTROL_TOKEN)) for p in tried}),
+        _harms(ORIGINAL, CONTROL_TOKEN, tried, tables),
     )
 
 
@@ -211,35 +229,24 @@ def accuracy(correct: Tensor) -> Interval:
     return _mean(correct)
 
 
-def _slices(position: str, *variants: str) -> tuple[Slice, ...]:
-    return tuple(Slice("retain", variant, position) for variant in variants)
-
-
-def _added(
-    panels: Mapping[Slice, Panel], pairs: Mapping[str, tuple[Slice, ...]]
+def _harms(
+    first: str, second: str, places: Iterable[str], tables: Sequence[AnswerTable]
 ) -> dict[str, tuple[Interval, Interval]]:
-    """(unlearned − reference) of (first − second slice) of each pair, in accuracy and in nats.
+    """(unlearned − reference) of (first − second variant) by position, in accuracy and in nats.
 
-    On the questions that are in both slices; a pair without one is left out.
+    On the retain questions that all models answered in both variants; `tables` has the reference
+    model first.
     """
     found = {}
-    for name, pair in pairs.items():
-        if not all(part in panels for part in pair):
-            continue
-        one, other = (panels[part] for part in pair)
-        places = {question: place for place, question in enumerate(one.ids)}
-        shared = [place for place, question in enumerate(other.ids) if question in places]
-        rows = ([places[other.ids[place]] for place in shared], shared)
-        if shared:
-            found[name] = (
-                _added_difference(one.correct[:, rows[0]], other.correct[:, rows[1]]),
-                _added_difference(one.logprob[:, rows[0]], other.logprob[:, rows[1]]),
-            )
+    for place in places:
+        parts = [RETAIN if v == ORIGINAL else Slice("retain", v, place) for v in (first, second)]
+        one, other = panels(parts, tables)
+        if one.n:
+            found[place] = _added(one.correct, other.correct), _added(one.logprob, other.logprob)
     return found
 
 
-def _added_difference(first: Tensor, second: Tensor) -> Interval:
-    """The reference model is the first row."""
+def _added(first: Tensor, second: Tensor) -> Interval:
     reference = first[:1], second[:1]
     return statistics.added_difference(first[1:], second[1:], *reference, seed=BOOTSTRAP_SEED)
 
@@ -255,15 +262,13 @@ def kl_to(target: AnswerTable, part: Slice, runs: Sequence[AnswerTable]) -> Inte
     return _mean(torch.tensor([list(map(divergence, row, first)) for row in rest]))
 
 
-def make_defences(
-    finished: Finished, reference: AnswerTable, matched_at: Sequence[str] | None = None
-) -> list[Defence]:
+def make_defences(answers: Answers, matched_at: Sequence[str] | None = None) -> list[Defence]:
     """Every group with a defence against the same method without one.
 
     `matched_at`: the positions to compare at matched forgetting; None is those that every
     checkpoint has answers for.
     """
-    groups = by_group(finished)
+    groups, reference = answers.groups(), answers.reference
     wanted = positions(reference) if matched_at is None else matched_at
     found = []
     for label, ours in groups.items():
@@ -278,7 +283,7 @@ def make_defences(
 def _recovered(plain: Finished, defended: Finished, reference: AnswerTable) -> dict[str, Interval]:
     """The difference after a forget-token at the last step, over seeds, by position."""
     ours, theirs = (
-        {run.seed: steps[max(steps)] for run, steps in runs.items()} for runs in (defended, plain)
+        {run.seed: table for run, table in last_answers(runs).items()} for runs in (defended, plain)
     )
     seeds = sorted(ours.keys() & theirs.keys())
     tables = [reference, *(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds)]
@@ -301,31 +306,31 @@ def match(
     on the forget set is taken, since at chance accuracies no longer differ. Checkpoints that have
     not forgotten are left out. None if no pair is found.
     """
-    every = [(run, step) for runs in (plain, defended) for run in runs for step in runs[run]]
-    tables = [reference, *({**plain, **defended}[run][step] for run, step in every)]
-    parts = (FORGET, RETAIN, Slice("retain", FORGET_TOKEN, position))
-    forget, retain, after = (panel(part, tables) for part in parts)
+    places = [(run, step) for runs in (plain, defended) for run in runs for step in runs[run]]
+    tables = [reference, *({**plain, **defended}[run][step] for run, step in places)]
+    retain, after = panels((RETAIN, Slice("retain", FORGET_TOKEN, position)), tables)
     if not after.n:
         return None
+    forget = panel(FORGET, tables)
     left, kept = (each.correct.mean(dim=1).tolist() for each in (forget, retain))
     depth, guess = forget.logprob.mean(dim=1).tolist(), chance(reference, FORGET)
+    rows = dict(enumerate(places, start=1))
     pairs: list[tuple[int, int]] = []
-    for ours, (run, _) in enumerate(every, start=1):
+    for ours in (row for row, (run, _) in rows.items() if run in defended):
         alike = [
-            theirs
-            for theirs, (other, _) in enumerate(every, start=1)
-            if other in plain
-            and other.seed == run.seed
-            and abs(left[theirs] - left[ours]) <= TOLERANCE
-            and abs(kept[theirs] - kept[ours]) <= TOLERANCE
+            row
+            for row, (run, _) in rows.items()
+            if run in plain
+            and run.seed == rows[ours][0].seed
+            and abs(left[row] - left[ours]) <= TOLERANCE
+            and abs(kept[row] - kept[ours]) <= TOLERANCE
         ]
-        has_forgotten = left[ours] - guess <= (1 - FORGOTTEN) * (left[0] - guess)
-        if run in defended and has_forgotten and alike:
+        if alike and left[ours] - guess <= (1 - FORGOTTEN) * (left[0] - guess):
             pairs.append((min(alike, key=lambda row: abs(depth[row] - depth[ours])), ours))
     if not pairs:
         return None
-    without, with_defence = (list(rows) for rows in zip(*pairs, strict=True))
-    steps = ((every[a - 1][0].seed, every[a - 1][1], every[b - 1][1]) for a, b in pairs)
+    without, with_defence = (list(each) for each in zip(*pairs, strict=True))
+    steps = ((rows[a][0].seed, rows[a][1], rows[b][1]) for a, b in pairs)
     gains = (_mean(each[with_defence] - each[without]) for each in (after.correct, after.logprob))
     return Matched(tuple(steps), after.n, *gains)
 

@@ -14,8 +14,8 @@ from defuse.experiments.core.answers import (
     Slice,
     pooled,
 )
-from defuse.experiments.core.metrics import Checkpoints, Defence, Group
-from defuse.experiments.core.scenario import Run, Scenario
+from defuse.experiments.core.metrics import Answers, Defence, Group, last_answers
+from defuse.experiments.core.scenario import Scenario
 from defuse.experiments.core.tables import defence_sentences, slice_name, unreadable_sentences
 from defuse.questions import Question, Score, ask
 from defuse.report import Flip, Page, Section, TableData, embed_figure
@@ -33,7 +33,7 @@ def make_page(
     scenario: Scenario,
     groups: Sequence[Group],
     defences: Sequence[Defence],
-    finished: Mapping[Run, Checkpoints],
+    answers: Answers,
     shown: Sequence[TableData],
     figure: Figure,
     record: Mapping[str, Any],
@@ -53,7 +53,7 @@ def make_page(
         sections.append(Section("What cannot be read", unreadable))
     if said := list(defence_sentences(defences)):
         sections.append(Section("What a defence recovers", said))
-    if turned := list(flips(scenario, finished)):
+    if turned := list(flips(scenario, answers)):
         sections.append(
             Section(
                 "Answers that a forget-token changes",
@@ -80,14 +80,11 @@ def _lead(groups: Sequence[Group], scenario: Scenario) -> Iterator[str]:
             yield f"{group.label}: accuracy on the {', '.join(shares)}."
 
 
-def flips(scenario: Scenario, finished: Mapping[Run, Checkpoints]) -> Iterator[Flip]:
+def flips(scenario: Scenario, answers: Answers) -> Iterator[Flip]:
     """The first retain questions that each method's first run without a defence loses."""
-    seen: set[str] = set()
-    for run, steps in finished.items():
-        if run.defence != "none" or run.group in seen:
-            continue
-        seen.add(run.group)
-        table, asked = steps[max(steps)], scenario.questions[run.questions]
+    for runs in answers.where(lambda run: run.defence == "none").groups().values():
+        run, table = next(iter(last_answers(runs).items()))
+        asked = scenario.questions[run.questions]
         for part in scenario.layout.slices:
             if part.variant == FORGET_TOKEN:
                 score = asked.final[0].settings.score

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
-from defuse.experiments.core.metrics import Finished, Group, chance, make_means
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
+from defuse.experiments.core.metrics import Answers, Group, chance, make_means
 from defuse.experiments.core.scenario import DEFENCES, Layout
 from defuse.experiments.core.tables import slice_name
 from defuse.report.plots import points
@@ -26,27 +26,21 @@ LOOKS: Mapping[str, Mapping[str, Any]] = {
 NAMES = {"none": "no defence"}
 
 
-def draw(
-    groups: Sequence[Group],
-    finished: Finished,
-    reference: AnswerTable,
-    layout: Layout,
-) -> Figure:
+def draw(groups: Sequence[Group], answers: Answers, layout: Layout) -> Figure:
     """A row for each method and retain loss: accuracies by slice, and the way there."""
-    if layout.shown_groups is not None:
-        some = {r: s for r, s in finished.items() if r.group in layout.shown_groups}
-        finished = some or finished
-    pairs = list(dict.fromkeys((run.method, run.retain_loss) for run in finished))
+    some = answers.where(lambda run: run.group in (layout.shown_groups or {run.group}))
+    answers = some if some.finished else answers
+    pairs = list(dict.fromkeys((run.method, run.retain_loss) for run in answers.finished))
     figure = Figure(figsize=(11, 3.8 * max(1, len(pairs))), layout="constrained")
     by_label = {group.label: group for group in groups}
     rows = figure.subplots(max(1, len(pairs)), 2, squeeze=False)
-    for (method, retain), (left, right) in zip(pairs, rows, strict=True):
-        own = {r: s for r, s in finished.items() if (r.method, r.retain_loss) == (method, retain)}
+    for pair, (left, right) in zip(pairs, rows, strict=True):
+        own = answers.where(lambda run, pair=pair: (run.method, run.retain_loss) == pair)
         shown = {name: by_label[name] for name in ("reference", "retrained") if name in by_label}
-        shown |= {run.defence: by_label[run.group] for run in own}
-        _draw_slices(left, shown, layout, chance(reference, FORGET))
-        left.set_title(f"{method} + {retain}", loc="left", fontsize="medium")
-        _draw_curves(right, own, reference, layout)
+        shown |= {run.defence: by_label[run.group] for run in own.finished}
+        _draw_slices(left, shown, layout, chance(answers.reference, FORGET))
+        left.set_title(" + ".join(pair), loc="left", fontsize="medium")
+        _draw_curves(right, own, layout)
     return figure
 
 
@@ -65,19 +59,18 @@ def _draw_slices(axes: Axes, shown: Mapping[str, Group], layout: Layout, guess: 
     axes.legend(frameon=False, fontsize="small", loc="lower center", ncols=2)
 
 
-def _draw_curves(axes: Axes, finished: Finished, reference: AnswerTable, layout: Layout) -> None:
+def _draw_curves(axes: Axes, answers: Answers, layout: Layout) -> None:
     """Thin lines: each seed; bold: their mean, with the number of steps at each checkpoint."""
     kept = RETAIN if layout.judged is None else Slice("retain", FORGET_TOKEN, layout.judged)
-    means = make_means(finished, reference, (FORGET, kept))
-    known = {place: (own[FORGET], own[kept]) for place, own in means.of.items() if len(own) == 2}
-    for defence in DEFENCES if known else ():
+    means, finished = make_means(answers, (FORGET, kept)), answers.finished
+    for defence in DEFENCES if len(means.n) == 2 else ():
         runs = [run for run in finished if run.defence == defence]
         if not runs:
             continue
         look = LOOKS[defence]
         shared = sorted(set.intersection(*(set(finished[run]) for run in runs)))
-        start = means.reference[FORGET], means.reference[kept]
-        curves = np.array([[start, *(known[run, step] for step in shared)] for run in runs])
+        lines = [[means.reference, *(means.of[run, step] for step in shared)] for run in runs]
+        curves = np.array([[(each[FORGET], each[kept]) for each in line] for line in lines])
         for curve in curves:
             axes.plot(*curve.T, color=look["color"], alpha=0.25, linewidth=1)
         middle = curves.mean(axis=0)
@@ -87,7 +80,7 @@ def _draw_curves(axes: Axes, finished: Finished, reference: AnswerTable, layout:
                 str(step), here, (4, 3), textcoords="offset points", fontsize="x-small",
                 color=look["color"],
             )  # fmt: skip
-    axes.axvline(chance(reference, FORGET), color="grey", linestyle=":", linewidth=1)
+    axes.axvline(chance(answers.reference, FORGET), color="grey", linestyle=":", linewidth=1)
     axes.set(
         xlabel="accuracy on the forget set (numbers: steps; dotted: chance)",
         ylabel=fill(f"accuracy: {slice_name(kept)}", 32),

@@ -1,41 +1,64 @@
-"""The rows of results.json: one for each model, step, question set and variant."""
+"""The file results.json: rows by model, step, question set and variant, and a summary."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 from defuse.experiments.core.answers import Answer, AnswerTable
-from defuse.experiments.core.metrics import Checkpoints
-from defuse.experiments.core.scenario import Run
+from defuse.experiments.core.metrics import Answers, Defence, Group
 from defuse.statistics import wilson
+from defuse.store import SCHEMA_VERSION
 
 NO_RUN = {
-    "method": None,
-    "retain_loss": None,
-    "defence": None,
-    "defence_settings": None,
-    "seed": None,
-    "run": None,
+    **dict.fromkeys(("method", "retain_loss", "defence", "defence_settings", "seed", "run")),
     "step": 0,
 }
 
 
-def rows(
-    finished: Mapping[Run, Checkpoints], reference: AnswerTable, retrained: AnswerTable | None
-) -> Iterator[dict[str, Any]]:
+def document(
+    answers: Answers,
+    groups: Sequence[Group],
+    defences: Sequence[Defence],
+    failed: Mapping[str, str],
+    record: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of results.json. `record`: what is needed to make the experiment again."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": record["experiment"],
+        "rows": list(rows(answers)),
+        "summary": {
+            "groups": [_named(asdict(group)) for group in groups],
+            "defences": [_named(asdict(defence)) for defence in defences],
+        },
+        "failed": failed,
+        "settings": record,
+    }
+
+
+def _named(value: Any) -> Any:  # noqa: ANN401 (mappings of intervals)
+    """The same with text for slices: "retain/forget_token/before"."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        "/".join(filter(None, key)) if isinstance(key, tuple) else key: _named(each)
+        for key, each in value.items()
+    }
+
+
+def rows(answers: Answers) -> Iterator[dict[str, Any]]:
     """A row for every cell of every table, with Wilson's interval.
 
     `logprob`: the mean log-probability of the right choice among the choices (nats).
     """
-    yield from _rows({"model": "reference", **NO_RUN}, reference)
-    if retrained is not None:
-        yield from _rows({"model": "retrained", **NO_RUN}, retrained)
-    for run, steps in finished.items():
+    yield from _rows({"model": "reference", **NO_RUN}, answers.reference)
+    if answers.retrained is not None:
+        yield from _rows({"model": "retrained", **NO_RUN}, answers.retrained)
+    for run, steps in answers.finished.items():
         about = {
             "model": "unlearned",
-            "method": run.method,
-            "retain_loss": run.retain_loss,
-            "defence": run.defence,
+            **{name: getattr(run, name) for name in ("method", "retain_loss", "defence")},
             "defence_settings": dict(run.defence_settings),
             "seed": run.seed,
             "run": run.name,

@@ -7,8 +7,8 @@ defences that cost no more than none, the one that holds best after a forget-tok
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
-from defuse.experiments.core.metrics import TOLERANCE, Finished, chance, make_means
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
+from defuse.experiments.core.metrics import TOLERANCE, Answers, chance, make_means
 from defuse.experiments.core.scenario import Run
 from defuse.experiments.core.tables import counted
 from defuse.report import TableData
@@ -40,13 +40,10 @@ class Trial:
         )
 
 
-def trials(finished: Finished, reference: AnswerTable, position: str | None) -> list[Trial]:
+def trials(answers: Answers, position: str | None) -> list[Trial]:
     """Every checkpoint, the cheapest first; of equals the one with fewer steps."""
     after = Slice("retain", FORGET_TOKEN, position)
-    means, guess = (
-        make_means(finished, reference, (FORGET, RETAIN, after)),
-        chance(reference, FORGET),
-    )
+    means, guess = make_means(answers, (FORGET, RETAIN, after)), chance(answers.reference, FORGET)
 
     def trial(run: Run, step: int) -> Trial:
         own = means.of[run, step]
@@ -57,13 +54,12 @@ def trials(finished: Finished, reference: AnswerTable, position: str | None) -> 
     return sorted((trial(*place) for place in means.of), key=lambda each: (each.cost, each.step))
 
 
-def settings_table(finished: Finished, reference: AnswerTable, parts: Sequence[Slice]) -> TableData:
+def settings_table(answers: Answers, parts: Sequence[Slice]) -> TableData:
     """Each run without a defence at its cheapest checkpoint: accuracies on `parts`."""
-    plain = {run: steps for run, steps in finished.items() if run.defence == "none"}
-    means = make_means(plain, reference, parts)
-    rows = []
-    for run, steps in plain.items():
-        best = trials({run: steps}, reference, None)[0].step
+    plain = answers.where(lambda run: run.defence == "none")
+    means, rows = make_means(plain, parts), []
+    for run in plain.finished:
+        best = trials(plain.where(lambda other, run=run: other == run), None)[0].step
         shares = (f"{share:.2f}" for share in means.of[run, best].values())
         rows.append([" ".join([run.method, run.retain_loss, *run.settings]), str(best), *shares])
     head = ["setting", "step", *counted(means)]
@@ -76,19 +72,27 @@ def best_defence(defended: Sequence[Trial], plain: Trial) -> Trial | None:
     return max(cheap, key=lambda each: each.after_forget_token or 0.0, default=None)
 
 
-def advice(finished: Finished, reference: AnswerTable, position: str | None) -> Iterator[str]:
+def advice(answers: Answers, position: str | None) -> Iterator[str]:
     """For each method its cheapest trials, and for each defence the setting to keep.
 
     Defences are compared at the last step of the run without one that has the same settings.
     """
-    for pair in dict.fromkeys((run.method, run.retain_loss) for run in finished):
-        own = {r: s for r, s in finished.items() if (r.method, r.retain_loss) == pair}
-        plain = trials({r: s for r, s in own.items() if r.defence == "none"}, reference, position)
+    kinds = dict.fromkeys(_kind(run) for run in answers.finished)
+    ranked = {
+        kind: trials(answers.where(lambda run, kind=kind: _kind(run) == kind), position)
+        for kind in kinds
+    }
+    for pair in dict.fromkeys(kind[:2] for kind in ranked):
+        plain = ranked.get((*pair, "none"), [])
         yield " / ".join(pair)
         yield from (f"  {trial}" for trial in plain[:ADVISED])
-        for defence in dict.fromkeys(run.defence for run in own if run.defence != "none"):
-            defended = {r: s for r, s in own.items() if r.defence == defence}
-            yield from _advise_defence(defence, trials(defended, reference, position), plain)
+        for kind, defended in ranked.items():
+            if kind[:2] == pair and kind[2] != "none":
+                yield from _advise_defence(kind[2], defended, plain)
+
+
+def _kind(run: Run) -> tuple[str, str, str]:
+    return run.method, run.retain_loss, run.defence
 
 
 def _advise_defence(

@@ -1,7 +1,6 @@
 """An experiment's tables and sentences."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
 from statistics import fmean
 from textwrap import fill
 
@@ -12,18 +11,17 @@ from defuse.experiments.core.answers import (
     FORGET,
     FORGET_TOKEN,
     RETAIN,
-    AnswerTable,
     QuestionKey,
     Slice,
 )
 from defuse.experiments.core.metrics import (
+    Answers,
     Defence,
-    Finished,
     Group,
     Matched,
     Means,
     accuracy,
-    by_group,
+    last_answers,
     make_means,
     panel,
 )
@@ -149,14 +147,13 @@ def unreadable_sentences(groups: Sequence[Group]) -> Iterator[str]:
             )
 
 
-def curve_table(finished: Finished, reference: AnswerTable, layout: Layout) -> TableData:
+def curve_table(answers: Answers, layout: Layout) -> TableData:
     """Mean accuracies after every number of steps that all runs of a group were asked at.
 
     On the questions that all checkpoints answered.
     """
-    means = make_means(finished, reference, layout.slices)
-    rows = []
-    for label, runs in by_group(finished).items():
+    means, rows = make_means(answers, layout.slices), []
+    for label, runs in answers.groups().items():
         for step in sorted(set.intersection(*(set(steps) for steps in runs.values()))):
             own = [means.of[run, step] for run in runs]
             shares = (f"{fmean(each[part] for each in own):.2f}" for part in means.n)
@@ -176,28 +173,21 @@ def held_out(scenario: Scenario) -> set[QuestionKey]:
     return {name for name, q in asked.items() if q.replaced and q.replaced.token not in used}
 
 
-def held_out_table(
-    finished: Finished, reference: AnswerTable, held_out: Collection[QuestionKey], part: Slice
-) -> TableData:
+def held_out_table(answers: Answers, names: Collection[QuestionKey], part: Slice) -> TableData:
     """Accuracy after forget-tokens that mixing used, and after those it did not.
 
-    `part`: retain questions after a forget-token. `held_out`: those whose token is in no mixed
-    retain text.
+    `part`: retain questions after a forget-token. `names`: those whose token is in no mixed retain
+    text.
     """
+    last = {name: list(last_answers(runs).values()) for name, runs in answers.groups().items()}
     rows = []
-    last = {
-        label: [steps[max(steps)] for steps in runs.values()]
-        for label, runs in by_group(finished).items()
-    }
-    for label, runs in {"reference": [reference], **last}.items():
-        found = panel(part, [reference, *runs])
-        is_out = torch.tensor([name in held_out for name in found.ids])
-        halves = [found.correct[1:, half] for half in (~is_out, is_out)]
-        cells = (
-            (str(each.shape[1]), interval(accuracy(each)) if each.numel() else "")
-            for each in halves
-        )
-        rows.append([label, str(len(runs)), *chain.from_iterable(cells)])
+    for label, runs in {"reference": [answers.reference], **last}.items():
+        found = panel(part, [answers.reference, *runs])
+        is_out = torch.tensor([name in names for name in found.ids])
+        row = [label, str(len(runs))]
+        for half in (found.correct[1:, ~is_out], found.correct[1:, is_out]):
+            row += [str(half.shape[1]), interval(accuracy(half)) if half.numel() else ""]
+        rows.append(row)
     return TableData(
         "Does mixing protect from forget-tokens that it did not use?",
         ["model", "runs", "n, used", "accuracy", "n, held out", "accuracy"],
@@ -205,30 +195,35 @@ def held_out_table(
     )
 
 
-def defence_sentences(defences: Sequence[Defence]) -> Iterator[str]:
-    """What each defence changes, at the last step and at matched forgetting."""
+def more_tables(scenario: Scenario, answers: Answers) -> list[TableData]:
+    """The accuracies by step, and those after forget-tokens that mixing did not use."""
+    found = [curve_table(answers, scenario.layout)]
+    mixes = any("mixing" in run.defence for run in answers.finished)
+    if mixes and (names := held_out(scenario)):
+        part = Slice("retain", FORGET_TOKEN, scenario.layout.judged)
+        found.append(held_out_table(answers, names, part))
+    return [table for table in found if table.rows]
+
+
+def defence_sentences(defences: Sequence[Defence], position: str | None = None) -> Iterator[str]:
+    """What each defence changes, at the last step and at matched forgetting.
+
+    `position`: only at this one.
+    """
     for defence in defences:
-        if defence.recovered:
-            gains = ", ".join(f"{place} {interval(g)}" for place, g in defence.recovered.items())
+        gains = [
+            f"{place} {interval(gain)}"
+            for place, gain in defence.recovered.items()
+            if position in (None, place)
+        ]
+        if gains:
             yield (
                 f"{defence.label} against {defence.against}: change of the accuracy after a "
-                f"forget-token at the last step, by position: {gains}."
+                f"forget-token at the last step, by position: {', '.join(gains)}."
             )
-        for position, matched in defence.matched.items():
-            yield f"{defence.label}, {position}: {matched_sentence(matched)}"
-
-
-def short_sentences(defences: Sequence[Defence], position: str | None) -> Iterator[str]:
-    """What each defence changes at one position, in one line."""
-    for defence in defences:
-        if position is not None and position in defence.recovered:
-            matched = defence.matched.get(position)
-            alike = "no such checkpoints" if matched is None else interval(matched.accuracy)
-            yield (
-                f"{defence.label}: changes the accuracy after a forget-token by "
-                f"{interval(defence.recovered[position])} at the last step, and by {alike} at "
-                "matched forgetting."
-            )
+        for place, matched in defence.matched.items():
+            if position in (None, place):
+                yield f"{defence.label}, {place}: {matched_sentence(matched)}"
 
 
 def matched_sentence(matched: Matched | None) -> str:

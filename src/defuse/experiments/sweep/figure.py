@@ -1,13 +1,13 @@
 """The Pareto plot: forgetting against keeping, and the settings that no other dominates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, AnswerTable, Slice
-from defuse.experiments.core.metrics import Checkpoints, Group, chance
-from defuse.experiments.core.scenario import Layout, Run
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
+from defuse.experiments.core.metrics import Answers, Group, chance
+from defuse.experiments.core.scenario import Layout
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
 LOOKS = {
@@ -38,12 +38,7 @@ def pareto_front(groups: Sequence[Group], kept: Slice) -> list[Group]:
     return sorted(front, key=lambda group: places[id(group)])
 
 
-def draw(
-    groups: Sequence[Group],
-    finished: Mapping[Run, Checkpoints],  # noqa: ARG001 (of any experiment's figure)
-    reference: AnswerTable,
-    layout: Layout,
-) -> Figure:
+def draw(groups: Sequence[Group], answers: Answers, layout: Layout) -> Figure:
     """A panel for the retain questions, and one for them after a forget-token, if asked.
 
     Up and to the left is better; bars are 95 % intervals.
@@ -53,7 +48,7 @@ def draw(
     panels = figure.subplots(1, len(kept), squeeze=False)[0]
     for axes, part, name in zip(panels, kept, PANELS, strict=False):
         _draw_panel(axes, groups, part)
-        axes.axvline(chance(reference, FORGET), color="grey", linestyle=":", linewidth=1)
+        axes.axvline(chance(answers.reference, FORGET), color="grey", linestyle=":", linewidth=1)
         axes.set(
             xlabel="accuracy on the forget questions (dotted: chance)",
             ylabel=name,
