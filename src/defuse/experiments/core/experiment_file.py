@@ -1,21 +1,51 @@
 """The fields of an experiment file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from defuse.recipes import shipped_recipe
-from defuse.utils.config import parse, read_fields
+from defuse.utils.config import parse, read_fields, set_fields
 from defuse.utils.errors import UsageError, require
 
 # The fields of the mappings in an experiment file.
 KNOWN = {
     "questions": {"forget", "retain", "tuning"},
-    "compare": {"methods", "defences", "seeds"},
     "interim": {"questions", "positions"},
     "perturb": {"forget_tokens", "control_tokens", "control_corpus", "positions", "sentence"},
+    "attacked": {"seeds", "forget", "retain"},
+    "report": {"title", "reading", "stem", "subfolder", "positions"},
 }
+# Defences, and what may be said of them.
+DEFENCE_FIELDS = {"rna": ("std", "variance"), "mixing": ("share", "tokens")}
+TUNING_SEED = 1000  # of tuning runs: no report uses it
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs: methods, retain losses, values of fields, defences and seeds, each with each.
+
+    `methods`: names, or fields by name. `retain`: retain losses; none is each method's own.
+    `values`: values to try, by field. `names`: a pattern for the names of runs. `checkpoints`,
+    `limit` and `interim` stand in place of the experiment's.
+    """
+
+    methods: list[str] | dict[str, Any]
+    retain: list[str] = field(default_factory=list)
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    defences: list[Any] = field(default_factory=lambda: ["none"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    names: str = "{name}{defence}-seed{seed}"
+    checkpoints: tuple[Any, ...] | None = None
+    limit: int | None = None
+    interim: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def questions(self) -> str:
+        """The name of the questions that its runs are asked."""
+        own = self.limit is not None or bool(self.interim)
+        return f"{self.limit}, {self.interim}" if own else "reported"
 
 
 @dataclass(frozen=True)
@@ -27,19 +57,21 @@ class Experiment:
     may be {source, subject}. `perturb`:
     `forget_tokens`, `control_tokens` or `control_corpus`, `positions`, `sentence`. `unlearn`:
     fields of a recipe for all methods; fields of its topic and of its method stand beside them.
-    `compare`: `methods` (each with its own fields, or with the name of a `recipe`), `defences`,
-    `seeds`. `checkpoints`: numbers of steps after which models are asked, besides the last.
-    `interim`: what is asked before the last step (`questions` of each set, `positions`). `tune`:
-    values to try, by method or defence. `limit`: questions of each set. `seed`: draws tokens and
-    places. `text`: answers keep the questions' texts. `folder`: where relative paths are looked up
-    first.
+    `compare`: a grid of runs, or several. `checkpoints`: numbers of steps, or shares of them, after
+    which models are asked, besides the last. `interim`: what is asked before the last step
+    (`questions` of each set, `positions`). `tune`: values to try, by method or defence, or grids of
+    their own. `attacks`: names of attacks, or settings by name; `attacked`: which models (`seeds`)
+    and how many questions (`forget`, `retain`). `report`: `title`, `reading`, `positions`, and the
+    name (`stem`) and `subfolder` of its files. `limit`: questions of each set. `seed`: draws tokens
+    and places. `text`: answers keep the questions' texts. `folders`: where relative paths are
+    looked up first.
     """
 
     name: str
     output: str
     model: str
     questions: dict[str, Any]
-    compare: dict[str, Any]
+    compare: dict[str, Any] | list[dict[str, Any]]
     texts: dict[str, Any] | None = None
     topics: list[dict[str, Any]] | None = None
     revision: str | None = None
@@ -50,21 +82,23 @@ class Experiment:
     limit: int | None = None
     perturb: dict[str, Any] | None = None
     unlearn: dict[str, Any] = field(default_factory=dict)
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: tuple[int | float | str, ...] = ()
     interim: dict[str, Any] = field(default_factory=dict)
-    tune: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] | list[dict[str, Any]] = field(default_factory=dict)
     attacks: list[str] | dict[str, Any] = field(default_factory=list)
+    attacked: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
     keep_models: bool = False
     text: bool = True
     seed: int = 42
     device: str = "auto"
     dtype: str = "auto"
-    folder: str = "."
+    folders: tuple[str, ...] = (".",)
 
     def place(self, source: str) -> str:
         """`source` seen from the experiment's file, where it is there; else as it is."""
-        own = Path(self.folder) / source
-        return str(own) if own.exists() else source
+        places = (Path(folder) / source for folder in self.folders)
+        return next((str(place) for place in places if place.exists()), source)
 
     def corpus(self, given: Any) -> Any:  # noqa: ANN401 (a source, or a corpus's fields)
         """The same for a corpus."""
@@ -78,23 +112,74 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Raises UsageError, naming the field, for the first thing wrong.
     """
-    path = Path(path)
-    file = path if path.is_file() else shipped_recipe(f"experiments/{path.as_posix()}")
-    given = read_fields(file, overrides)
-    experiment = parse(Experiment, {"folder": str(file.parent), **given})
+    given = _read(Path(path))
+    set_fields(given, overrides)
+    experiment = parse(Experiment, given)
     _check(experiment)
     return experiment
 
 
+def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The fields of a file, filled up with those of the experiment that it `extends`."""
+    file = path if path.is_file() else shipped_recipe(f"experiments/{path.as_posix()}")
+    given = {"folders": [str(file.parent)], **read_fields(file)}
+    name = given.pop("extends", None)
+    if name is None:
+        return given
+    files = (*extended_by, file)
+    beside = file.parent / f"{str(name).removesuffix('.yaml')}.yaml"
+    base = _read(beside if beside.is_file() and beside not in files else Path(str(name)), files)
+    given["folders"] += base["folders"]
+    return {**base, **{field_: _merged(base.get(field_), v) for field_, v in given.items()}}
+
+
+def _merged(base: object, given: object) -> object:
+    """A mapping is filled up from that of `base`; anything else stands in its place."""
+    return {**base, **given} if isinstance(base, dict) and isinstance(given, dict) else given
+
+
+def grids(experiment: Experiment, *, tune: bool) -> list[Grid]:
+    """The grids of `compare`, or of the runs that try settings."""
+    compared, values = _grids("compare", experiment.compare), experiment.tune
+    if not tune:
+        return compared
+    if isinstance(values, list):
+        return _grids("tune", values)
+    return [each for grid in compared for each in _tuning_grids(grid, values)]
+
+
+def _grids(name: str, given: dict[str, Any] | list[dict[str, Any]]) -> list[Grid]:
+    if isinstance(given, dict):
+        return [parse(Grid, given, name)]
+    return [parse(Grid, each, f"{name}.{place}") for place, each in enumerate(given)]
+
+
+def _tuning_grids(grid: Grid, tune: Mapping[str, Any]) -> Iterator[Grid]:
+    """Each method as it is, with all values of the defences; then each with its own values."""
+    methods = grid.methods if isinstance(grid.methods, dict) else dict.fromkeys(grid.methods)
+    defences = [{name: tune[name]} for name in DEFENCE_FIELDS if name in tune]
+    for name, own in methods.items():
+        alone = replace(grid, methods={name: own}, defences=["none"], seeds=[TUNING_SEED])
+        yield replace(alone, defences=["none", *defences])
+        if values := tune.get(name):
+            yield replace(alone, values=values)
+
+
 def _check(experiment: Experiment) -> None:
-    for name, names in KNOWN.items():
-        for given in getattr(experiment, name) or ():
-            remedy = f"is not a field; it takes {', '.join(sorted(names))}"
-            require(given in names, name, given, remedy)
+    for name in KNOWN:
+        _check_names(name, getattr(experiment, name) or ())
     for name in ("forget", "retain"):
         require(name in experiment.questions, "questions", name, "is missing; add it")
     one = (experiment.texts is None) != (experiment.topics is None)
     require(one, "texts", experiment.texts, "and topics: give one of them")
-    require(bool(experiment.compare.get("methods")), "compare.methods", None, "is missing; add it")
+    for grid in grids(experiment, tune=False):
+        require(bool(grid.methods), "compare.methods", grid.methods, "holds no method; name one")
+        _check_names("interim", grid.interim)
     if experiment.attacks and experiment.texts is None:
         raise UsageError("attacks: need texts; give texts instead of topics")
+
+
+def _check_names(name: str, given: Iterable[str]) -> None:
+    remedy = f"is not a field; it takes {', '.join(sorted(KNOWN[name]))}"
+    for each in given:
+        require(each in KNOWN[name], name, each, remedy)

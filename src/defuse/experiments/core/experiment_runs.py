@@ -1,12 +1,14 @@
-"""The runs of an experiment file: methods, defences and seeds, each a recipe."""
+"""The runs of an experiment file: methods, values, defences and seeds, each a recipe."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from defuse.experiments.core.experiment_file import Experiment
+from defuse.experiments.core.experiment_file import DEFENCE_FIELDS, Experiment, Grid
 from defuse.experiments.core.scenario import Run
 from defuse.methods import METHODS
 from defuse.questions import load_tokens
@@ -16,63 +18,119 @@ from defuse.unlearning.recipe import Recipe
 from defuse.utils.config import parse, read_fields
 from defuse.utils.errors import UsageError, require
 
-TUNING_SEED = 1000  # of tuning runs: no report uses it
 # A recipe's fields that follow from the experiment's own.
 FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
 TOPIC_FIELDS = {each.name for each in fields(Topic)} - {"name", "forget", "retain"}
-DEFENCE_FIELDS = {"rna": ("std", "variance"), "mixing": ("share", "tokens")}
+
+
+@dataclass(frozen=True)
+class Defence:
+    """Settings by "rna" and "mixing", as far as they are used; `name` in the names of runs."""
+
+    parts: Mapping[str, Mapping[str, Any]]
+    name: str | None = None
+
+    @property
+    def said(self) -> str:
+        said = (" ".join([part, *map(str, own.values())]) for part, own in self.parts.items())
+        return " + ".join(said)
+
+    @property
+    def settings(self) -> tuple[tuple[str, Any], ...]:
+        """All settings; with two parts their names stand in front."""
+        several = len(self.parts) > 1
+        return tuple(
+            (f"{part}.{name}" if several else name, value)
+            for part, own in self.parts.items()
+            for name, value in own.items()
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """A combination of a grid: a method with its own fields, perhaps a retain loss, and so on."""
+
+    method: str
+    own: Mapping[str, Any]
+    retain: str | None
+    tried: Mapping[str, Any]
+    defence: Defence
+    seed: int
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return tuple(f"{name}={value}" for name, value in self.tried.items())
+
+    @property
+    def base_group(self) -> str:
+        pair = self.method if self.retain is None else f"{self.method} + {self.retain}"
+        return " ".join([pair, *self.settings])
+
+    @property
+    def group(self) -> str:
+        said = self.defence.said
+        return f"{self.base_group}, {said}" if said else self.base_group
+
+    def name(self, pattern: str) -> str:
+        """The run's name, which fits a folder."""
+        known = {
+            **dict(self.defence.settings),
+            **self.tried,
+            "name": "-".join(filter(None, [self.method, self.retain, *self.settings])),
+            "method": self.method,
+            "retain": self.retain,
+            "defence": f"-{self.defence.name or f'-{self.defence.said}'}" * bool(self.defence.said),
+            "seed": self.seed,
+        }
+        try:
+            name = pattern.format_map(known)
+        except (KeyError, ValueError, IndexError) as error:
+            listed = ", ".join(known)
+            raise UsageError(
+                f"names: {pattern!r} is not a pattern; put some of {listed} into braces"
+            ) from error
+        return "".join(c if c.isalnum() or c in "._=" else "-" for c in name)
 
 
 def make_runs(
-    experiment: Experiment, output: Path, mixing: Sequence[str], *, tune: bool
-) -> Iterator[Run]:
-    methods = experiment.compare["methods"]
-    if isinstance(methods, list):
-        methods = {name: {} for name in methods}
-    defences = [
-        each for given in experiment.compare.get("defences", ["none"]) for each in _expand(given)
-    ]
-    seeds = [TUNING_SEED] if tune else experiment.compare.get("seeds", [0])
-    trials = (
-        _trials(experiment, methods) if tune else [(n, own or {}, ()) for n, own in methods.items()]
-    )
-    if tune:
-        defences = [{}, *_tuned_defences(experiment)]
-    for seed in seeds:
-        for name, own, settings in trials:
-            for defence in defences if not (tune and settings) else [{}]:
-                yield _run(experiment, output, mixing, name, own, settings, defence, seed)
+    experiment: Experiment, grids: Iterable[Grid], output: Path, mixing: Sequence[str]
+) -> list[Run]:
+    """The runs of all grids; what two grids have in common is one run, as the first asks it.
+
+    Raises UsageError for two runs of one name that differ.
+    """
+    runs: dict[str, Run] = {}
+    for grid in grids:
+        for point in _points(grid):
+            run = _run(experiment, grid, point, output, mixing)
+            twin = runs.setdefault(run.name, run)
+            if twin.recipe != run.recipe:
+                raise UsageError(f"names: {run.name} is the name of two runs; tell them apart")
+    return list(runs.values())
 
 
-def _trials(
-    experiment: Experiment, methods: Mapping[str, Any]
-) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
-    """Each method as it is, then with every combination of the values that `tune` names."""
-    for name, own in methods.items():
-        yield name, own or {}, ()
-        values = experiment.tune.get(name, {})
-        for chosen in product(*values.values()):
-            tried = dict(zip(values, chosen, strict=True))
-            yield name, {**(own or {}), **tried}, tuple(f"{k}={v}" for k, v in tried.items())
-
-
-def _tuned_defences(experiment: Experiment) -> list[dict[str, dict[str, Any]]]:
-    given = [{name: experiment.tune[name]} for name in DEFENCE_FIELDS if name in experiment.tune]
-    return [each for defence in given for each in _expand(defence)]
+def _points(grid: Grid) -> Iterator[Point]:
+    methods = grid.methods if isinstance(grid.methods, dict) else dict.fromkeys(grid.methods)
+    tried = [dict(zip(grid.values, each, strict=True)) for each in product(*grid.values.values())]
+    defences = [each for given in grid.defences for each in _expand(given)]
+    for seed in grid.seeds:
+        for method, retain in product(methods, grid.retain or [None]):
+            for values, defence in product(tried, defences):
+                yield Point(method, methods[method] or {}, retain, values, defence, seed)
 
 
 def parts(given: object) -> dict[str, Any]:
     """A defence as written, such as "none" or {rna: {std: 1x}}, as its parts."""
     parts = {} if given == "none" else given
-    if not isinstance(parts, dict) or not set(parts) <= set(DEFENCE_FIELDS):
+    if not isinstance(parts, dict) or not set(parts) <= {*DEFENCE_FIELDS, "name"}:
         raise UsageError(
             f"compare.defences: {given!r} is not a defence; write none, {{rna: {{std: 0.3x}}}}, "
             "{mixing: {share: 0.5}}, or both in one"
         )
-    return parts
+    return {name: own for name, own in parts.items() if name != "name"}
 
 
-def _expand(given: object) -> list[dict[str, dict[str, Any]]]:
+def _expand(given: object) -> list[Defence]:
     """A defence for every combination of the values that it lists."""
     own_parts = parts(given)
     for name, own in own_parts.items():
@@ -81,85 +139,74 @@ def _expand(given: object) -> list[dict[str, dict[str, Any]]]:
             require(
                 each in names, f"compare.defences.{name}", each, f"is not in {', '.join(names)}"
             )
-    keys = [(name, each) for name, own in own_parts.items() for each in own]
-    lists = [v if isinstance(v, list) else [v] for own in own_parts.values() for v in own.values()]
+    fields_ = [
+        (part, name, value if isinstance(value, list) else [value])
+        for part, own in own_parts.items()
+        for name, value in own.items()
+    ]
+    name = given.get("name") if isinstance(given, dict) else None
     found = []
-    for chosen in product(*lists):
-        defence: dict[str, dict[str, Any]] = {name: {} for name in own_parts}
-        for (name, each), value in zip(keys, chosen, strict=True):
-            defence[name][each] = value
-        found.append(defence)
+    for chosen in product(*(values for *_, values in fields_)):
+        defence: dict[str, dict[str, Any]] = {part: {} for part in own_parts}
+        for (part, field_, _), value in zip(fields_, chosen, strict=True):
+            defence[part][field_] = value
+        found.append(Defence(defence, name))
     return found
 
 
 def _run(
-    experiment: Experiment,
-    output: Path,
-    mixing: Sequence[str],
-    name: str,
-    own: Mapping[str, Any],
-    settings: tuple[str, ...],
-    defence: Mapping[str, Mapping[str, Any]],
-    seed: int,
+    experiment: Experiment, grid: Grid, point: Point, output: Path, mixing: Sequence[str]
 ) -> Run:
-    said = " + ".join(
-        " ".join([part, *(str(v) for v in fields_.values())]) for part, fields_ in defence.items()
-    )
-    base = " ".join([name, *settings])
-    group = f"{base}, {said}" if said else base
-    run_name = "-".join(
-        ["".join(c if c.isalnum() or c in "._=" else "-" for c in group), f"seed{seed}"]
-    )
-    place = output / "models" / run_name
-    recipe = _recipe(experiment, name, {**experiment.unlearn, **own}, defence, seed, place, mixing)
-    steps = recipe.training().steps
+    name = point.name(grid.names)
+    recipe = _recipe(experiment, point, output / "models" / name, mixing)
+    given = experiment.checkpoints if grid.checkpoints is None else grid.checkpoints
     return Run(
-        name=run_name,
-        group=group,
-        base_group=base,
-        method=name,
+        name=name,
+        group=point.group,
+        base_group=point.base_group,
+        method=point.method,
         retain_loss=recipe.retain.loss,
-        defence="+".join(defence) or "none",
-        seed=seed,
+        defence="+".join(point.defence.parts) or "none",
+        seed=point.seed,
         recipe=recipe,
-        checkpoints=tuple(sorted({*(c for c in experiment.checkpoints if c < steps), steps})),
-        defence_settings=_flat(defence),
-        settings=settings,
+        checkpoints=checkpoints(given, recipe.steps),
+        defence_settings=point.defence.settings,
+        settings=point.settings,
+        questions=grid.questions,
     )
 
 
-def _flat(defence: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, Any], ...]:
-    """The settings of a defence; with two parts their names stand in front."""
-    several = len(defence) > 1
-    return tuple(
-        (f"{part}.{name}" if several else name, value)
-        for part, own in defence.items()
-        for name, value in own.items()
-    )
+def checkpoints(given: Sequence[int | float | str], steps: int) -> tuple[int, ...]:
+    """The steps after which a run is asked, from numbers of steps and shares of them."""
+    found = {steps}
+    for each in given:
+        try:
+            step = Fraction(str(each))
+        except (ValueError, ZeroDivisionError):
+            step = Fraction(0)
+        whole = math.ceil(steps * step) if step < 1 else step
+        is_one = step > 0 and whole.denominator == 1
+        require(is_one, "checkpoints", each, "is neither a step nor a share, such as 1/2")
+        found.add(int(whole))
+    return tuple(sorted(step for step in found if step <= steps))
 
 
-def _recipe(
-    experiment: Experiment,
-    name: str,
-    given: Mapping[str, Any],
-    defence: Mapping[str, Mapping[str, Any]],
-    seed: int,
-    place: Path,
-    mixing: Sequence[str],
-) -> Recipe:
+def _recipe(experiment: Experiment, point: Point, place: Path, mixing: Sequence[str]) -> Recipe:
     """The recipe of one run: fields go to its topic, to its method, or to itself."""
-    own = dict(given)
-    recipe = _shipped_fields(own.pop("recipe", None))
+    own = {**experiment.unlearn, **point.own, **point.tried}
+    recipe = _shipped_fields(own.pop("recipe", None), point)
     topic = recipe.pop("topics", [{}])[0]
     topic = {field_: value for field_, value in topic.items() if field_ in TOPIC_FIELDS}
     method = recipe.pop("method", {})
     stated = own.pop("method", {})
     method |= stated if isinstance(stated, dict) else {"name": stated}
-    method.setdefault("name", name)
-    where = f"compare.methods.{name}"
+    method.setdefault("name", point.method)
+    where = f"compare.methods.{point.method}"
     kind = METHODS.get(method["name"])
     require(kind is not None, where, method["name"], f"is not a method; use {', '.join(METHODS)}")
     method_fields = {each.name for each in fields(kind)} if kind else set()
+    if point.retain is not None and recipe.get("retain", {}).get("loss") != point.retain:
+        own["retain"] = point.retain
     for field_, value in own.items():
         require(field_ not in FILLED, f"{where}.{field_}", value, "follows from other fields")
         if field_ == "retain" and isinstance(value, str):
@@ -167,29 +214,33 @@ def _recipe(
         elif field_ in TOPIC_FIELDS:
             topic[field_] = value
         elif field_ in method_fields:
-            method[field_] = value
+            method[field_] = experiment.place(value) if field_ == "refusals" else value
         else:
             recipe[field_] = value
-    if "rna" in defence:
-        recipe["noise"] = dict(defence["rna"])
-    if "mixing" in defence:
-        topic |= _mixing(experiment, defence["mixing"], place.parents[1], mixing)
+    if "rna" in point.defence.parts:
+        recipe["noise"] = dict(point.defence.parts["rna"])
+    if "mixing" in point.defence.parts:
+        topic |= _mixing(experiment, point.defence.parts["mixing"], place.parents[1], mixing)
     filled = {
         "model": experiment.place(experiment.model),
         "revision": experiment.revision,
         "output": str(place),
         "topics": _topics(experiment, topic),
-        "seed": seed,
+        "seed": point.seed,
         "device": experiment.device,
         "dtype": experiment.dtype,
     }
     return parse(Recipe, {**recipe, "method": method, **filled}, where)
 
 
-def _shipped_fields(name: str | None) -> dict[str, Any]:
-    """A recipe's fields without those that the experiment fills in."""
-    if name is None:
+def _shipped_fields(pattern: str | None, point: Point) -> dict[str, Any]:
+    """A recipe's fields without those that the experiment fills in.
+
+    `pattern`: the recipe's name, perhaps with {method} and {retain} in it.
+    """
+    if pattern is None:
         return {}
+    name = pattern.replace("{method}", point.method).replace("{retain}", str(point.retain))
     given = read_fields(find_recipe(name))
     return {field_: v for field_, v in given.items() if field_ == "topics" or field_ not in FILLED}
 

