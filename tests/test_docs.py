@@ -60,9 +60,11 @@ def workplace(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     for name, lines in (TERMS | TEXTS).items():
         (hub / name).write_text("\n".join(lines))
     questions = "\n".join(map(json.dumps, QUESTIONS))
-    names = ("questions.jsonl", "dev.jsonl", "forget-questions.jsonl", "retain-questions.jsonl")
+    names = ("questions.jsonl", "forget-questions.jsonl", "retain-questions.jsonl")
     for name in names:
         (hub / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
+    examples = ({**row, "question": f"An example: {row['question']}"} for row in QUESTIONS)
+    (hub / "dev.jsonl").write_text("\n".join(map(json.dumps, examples)))
     write_mmlu_csv(hub / "data/mmlu", count=1)
     write_wmdp_json(hub / "data/wmdp", count=1)
     pair = {"question": "What does the cat see?", "answer": "A bird."}

@@ -267,10 +267,13 @@ def read(name: str) -> dict:
 
 
 def test_one_model_one_file(run: Run, tiny_model_folder: Path) -> None:
-    code, said = run("--limit", "5", "--few-shot", "1", "--dev", "q.jsonl", "--subject", "cats")
+    example = replace(QUESTIONS[0], id="dev/0", stem="What does the dog see?")
+    row = {"question": example.stem, "choices": list(example.choices), "answer": example.answer}
+    Path("dev.jsonl").write_text(json.dumps(row))
+    code, said = run("--limit", "5", "--few-shot", "1", "--dev", "dev.jsonl", "--subject", "cats")
     assert code == 0, said
     found = read("out.json")
-    settings = Settings(subject="cats", few_shot=(replace(QUESTIONS[0], id="q/0"),))
+    settings = Settings(subject="cats", few_shot=(example,))
     expected = evaluate_questions(load_model(str(tiny_model_folder)), QUESTIONS[:5], settings)
     assert [q["id"] for q in found["questions"]] == [f"q/{i}" for i in range(5)]
     for question, each in zip(found["questions"], expected.answers[ORIGINAL], strict=True):
@@ -370,6 +373,7 @@ REFUSED = {
     "missing questions": (["--questions", "none.jsonl"], "none.jsonl"),
     "limit": (["--limit", "0"], "limit: is 0"),
     "few-shot without dev": (["--few-shot", "2"], "dev: missing"),
+    "its own answer": (["--few-shot", "1", "--dev", "q.jsonl"], "is an example and also asked"),
     "too few examples": (["--few-shot", "9", "--dev", "q.jsonl"], "few-shot: is 9"),
     "negative few-shot": (["--few-shot", "-1"], "few-shot: is -1"),
     "no control": (["--perturb", "forget.txt"], "--control-corpus"),

@@ -194,7 +194,7 @@ def test_rows_of_one_suite_are_kept_when_the_next_fails(
 
 REFUSED = {
     "no folder": (["--data", "nowhere"], "data: nowhere is no folder"),
-    "no model": (["--model", "./none"], "model: ./none does not exist"),
+    "no model": (["--model", "./none"], "model: no such folder: ./none does not exist"),
     "limit": (["--limit", "0"], "limit: is 0"),
     "device": (["--device", "tpu"], "device: 'tpu' is unknown"),
     "gcg": (["--gcg", "-1"], "gcg: -1 is below 0"),

@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from defuse.utils.text import printable
 from tests.conftest import build_llama
 from tests.helpers.architectures import tiny_model
 
-SECONDS = 8  # a refusal takes far less
-
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model_folder: Path) -> Path:
@@ -34,12 +31,11 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def refusal(name: Path | str) -> str:
-    began, sentences = time.monotonic(), []
+    sentences = []
     for read in (load_outline, load_model):
         with pytest.raises(UsageError) as refused:
             read(str(name))
         sentences.append(str(refused.value))
-    assert time.monotonic() - began < SECONDS
     assert sentences[0] == sentences[1]  # all verbs say it before they read weights
     assert "\n" not in sentences[0]
     return sentences[0]
