@@ -63,7 +63,7 @@ def workplace(hub: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     names = ("questions.jsonl", "forget-questions.jsonl", "retain-questions.jsonl")
     for name in names:
         (hub / name).write_text(questions + "\n" + json.dumps({**QUESTIONS[0], "id": "x"}))
-    examples = ({**row, "question": f"An example: {row['question']}"} for row in QUESTIONS)
+    examples = [{**QUESTIONS[i % 4], "question": f"Example {i}?"} for i in range(5)]
     (hub / "dev.jsonl").write_text("\n".join(map(json.dumps, examples)))
     write_mmlu_csv(hub / "data/mmlu", count=1)
     write_wmdp_json(hub / "data/wmdp", count=1)
@@ -94,8 +94,8 @@ def test_defuse_commands_run(page: Path, workplace: Path) -> None:
     for command in found:
         if command[1] in ("real", "lab", "tofu", "experiment"):
             continue  # tests/experiments
-        if any("$SMOL" in word for word in command):
-            continue  # continues make real, with its model
+        if any("runs/real/" in word for word in command):
+            continue  # continues make real, with its files
         if command[1] == "sweep":
             command.append("--plan")  # all but the runs themselves: test_sweep.py
         if command[1] == "attack" and "--kind" not in command:
