@@ -43,6 +43,7 @@ from defuse.utils.errors import UsageError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 # Settings with which weights are more than the tensors of the files.
+MOST_REASON = 400  # characters of a library's message
 NAMED_WEIGHTS = "transformers_weights"
 SPECIAL = ("quantization_config", NAMED_WEIGHTS)
 
@@ -144,7 +145,7 @@ def _settings_file(source: Source, name: str) -> Path | None:
 def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
     """The model without memory for its weights, to check names, layers and precision."""
     given = {} if dtype == "auto" else {"dtype": dtype}
-    with loading(config.model_type), torch.device("meta"):
+    with loading(config.name_or_path or config.model_type), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
         model.tie_weights()  # early releases of transformers 5 do this when loading
     return model
@@ -272,7 +273,8 @@ def loading(name: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # whatever a broken file makes of the libraries that read it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # The reason may be in a later line than the first.
+        reason = " ".join(str(error).split())[:MOST_REASON] or type(error).__name__
         raise UsageError(f"model: {name} cannot be loaded ({reason})") from error
 
 
