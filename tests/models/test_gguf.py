@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from defuse.models.file_identity import file_identity
 from defuse.models.gguf_header import LongArray, read_header
 from defuse.models.load import load_model, load_outline
+from defuse.models.locate import locate
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama
 from tests.models.test_load import write_gguf
@@ -173,12 +175,51 @@ def test_cut_and_foreign_files_are_refused(write):
             assert f"{path} is no whole GGUF file" in refusal(path)
 
 
-def test_one_part_of_several_is_refused_with_the_remedy(write):
-    def part(writer: gguf.GGUFWriter) -> None:
-        writer.add_uint16("split.no", 0)
-        writer.add_uint16("split.count", 2)
+def in_parts(path: Path, count: int = 2) -> list[Path]:
+    """Write a file's tensors in turn into `count` files; fields are in the first, as usual."""
+    reader, paths = gguf.GGUFReader(path), []
+    for number in range(count):
+        paths.append(path.with_name(f"m-{number + 1:05}-of-{count:05}.gguf"))
+        writer = gguf.GGUFWriter(paths[-1], "llama")
+        fields = reader.fields.values() if number == 0 else ()
+        for field in fields:
+            if not field.name.startswith(("GGUF.", "general.architecture")):
+                writer.add_key_value(
+                    field.name, field.contents(), field.types[0], sub_type=field.types[-1]
+                )
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        for tensor in list(reader.tensors)[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    path.unlink()
+    return paths
 
-    assert "is part 1 of 2 of a model; join the parts into one file" in refusal(write(part))
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_model_in_parts_is_the_whole_one(write, count: int):
+    path = write(llama3)
+    whole = load_model(str(path), device="cpu")
+    parts = in_parts(path, count)
+    for name in (*parts, parts[0].parent):
+        loaded = load_model(str(name), device="cpu")
+        assert torch.equal(loaded.model(IDS).logits, whole.model(IDS).logits)
+        assert loaded.tokenizer("a cat")["input_ids"] == whole.tokenizer("a cat")["input_ids"]
+    before = file_identity(locate(str(parts[0])))
+    parts[-1].write_bytes(parts[-1].read_bytes() + b"0")
+    assert file_identity(locate(str(parts[0])))["weights"] != before["weights"]
+
+
+def test_a_part_that_is_missing_or_misnamed_is_refused(write):
+    first, second = in_parts(write())
+    second.rename(second.with_name("other.gguf"))
+    assert f"{second} is missing; {first.name} needs all 2 parts" in refusal(first)
+    assert "other.gguf calls itself part 2 of 2, and not 1 of 1" in refusal(
+        second.with_name("other.gguf")
+    )
 
 
 def test_names_with_dots_are_files(write, tmp_path: Path):

@@ -136,10 +136,10 @@ def find_folder(name: str) -> Path:
 
 
 def test_what_belongs_to_the_model_comes_along_and_nothing_else(sharded_model_folder, tmp_path):
-    kept = ["LICENSE", "generation_config.json", "chat_template.jinja", "merges.txt"]
+    kept = ["LICENSE", "README.md", "generation_config.json", "chat_template.jinja", "merges.txt"]
     left = ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.gguf"]
     left += [".hidden.json", "trainer_state.json", "pytorch_model.bin.index.json", "modeling.py"]
-    left += ["stray.safetensors", "README.md", "notes.txt"]
+    left += ["stray.safetensors", "notes.txt"]
     left += ["all_results.json", "eval_results.json", "train_results.json", "job.json"]
     for name in kept + left:
         (sharded_model_folder / name).write_text("{}")

@@ -1,8 +1,10 @@
 """Hashes of a model's files: equal hashes mean that the same model is loaded."""
 
+import glob
 import hashlib
 from pathlib import Path
 
+from defuse.models.gguf_parts import parts_of
 from defuse.models.locate import Source, hub_commit
 from defuse.utils.file_hash import file_hash
 
@@ -32,7 +34,7 @@ def file_identity(source: Source) -> dict[str, str]:
     if not local.is_dir():
         found = {"commit": hub_commit(source) or source.revision or ""}
     else:
-        weights = PATTERNS["weights"] if source.gguf is None else (source.gguf,)
+        weights = PATTERNS["weights"] if source.gguf is None else _gguf_files(local, source.gguf)
         patterns = {**PATTERNS, "weights": weights}
         found = {kind: _hash(local, names) for kind, names in patterns.items()}
     patterns = [name for names in PATTERNS.values() for name in names]
@@ -40,6 +42,10 @@ def file_identity(source: Source) -> dict[str, str]:
     if adapters:
         found["adapter"] = " ".join(adapters)
     return found
+
+
+def _gguf_files(folder: Path, first: str) -> tuple[str, ...]:
+    return tuple(glob.escape(part.name) for part in parts_of(folder / first))
 
 
 def _hash(folder: Path, patterns: list[str] | tuple[str, ...]) -> str:

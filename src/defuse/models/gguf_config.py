@@ -12,10 +12,12 @@ from transformers import PreTrainedConfig
 
 from defuse.models.architectures import ARCHITECTURES
 from defuse.models.gguf_header import GGUFHeader
+from defuse.models.gguf_parts import parts_of
 from defuse.utils.errors import UsageError
 
 # Tensors that divide the rotary frequencies: for all lengths (Llama 3), or for short and long ones.
 ALWAYS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+HEAD = "output.weight"
 HARMLESS = ("freq_base", "dimension_count", "scaling.finetuned", "scaling.type")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
@@ -25,6 +27,8 @@ def complete_config(config: PreTrainedConfig, header: GGUFHeader) -> PreTrainedC
 
     Raises UsageError, naming the field, for what cannot be carried over.
     """
+    # transformers looks for a head in the first of several parts only.
+    config.tie_word_embeddings = HEAD not in header.tensors
     scaling = _scaling(config, header)
     if scaling is not None:
         own = getattr(config, "rope_parameters", None) or {}
@@ -74,7 +78,8 @@ def _by_factors(
     header: GGUFHeader, longest: int, original: int | None, attention: float | None
 ) -> dict[str, Any]:
     """Divided frequencies, in the words of longrope."""
-    tensors = read_tensors(header.path, (ALWAYS, SHORT, LONG))
+    paths = parts_of(header.path)
+    tensors = {k: v for p in paths for k, v in read_tensors(p, (ALWAYS, SHORT, LONG)).items()}
     if ALWAYS in tensors:
         short = long = tensors[ALWAYS]
         attention = 1.0

@@ -11,6 +11,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+from defuse.models.gguf_parts import parts_of
 from defuse.utils.errors import UsageError, require
 
 MAGIC = b"GGUF"
@@ -52,14 +53,26 @@ class GGUFHeader:
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read and check the header. Raises UsageError for a file that is cut, broken or in parts."""
+    """Read and check the header, of all parts of a model if `path` is one.
+
+    Raises UsageError for a file that is cut or broken, and for parts that do not belong together.
+    """
+    parts = parts_of(path)
+    headers = [_read(part) for part in parts]
+    for number, header in enumerate(headers):
+        _check_part(header, number, len(parts))
+    tensors = {name: shape for header in headers for name, shape in header.tensors.items()}
+    whole = GGUFHeader(path, headers[0].fields, tensors)
+    _check(whole)
+    return whole
+
+
+def _read(path: Path) -> GGUFHeader:
     try:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-            header = _Reader(data).header(path)
+            return _Reader(data).header(path)
     except (OSError, ValueError, struct.error) as error:
         raise UsageError(f"model: {path} is no whole GGUF file ({error}); {REMEDY}") from error
-    _check(header)
-    return header
 
 
 class _Reader:
@@ -132,14 +145,17 @@ class _Reader:
         return self.data[start : self.at]
 
 
-def _check(header: GGUFHeader) -> None:
-    path, parts = header.path, header.fields.get("split.count", 1)
-    if parts > 1:
-        part = header.fields.get("split.no", 0) + 1
+def _check_part(header: GGUFHeader, number: int, count: int) -> None:
+    found = header.fields.get("split.no", 0), header.fields.get("split.count", 1) or 1
+    if found != (number, count):
         raise UsageError(
-            f"model: {path} is part {part} of {parts} of a model; join the parts into one file "
-            "with `llama-gguf-split --merge`"
+            f"model: {header.path} calls itself part {found[0] + 1} of {found[1]}, and not "
+            f"{number + 1} of {count}; give the parts their own names, NAME-00001-of-00002.gguf"
         )
+
+
+def _check(header: GGUFHeader) -> None:
+    path = header.path
     blocks, name = header.own("block_count"), f"{path}: {header.architecture}.block_count"
     remedy = f"is no number of blocks for the {len(header.tensors)} tensors of the file; {REMEDY}"
     is_count = isinstance(blocks, int) and 1 <= blocks <= len(header.tensors)

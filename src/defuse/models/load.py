@@ -30,6 +30,7 @@ from defuse.models.adapters import (
 from defuse.models.architectures import architecture_of
 from defuse.models.gguf_config import complete_config
 from defuse.models.gguf_header import read_header
+from defuse.models.gguf_parts import joined
 from defuse.models.locate import Source, hub_commit, locate
 from defuse.models.safetensors_index import open_checkpoint
 from defuse.models.settings_checks import (
@@ -208,7 +209,11 @@ def _load_weights(
         "output_loading_info": True,
     }
     if source.gguf is not None:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, **given, **source.arguments)
+        with joined(Path(source.path) / source.gguf) as whole:
+            place = Source(str(whole.parent), gguf=whole.name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place.path, **given, **place.arguments
+            )
     else:
         loaded = _read_safetensors(source, kind, given)
     model, report = loaded

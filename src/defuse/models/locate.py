@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from defuse.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_settings
+from defuse.models.gguf_parts import PART, parts_of
 from defuse.models.safetensors_index import INDEX, SETTINGS, leads_out
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
@@ -103,7 +104,7 @@ def _locate_folder(path: Path, above: tuple[Path, ...]) -> Source:
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return Source(str(path))
     files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
+    if len({_first_part(file) for file in files}) > 1:
         names = ", ".join(file.name for file in files)
         raise UsageError(f"model: {path} holds several GGUF files; name one of {names}")
     if files:
@@ -131,7 +132,13 @@ def _refuse_links(folder: Path) -> None:
 def _gguf(path: Path) -> Source:
     if find_spec("gguf") is None:
         raise UsageError(f"model: {path} needs the gguf package; {install_hint('gguf')}")
-    return Source(str(path.parent), gguf=path.name)
+    return Source(str(path.parent), gguf=parts_of(path)[0].name)
+
+
+def _first_part(path: Path) -> str:
+    """A name that all parts of one model have in common."""
+    part = PART.fullmatch(path.name)
+    return path.name if part is None else f"{part['name']} of {part['count']}"
 
 
 def _adapter(path: Path, above: tuple[Path, ...]) -> Source:

@@ -20,7 +20,7 @@ from defuse.utils.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = ".safetensors"
-# What is read beside the weights. Nothing in it is code, or a claim about the trained model.
+# What is read beside the weights; nothing in it is code.
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -36,7 +36,8 @@ SETTINGS = (
     "*.model",
     "*.tiktoken",
 )
-AROUND = (*SETTINGS, "LICENSE*", "NOTICE*")  # copied beside the weights
+# What is copied beside the weights: the model card says where the model comes from.
+AROUND = (*SETTINGS, "LICENSE*", "NOTICE*", "README.md")
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
