@@ -1,0 +1,118 @@
+"""Commands in forks of a process that has imported everything, so that one takes a second."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from defuse.cli import main
+from dev.soak.workplace import Command
+
+MODULES = (
+    "transformers.models.llama.modeling_llama",
+    "defuse.attacks.run",
+    "defuse.evaluate.run",
+    "defuse.experiments.reproduce.run",
+    "defuse.experiments.sweep",
+    "defuse.finetune.run",
+    "defuse.unlearning.run",
+)
+LIMIT = 180.0  # seconds, after which a command counts as hanging
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: its exit code (of a signal, −number), what it printed, its CPU time."""
+
+    code: int
+    printed: str
+    cpu_seconds: float
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it ended in a sentence with exit code 2, and without a traceback."""
+        return self.code == 2 and "defuse: " in self.printed and not self.is_crash
+
+    @property
+    def is_crash(self) -> bool:
+        return "Traceback (most recent call last)" in self.printed or "crash" in self.printed
+
+    @property
+    def last_line(self) -> str:
+        """The sentence of a refusal, or whatever came last."""
+        lines = self.printed.strip().splitlines() or [""]
+        return next((line for line in lines if line.startswith("defuse: ")), lines[-1])[:300]
+
+
+def import_everything() -> None:
+    """Import what the commands would import, and start no thread: a fork has only one."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    for name in MODULES:
+        import_module(name)
+
+
+def start(
+    folder: Path, command: Command, log: Path, before: Callable[[], object] | None = None
+) -> int:
+    """Start a command in `folder` after `before` in the same process; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 99
+    try:
+        code = _run(folder, command, log, before)
+    finally:
+        os._exit(code)
+
+
+def wait(process: int, log: Path) -> Ending:
+    """Wait for a command, and kill it if it hangs."""
+    end = time.monotonic() + LIMIT
+    while True:
+        found, status, usage = os.wait4(process, os.WNOHANG)
+        if found:
+            code = os.waitstatus_to_exitcode(status)
+            printed = log.read_text(encoding="utf-8", errors="replace")
+            return Ending(code, printed, usage.ru_utime + usage.ru_stime)
+        if time.monotonic() > end:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def run(
+    folder: Path, command: Command, log: Path, before: Callable[[], object] | None = None
+) -> Ending:
+    """Run a command to its end."""
+    return wait(start(folder, command, log, before), log)
+
+
+def _run(folder: Path, command: Command, log: Path, before: Callable[[], object] | None) -> int:
+    printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+    os.chdir(folder)
+    sys.argv = ["defuse", *command]
+    try:
+        if before is not None:
+            before()
+        main()
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
