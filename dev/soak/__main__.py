@@ -71,7 +71,7 @@ def _subjects(place: Path, verbs: Sequence[str]) -> dict[str, Subject]:
         folder = place / name
         folder.mkdir()
         make_inputs(folder)
-        subject = observe(COMMANDS[name], folder, read_files(folder), place / f"{name}.log")
+        subject = observe(COMMANDS[name], folder, read_files(folder))
         subjects[name] = subject
         varying = ", ".join(sorted(subject.undisturbed.varying)) or "none"
         print(

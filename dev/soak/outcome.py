@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def _content(path: Path) -> bytes:
         elif path.suffix == ".jsonl":
             values = [json.loads(line) for line in content.splitlines()]
         else:
-            return content
+            return re.sub(rb"\d+ s\b", b"", content) if path.suffix == ".md" else content
     except ValueError:
         return content
     return json.dumps([_timeless(value) for value in values]).encode()

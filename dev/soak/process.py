@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -60,46 +61,56 @@ def import_everything() -> None:
         import_module(name)
 
 
-def start(
-    folder: Path, command: Command, log: Path, before: Callable[[], object] | None = None
-) -> int:
-    """Start a command in `folder` after `before` in the same process; returns its id."""
+@dataclass(frozen=True)
+class Running:
+    """A command that was started; a pipe takes what it prints, as a limit on files would not."""
+
+    process: int
+    pipe: int
+
+
+def start(folder: Path, command: Command, before: Callable[[], object] | None = None) -> Running:
+    """Start a command in `folder` after `before` in the same process."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
     process = os.fork()
     if process:
-        return process
+        os.close(writer)
+        return Running(process, reader)
     code = 99
     try:
-        code = _run(folder, command, log, before)
+        code = _run(folder, command, writer, before)
     finally:
         os._exit(code)
 
 
-def wait(process: int, log: Path) -> Ending:
+def wait(running: Running) -> Ending:
     """Wait for a command, and kill it if it hangs."""
     end = time.monotonic() + LIMIT
+    printed = b""
     while True:
-        found, status, usage = os.wait4(process, os.WNOHANG)
+        found, status, usage = os.wait4(running.process, os.WNOHANG)
+        with suppress(BlockingIOError):
+            while part := os.read(running.pipe, 2**16):
+                printed += part
         if found:
+            os.close(running.pipe)
             code = os.waitstatus_to_exitcode(status)
-            printed = log.read_text(encoding="utf-8", errors="replace")
-            return Ending(code, printed, usage.ru_utime + usage.ru_stime)
+            return Ending(code, printed.decode(errors="replace"), usage.ru_utime + usage.ru_stime)
         if time.monotonic() > end:
-            os.kill(process, signal.SIGKILL)
+            os.kill(running.process, signal.SIGKILL)
         time.sleep(0.005)
 
 
-def run(
-    folder: Path, command: Command, log: Path, before: Callable[[], object] | None = None
-) -> Ending:
+def run(folder: Path, command: Command, before: Callable[[], object] | None = None) -> Ending:
     """Run a command to its end."""
-    return wait(start(folder, command, log, before), log)
+    return wait(start(folder, command, before))
 
 
-def _run(folder: Path, command: Command, log: Path, before: Callable[[], object] | None) -> int:
-    printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+def _run(folder: Path, command: Command, writer: int, before: Callable[[], object] | None) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(printed, 1)
-    os.dup2(printed, 2)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
     os.chdir(folder)
     sys.argv = ["defuse", *command]

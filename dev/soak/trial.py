@@ -25,7 +25,6 @@ class Subject:
 
     command: Command
     folder: Path
-    log: Path
     inputs: Files
     undisturbed: Undisturbed
     changes: tuple[str, ...]
@@ -33,17 +32,17 @@ class Subject:
     largest: int  # bytes of its largest file
 
     def run(self, before: Callable[[], object] | None = None) -> process.Ending:
-        return process.run(self.folder, self.command, self.log, before)
+        return process.run(self.folder, self.command, before)
 
 
-def observe(command: Command, folder: Path, inputs: Files, log: Path) -> Subject:
+def observe(command: Command, folder: Path, inputs: Files) -> Subject:
     """Run a command twice, undisturbed. Raises RuntimeError if it fails."""
-    trace = log.with_suffix(".trace")
+    trace = folder.with_suffix(".trace")
     found: list[dict[str, str]] = []
     largest, cpu_seconds = 0, 0.0
     for _ in range(2):
         clear(folder, inputs)
-        ending = process.run(folder, command, log, lambda: instants.record(folder, trace))
+        ending = process.run(folder, command, lambda: instants.record(folder, trace))
         if ending.code:
             raise RuntimeError(f"{' '.join(command)} fails by itself: {ending.printed[-2000:]}")
         found.append(read_files(folder, inputs))
@@ -53,7 +52,7 @@ def observe(command: Command, folder: Path, inputs: Files, log: Path) -> Subject
     varying = frozenset(name for name in one if one[name] != other.get(name))
     changes = tuple(trace.read_text(encoding="utf-8").splitlines())
     undisturbed = Undisturbed(one, varying)
-    return Subject(command, folder, log, inputs, undisturbed, changes, cpu_seconds, largest)
+    return Subject(command, folder, inputs, undisturbed, changes, cpu_seconds, largest)
 
 
 def trial(subject: Subject, disturb: Disturb, random: Random) -> str:
@@ -106,12 +105,11 @@ def fill_the_disk(subject: Subject, random: Random) -> str:
 
 def write_twice(subject: Subject, random: Random) -> str:
     """The same command twice at once: either is refused in a sentence, or both end well."""
-    logs = [subject.log, subject.log.with_suffix(".second")]
     started = []
-    for log in logs:
-        started.append(process.start(subject.folder, subject.command, log))
+    for _ in range(2):
+        started.append(process.start(subject.folder, subject.command))
         time.sleep(random.uniform(0, subject.cpu_seconds / 2))
-    endings = [process.wait(each, log) for each, log in zip(started, logs, strict=True)]
+    endings = [process.wait(each) for each in started]
     for ending in endings:
         if ending.code and not ending.is_refusal:
             return f"of two writers, one ends with {ending.code}: {ending.last_line}"
@@ -139,7 +137,11 @@ def damage(subject: Subject, random: Random) -> str:
     path.write_bytes(content)
     ending = subject.run()
     if ending.code == 0:
-        difference = subject.undisturbed.difference(read_files(subject.folder, subject.inputs))
+        found = read_files(subject.folder, subject.inputs)
+        if name in subject.undisturbed.files and path.read_bytes() == content:
+            found[name] = subject.undisturbed.files[name]  # a result that nobody read again
+        difference = subject.undisturbed.difference(found)
+        clear(subject.folder, subject.inputs)
         return f"byte {place} of {name} was damaged, and {difference}" if difference else ""
     # A line of the screen may break anywhere.
     printed = "".join(ending.printed.split())

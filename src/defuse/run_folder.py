@@ -11,7 +11,7 @@ import glob
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,13 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether `path` holds this run, whole.
 
-        Raises UsageError if it holds anything else or cannot be written, if a file of it is missing
-        or damaged, or if `partial` holds another run's work.
+        If it does, what a kill left of the run's unfinished work is removed. Raises UsageError if
+        it holds anything else or cannot be written, if a file of it is missing or damaged, or if
+        `partial` holds another run's work.
         """
         if self.path.is_dir() and any(self.path.iterdir()):
             self._check_finished()
+            self._remove_left()
             return True
         check_writable(self.path, self.option)
         self._check_partial()
@@ -171,6 +173,15 @@ class RunFolder:
                 f"{', '.join(other)}; {remedy}"
             )
         self._check_own()
+
+    def _remove_left(self) -> None:
+        """Remove what a kill at the very end of this run left of its unfinished work."""
+        if not self.partial.is_dir():
+            return
+        with suppress(OSError, UsageError):  # in use, or not of this run
+            self._check_partial()
+            with held(self.partial / LOCK, self.option, str(self.path)):
+                self._remove_partial()
 
     def _has_checkpoint(self) -> bool:
         return any(any(self.partial.glob(pattern)) for pattern in self.checkpoints)

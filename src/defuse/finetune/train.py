@@ -24,7 +24,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
 from defuse.data.examples import Example, make_examples
 from defuse.data.text import Plain
@@ -38,7 +37,7 @@ from defuse.utils.config import Count, Length, Natural, NotNegative, Positive, c
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError, caution, require
 from defuse.utils.file_hash import file_hash
-from defuse.utils.files import write_json
+from defuse.utils.files import flush, write_json
 from defuse.utils.progress import SILENT, Progress
 
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its files
@@ -118,10 +117,10 @@ def fine_tune(
 def last_checkpoint(folder: Path) -> str | None:
     """The latest whole checkpoint in `folder`; a damaged one is passed over with a caution.
 
-    Raises UsageError where all checkpoints are damaged.
+    One without a seal was not finished. Raises UsageError where all checkpoints are damaged.
     """
-    states = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")  # the Trainer writes it last
-    found = sorted((s.parent for s in states), key=lambda p: int(p.name.rpartition("-")[2]))
+    seals = folder.glob(f"checkpoint-*/{SEAL}")  # written last
+    found = sorted((s.parent for s in seals), key=lambda p: int(p.name.rpartition("-")[2]))
     damaged = []
     for checkpoint in reversed(found):
         if (file := _damaged_file(checkpoint)) is None:
@@ -135,10 +134,8 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _damaged_file(checkpoint: Path) -> Path | None:
-    """A file that is not as it was written. A kill before the seal leaves a whole checkpoint."""
+    """A file that is not as it was written."""
     seal = checkpoint / SEAL
-    if not seal.exists():
-        return None
     try:
         hashes = json.loads(seal.read_text(encoding="utf-8"))
         wrong = (name for name, digest in hashes.items() if _hash(checkpoint / name) != digest)
@@ -267,8 +264,11 @@ class _Sealed(TrainerCallback):
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero:
             # Other processes may still be writing the states of their random generators.
-            files = [path for path in sorted(folder.iterdir()) if not path.match("rng_state_*")]
-            write_json(folder / SEAL, {path.name: _hash(path) for path in files if path.is_file()})
+            found = [path for path in sorted(folder.iterdir()) if not path.match("rng_state_*")]
+            files = [path for path in found if path.is_file()]
+            for path in files:
+                flush(path)  # else a power cut could leave the seal without the bytes
+            write_json(folder / SEAL, {path.name: _hash(path) for path in files})
 
 
 class _Report(TrainerCallback):

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import errno
 import glob
 import json
 import os
@@ -135,6 +136,20 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The full disk (or quota, or bound on a file's size) behind an error, if that is its cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if isinstance(cause, OSError) and cause.errno == number:
+                return cause
+            # safetensors' error has only the text.
+            if f"(os error {number})" in str(cause):
+                return OSError(number, os.strerror(number))
+        cause = cause.__cause__
+    return None
 
 
 def remove_temporaries(path: Path) -> None:

@@ -27,6 +27,7 @@ from defuse.unlearning.output import Source, make_record, write_checkpoint
 from defuse.unlearning.run import check
 from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.errors import UsageError
+from defuse.utils.files import full_disk
 from defuse.utils.identity import model_identity
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import versions
@@ -192,12 +193,15 @@ def execute(context: ExperimentContext, run: Run, progress: Progress = SILENT) -
 def recorded(name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Carry out `work`; returns its result as a record, with versions, machine and seconds.
 
-    If it fails, the record has the `error`, so that other runs continue.
+    If it fails, the record has the `error`, so that other runs continue. Raises OSError where the
+    disk is full: that is no run's own failure, and the same command continues once there is room.
     """
     started = time.perf_counter()
     try:
         found = work()
     except Exception as error:
+        if (full := full_disk(error)) is not None:
+            raise full from error
         found = {"error": _sentence(error), "traceback": traceback.format_exc()}
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # memory that a failed run filled must not fail the next

@@ -47,6 +47,8 @@ def check(request: Request) -> Plan:
     kept, evaluations, needs = kept_rows(request), {}, {}
     for suite in dict.fromkeys(row.suite for row in ROWS):
         parts, missing = _available(request, _to_measure(suite, kept))
+        if parts:  # the suite's file holds the answers of all its rows, or loses those it had
+            parts, _ = _available(request, _to_measure(suite, ()))
         evaluations[suite] = _evaluation(request, suite, parts)
         needs |= missing
     attacks: under_gcg.Attacks = {}
