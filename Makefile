@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup test test-slow check lab real real-attacks real-tofu
+.PHONY: setup test test-slow check soak lab real real-attacks real-tofu
 
 setup: .venv/ready
 
@@ -24,6 +24,11 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# Commands are killed, fill the disk, meet a second writer or find damage, and must end as if
+# undisturbed: docs/reliability.md. SOAK=8: for so many hours.
+soak: setup
+	nice $(BIN)/python -m dev.soak --hours $(or $(SOAK),0.5)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -119,6 +119,30 @@ def test_what_a_kill_left_half_written_is_removed() -> None:
 
 
 @pytest.mark.usefixtures("work")
+def test_what_a_kill_at_the_very_end_left_is_removed_by_the_next_look() -> None:
+    """The output is there, and its unfinished work was not removed yet, or only in part."""
+    folder(seed=1).write(lambda _: None, {"run": {"seed": 1}})
+    interrupted(folder(seed=1), CHECKPOINT)
+    assert Path("out.partial", CHECKPOINT).exists()
+    assert folder(seed=1).is_finished()
+    assert not Path("out.partial").exists()
+    Path("out.partial").mkdir()
+    Path("out.partial", "lock").touch()
+    assert folder(seed=1).is_finished()
+    assert not Path("out.partial").exists()
+
+
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize("mine", ["thesis.txt", "run.json"])
+def test_a_finished_run_leaves_work_of_others_beside_it(mine: str) -> None:
+    folder(seed=1).write(lambda _: None, {"run": {"seed": 1}})
+    Path("out.partial").mkdir()
+    Path("out.partial", mine).write_text("mine")
+    assert folder(seed=1).is_finished()
+    assert [path.name for path in Path("out.partial").iterdir()] == [mine]
+
+
+@pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("strange", ["thesis.txt", ".hidden", "run.json"])
 def test_a_folder_of_the_users_is_refused_and_left_as_it_is(strange: str) -> None:
     Path("out.partial").mkdir()

@@ -171,6 +171,17 @@ def test_rows_without_questions_say_what_they_need_and_come_later(
     assert run("--limit", "3")[0] == 0
 
 
+def test_a_suite_s_file_holds_all_its_answers_after_a_kill_between_two_rows(run: Run) -> None:
+    write_wmdp_json(Path("data/wmdp"))
+    assert run()[0] == 0
+    asked = [question["id"] for question in read("wmdp.json")["questions"]]
+    row = Path("runs/reproduce/rows/wmdp-cyber.json")
+    row.unlink()
+    assert run()[0] == 0
+    assert row.exists()
+    assert [question["id"] for question in read("wmdp.json")["questions"]] == asked
+
+
 def test_rows_of_one_suite_are_kept_when_the_next_fails(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

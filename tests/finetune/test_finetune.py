@@ -21,6 +21,7 @@ from defuse.data.text import QuestionAnswer, as_chat
 from defuse.finetune import FineTuning, fine_tune
 from defuse.finetune.environment import check_environment
 from defuse.finetune.examples import IGNORED, collate, epoch_batches
+from defuse.finetune.train import SEAL, last_checkpoint
 from defuse.models.load import LoadedModel, load_model
 from defuse.utils.errors import Caution, UsageError
 from tests.conftest import build_llama
@@ -224,6 +225,18 @@ def test_where_all_checkpoints_are_damaged_the_run_is_refused(
         flip_a_bit(checkpoint / "optimizer.pt", -10)
     with pytest.raises(UsageError, match=r"out: .*checkpoint-4/optimizer\.pt is damaged; remove"):
         fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
+
+
+def test_a_checkpoint_without_its_seal_was_not_finished(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A kill, or a full disk, while the last file was written; the one before is used."""
+    settings = stopped(tiny_tokenizer, tmp_path, after=5)
+    (tmp_path / "checkpoint-4" / SEAL).unlink()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    _, losses = fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
+    assert len(losses) == 6
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from defuse.utils.errors import UsageError
 from defuse.utils.file_hash import file_hash
-from defuse.utils.files import check_name, new_file, new_folder, write_text
+from defuse.utils.files import check_name, full_disk, new_file, new_folder, write_text
 from defuse.utils.jsonl import append_line
 from tests.helpers.bad_disk import file_limit
 
@@ -101,3 +102,15 @@ def test_the_hash_of_a_file_follows_its_bytes(
     (tmp_path / "cache" / "defuse" / "hashes.json").write_text("no JSON")
     os.utime(path, (1, 1))
     assert file_hash(path) != before
+
+
+def test_a_full_disk_is_told_from_other_errors_wherever_it_is_the_cause() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "state")
+    refusal = UsageError("output: cannot be written")
+    refusal.__cause__ = full
+    assert full_disk(full) is full_disk(refusal) is full
+    found = full_disk(SafetensorError("I/O error: File too large (os error 27)"))
+    assert found is not None
+    assert found.errno == errno.EFBIG
+    assert full_disk(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert full_disk(ValueError("os error")) is None
