@@ -227,6 +227,22 @@ def test_what_is_finished_is_only_reported(here: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("here")
+def test_a_run_killed_before_its_record_is_in_the_table_after_the_next_go(work: Path) -> None:
+    """Its answers and its checkpoint are there, and its row would be missing for ever."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(work)
+        command = ("noise.std=none", "--runner", "serial", "--keep", "--output", "early")
+        assert sweep(*command) == 0
+        table = rows(Path("early"))
+        for path in (*Path("early", "runs").glob("*.json"), Path("early", "runs.jsonl")):
+            path.unlink()
+        assert sweep(*command) == 0
+    again = rows(work / "early")
+    assert len(table) == len(again) == 1
+    times = {"seconds": 0, "peak_memory_bytes": 0}
+    assert again[0] | times == table[0] | times
+
+
 def test_a_plan_says_what_would_run_again(capsys: pytest.CaptureFixture[str]) -> None:
     for option, left in (("--retry-failed", "to do"), ("--keep", "failed")):
         assert sweep(*GRID, "--plan", option) == 0

@@ -20,6 +20,7 @@ from defuse.experiments.core.run import (
     ExperimentContext,
     load_answers,
     missing_steps,
+    must_record,
     must_write,
     other_answers,
 )
@@ -110,7 +111,8 @@ def runs_to_do(context: ExperimentContext, *, retry_failed: bool) -> list[Run]:
     return [
         run
         for run in context.scenario.runs
-        if run.name not in failed and (missing_steps(context, run) or must_write(context, run))
+        if run.name not in failed
+        and (missing_steps(context, run) or must_write(context, run) or must_record(context, run))
     ]
 
 

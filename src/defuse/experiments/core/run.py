@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
 from defuse.experiments.core.questions import ask_model
+from defuse.experiments.core.records import records
 from defuse.experiments.core.scenario import Run, Scenario, TextDigests, essence, recipe_essence
 from defuse.models.file_identity import file_identity
 from defuse.models.load import LoadedModel, load_model, resolve_dtype
@@ -212,7 +213,7 @@ def recorded(name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
 
 def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -> dict[str, Any]:
     missing = missing_steps(context, run)
-    if not missing and not must_write(context, run):
+    if not (missing or must_write(context, run) or must_record(context, run)):
         return {}
     reference, recipe = context.reference, run.recipe
     steps = max(missing, default=run.steps)
@@ -256,6 +257,12 @@ def _losses(records: list[StepRecord]) -> list[list[float]]:
 def must_write(context: ExperimentContext, run: Run) -> bool:
     """Whether a run's checkpoint is to be kept and is not there."""
     return context.scenario.keep_models and not Path(run.recipe.output).is_dir()
+
+
+def must_record(context: ExperimentContext, run: Run) -> bool:
+    """Whether a run's record is part of the results and is not there, as after a kill before it."""
+    scenario = context.scenario
+    return scenario.describe is not None and records(scenario.folder).get(run.name) is None
 
 
 def _write(context: ExperimentContext, run: Run, result: Result, record: Mapping[str, Any]) -> None:
