@@ -239,7 +239,7 @@ def test_a_run_killed_before_its_record_is_in_the_table_after_the_next_go(work: 
         assert sweep(*command) == 0
     again = rows(work / "early")
     assert len(table) == len(again) == 1
-    times = {"seconds": 0, "peak_memory_bytes": 0}
+    times = {"seconds": 0, "peak_memory_bytes": 0, "finished": ""}
     assert again[0] | times == table[0] | times
 
 
