@@ -136,16 +136,18 @@ def damage(subject: Subject, random: Random) -> str:
         content[place] ^= 1 << random.randrange(8)
     path.write_bytes(content)
     ending = subject.run()
+    # A line of the screen may break anywhere.
+    printed = "".join(ending.printed.split())
+    is_named = any(str(each) in printed for each in (name, *Path(name).parents[:-1]))
     if ending.code == 0:
         found = read_files(subject.folder, subject.inputs)
         if name in subject.undisturbed.files and path.read_bytes() == content:
             found[name] = subject.undisturbed.files[name]  # a result that nobody read again
         difference = subject.undisturbed.difference(found)
         clear(subject.folder, subject.inputs)
+        if name not in subject.undisturbed.files and is_named:
+            return ""  # unfinished work that stays where it is, with a caution
         return f"byte {place} of {name} was damaged, and {difference}" if difference else ""
-    # A line of the screen may break anywhere.
-    printed = "".join(ending.printed.split())
-    is_named = any(str(each) in printed for each in (name, *Path(name).parents[:-1]))
     clear(subject.folder, subject.inputs)  # what the sentence advises
     if ending.is_refusal and is_named:
         return ""

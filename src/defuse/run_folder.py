@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from defuse.store import as_json, differences
 from defuse.utils.distributed import Processes
-from defuse.utils.errors import UsageError
+from defuse.utils.errors import UsageError, caution
 from defuse.utils.file_hash import file_hash
 from defuse.utils.files import SUFFIX, check_writable, held, new_folder, write_json
 
@@ -178,10 +178,16 @@ class RunFolder:
         """Remove what a kill at the very end of this run left of its unfinished work."""
         if not self.partial.is_dir():
             return
-        with suppress(OSError, UsageError):  # in use, or not of this run
+        try:
             self._check_partial()
-            with held(self.partial / LOCK, self.option, str(self.path)):
-                self._remove_partial()
+        except UsageError as error:  # of another run, or damaged: it stays
+            caution(f"{error}")
+            return
+        with (
+            suppress(OSError, UsageError),  # in use
+            held(self.partial / LOCK, self.option, str(self.path)),
+        ):
+            self._remove_partial()
 
     def _has_checkpoint(self) -> bool:
         return any(any(self.partial.glob(pattern)) for pattern in self.checkpoints)

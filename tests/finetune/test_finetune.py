@@ -24,6 +24,7 @@ from defuse.finetune.examples import IGNORED, collate, epoch_batches
 from defuse.finetune.train import SEAL, last_checkpoint
 from defuse.models.load import LoadedModel, load_model
 from defuse.utils.errors import Caution, UsageError
+from defuse.utils.files import SUFFIX
 from tests.conftest import build_llama
 from tests.helpers.architectures import tiny_model
 from tests.helpers.bad_disk import file_limit, flip_a_bit
@@ -234,9 +235,13 @@ def test_a_checkpoint_without_its_seal_was_not_finished(
     settings = stopped(tiny_tokenizer, tmp_path, after=5)
     (tmp_path / "checkpoint-4" / SEAL).unlink()
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{")
+    (tmp_path / "checkpoint-4" / f".{SEAL}.half{SUFFIX}").touch()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     _, losses = fine_tune(loaded_llama(tiny_tokenizer), PAIRS, settings, tmp_path)
     assert len(losses) == 6
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    hashes = json.loads((tmp_path / "checkpoint-4" / SEAL).read_text("utf-8"))
+    assert not [name for name in hashes if name.endswith(SUFFIX)]
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])

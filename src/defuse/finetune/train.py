@@ -37,7 +37,7 @@ from defuse.utils.config import Count, Length, Natural, NotNegative, Positive, c
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError, caution, require
 from defuse.utils.file_hash import file_hash
-from defuse.utils.files import flush, write_json
+from defuse.utils.files import flush, remove_temporaries, write_json
 from defuse.utils.progress import SILENT, Progress
 
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its files
@@ -263,6 +263,7 @@ class _Sealed(TrainerCallback):
     ) -> None:
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero:
+            remove_temporaries(folder / SEAL)  # of a kill, when this folder was written before
             # Other processes may still be writing the states of their random generators.
             found = [path for path in sorted(folder.iterdir()) if not path.match("rng_state_*")]
             files = [path for path in found if path.is_file()]

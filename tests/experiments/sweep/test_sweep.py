@@ -243,6 +243,7 @@ def test_a_run_killed_before_its_record_is_in_the_table_after_the_next_go(work: 
     assert again[0] | times == table[0] | times
 
 
+@pytest.mark.usefixtures("here")
 def test_a_plan_says_what_would_run_again(capsys: pytest.CaptureFixture[str]) -> None:
     for option, left in (("--retry-failed", "to do"), ("--keep", "failed")):
         assert sweep(*GRID, "--plan", option) == 0
