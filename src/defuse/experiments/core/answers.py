@@ -8,6 +8,7 @@ from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, ORIGINAL
 
 FORGET_SET, RETAIN_SET = "forget", "retain"
 
+NUMBERS = ("correct", "logprob", "logprobs")  # of an answer; what is beside them was asked
 # How version 0.1.0 spells variants in its files.
 OLD_VARIANTS = {
     "forget": FORGET_TOKEN,
@@ -105,25 +106,19 @@ def to_json(table: AnswerTable) -> list[dict[str, Any]]:
 
 
 def _record(answer: Answer) -> dict[str, Any]:
-    numbers = {
-        "correct": answer.correct,
-        "logprob": answer.logprob,
-        "logprobs": list(answer.logprobs),
-    }
-    return numbers | dict(answer.asked or {})
+    return {name: getattr(answer, name) for name in NUMBERS} | dict(answer.asked or {})
 
 
 def from_json(cells: Sequence[Mapping[str, Any]]) -> AnswerTable:
     """The table that `to_json` wrote."""
+
+    def answer(record: Mapping[str, Any]) -> Answer:
+        asked = {name: value for name, value in record.items() if name not in NUMBERS}
+        return Answer(record["correct"], record["logprob"], tuple(record["logprobs"]), asked)
+
     return {
         Cell(cell["question_set"], cell["variant"], cell["position"]): {
-            name: Answer(
-                record["correct"],
-                record["logprob"],
-                tuple(record["logprobs"]),
-                {key: record[key] for key in ("prompt", "choices", "answer") if key in record},
-            )
-            for name, record in cell["answers"].items()
+            name: answer(record) for name, record in cell["answers"].items()
         }
         for cell in cells
     }
@@ -145,16 +140,3 @@ def from_old_json(
             answer = Answer(bool(right), logprob, tuple(rest[0]) if rest else ())
             table.setdefault(Cell(home, *kind), {})[name] = answer
     return table
-
-
-def to_old_json(table: AnswerTable) -> dict[str, dict[str, tuple[bool, float]]]:
-    """A table in the spelling of version 0.1.0, retain sets pooled."""
-    names = {new: old for old, new in OLD_VARIANTS.items()}
-    found = {}
-    for part in slices(table):
-        original = "forget" if part.kind == "forget" else "clean"
-        form = original if part.position is None else f"{part.position}/{names[part.variant]}"
-        found[form] = {
-            name: (each.correct, each.logprob) for (_, name), each in pooled(table, part).items()
-        }
-    return found

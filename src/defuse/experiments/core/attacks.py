@@ -24,7 +24,7 @@ from defuse.questions import Question
 from defuse.report import Page, Section, render
 from defuse.report.format import captioned
 from defuse.store import SCHEMA_VERSION, ResultStore
-from defuse.unlearning import run as unlearning_run
+from defuse.unlearning import run as unlearning
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
 from defuse.utils.progress import SILENT, Progress, duration
@@ -183,8 +183,10 @@ def _time_left(plan: AttackPlan, requests: Iterable[Request], workers: int) -> s
 
 def attack(request: Request, made_by: Run | None = None) -> None:
     """Attack a model; what is finished is not done again. `made_by` makes it if it is not there."""
-    if made_by is not None and not (Path(request.model) / "config.json").is_file():
-        unlearning_run.run(unlearning_run.check(made_by.recipe))
+    if made_by is not None:
+        plan = unlearning.check(made_by.recipe)
+        if not unlearning.finished(plan):
+            unlearning.run(plan)
     for _ in run(check(request)):
         pass
 

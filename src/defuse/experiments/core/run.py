@@ -282,12 +282,3 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "device: out of memory; lower batch_size or the topics' lengths"
     return f"{type(error).__name__}: {error}"
-
-
-def last_losses(steps: list[Mapping[str, Any]]) -> dict[str, float]:
-    """The losses of each topic's last step, averaged over topics."""
-    last = {step["topic"]: step for step in steps}.values()
-    return {
-        name: sum(step[name] for step in last) / len(last)
-        for name in ("forget_loss", "retain_loss")
-    }

@@ -19,7 +19,6 @@ from defuse.experiments.core.answers import (
 )
 from defuse.experiments.core.metrics import make_group
 from defuse.experiments.core.records import records
-from defuse.experiments.core.run import last_losses
 from defuse.utils.files import new_file, write_text
 
 Format = Literal["jsonl", "parquet"]
@@ -72,7 +71,7 @@ def _row(record: Mapping[str, Any]) -> Row:
         for name, figure in rest.pop("figures", {}).items()
         for part, value in figure.items()
     }
-    losses = last_losses(record["steps"]) if "steps" in record else {}
+    losses = _last_losses(record["steps"]) if "steps" in record else {}
     name, fields, recipe = rest.pop("run"), rest.pop("fields"), rest.pop("recipe")
     line = {"run": name, **fields, **figures, "error": None, **losses, **rest}
     return {**line, "recipe": recipe}
@@ -93,3 +92,12 @@ def _column(values: Sequence[Any]) -> pyarrow.Array:
         except pyarrow.ArrowException:
             pass
     return pyarrow.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values])
+
+
+def _last_losses(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The losses of each topic's last step, averaged over topics."""
+    last = {step["topic"]: step for step in steps}.values()
+    return {
+        name: sum(step[name] for step in last) / len(last)
+        for name in ("forget_loss", "retain_loss")
+    }
