@@ -38,13 +38,13 @@ from defuse.attacks.gcg.config import Where
 from defuse.attacks.gcg.places import answer_tokens, question_place
 from defuse.attacks.gcg.score import Budget, Problem, Scorer, TextTarget
 from defuse.evaluate import Settings
-from defuse.experiments.synthetic.models import SHIPPED_FORGET, load_pair
-from defuse.experiments.synthetic.questions import original_questions
-from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
 from defuse.models.load import LoadedModel, load_model
 from defuse.questions import Question, load_questions
+from defuse.synthetic.models import SHIPPED_FORGET, load_pair
+from defuse.synthetic.questions import original_questions
+from defuse.synthetic.world import build_world
 from defuse.utils.random import generator
 
 MMLU = Path("../shared/data/mmlu/test/college_biology_test.csv")

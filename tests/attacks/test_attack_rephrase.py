@@ -18,11 +18,11 @@ from defuse.attacks.rephrase.templates import TEMPLATES, all_orders, mistype, re
 from defuse.attacks.rephrase.ways import plan, unknown_share
 from defuse.attacks.split_half import halves
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
-from defuse.experiments.synthetic.models import load_pair
-from defuse.experiments.synthetic.questions import original_questions
-from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question, ask
+from defuse.synthetic.models import load_pair
+from defuse.synthetic.questions import original_questions
+from defuse.synthetic.world import build_world
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 from tests.conftest import build_llama, build_tokenizer

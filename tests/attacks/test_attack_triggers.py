@@ -16,12 +16,12 @@ from defuse.attacks.triggers.first_order import first_order, placed, placeholder
 from defuse.attacks.triggers.ranks import auc_interval, enrichment, rank_test
 from defuse.attacks.triggers.words import encode_words, find_candidates, vocabulary_words
 from defuse.evaluate import Settings
-from defuse.experiments.synthetic.models import load_pair
-from defuse.experiments.synthetic.questions import original_questions, split
-from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
 from defuse.models.freeze import frozen_model
 from defuse.questions import SENTENCE, Question, perturb
+from defuse.synthetic.models import load_pair
+from defuse.synthetic.questions import original_questions, split
+from defuse.synthetic.world import build_world
 from defuse.utils.errors import UsageError
 from tests.conftest import build_llama, build_tokenizer
 from tests.helpers.architectures import CONFIGS, tiny_model

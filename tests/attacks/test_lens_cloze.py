@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from defuse.attacks import AttackData, Result
 from defuse.attacks.lens import Lens, attack, cloze, probe, run
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions, wilson
-from defuse.experiments.synthetic.world import build_world
 from defuse.models.load import LoadedModel
 from defuse.questions import ORIGINAL, Question
+from defuse.synthetic.world import build_world
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 from tests.conftest import build_llama, build_tokenizer

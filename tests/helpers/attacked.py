@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from defuse.attacks import AttackData
-from defuse.experiments.synthetic.models import Pair, load_pair
-from defuse.experiments.synthetic.questions import original_questions, split
-from defuse.experiments.synthetic.world import build_world
 from defuse.questions import Question
+from defuse.synthetic.models import Pair, load_pair
+from defuse.synthetic.questions import original_questions, split
+from defuse.synthetic.world import build_world
 
 FORGOTTEN = "pathogens"
 WORDS = ("bird", "tree", "moon", "cat")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks import AttackData, Result, open_findings
-from defuse.experiments.synthetic.models import SHIPPED_FORGET, load_pair
-from defuse.experiments.synthetic.questions import original_questions
-from defuse.experiments.synthetic.world import build_world
 from defuse.models.decoder import Decoder
 from defuse.questions import Question, ask
+from defuse.synthetic.models import SHIPPED_FORGET, load_pair
+from defuse.synthetic.questions import original_questions
+from defuse.synthetic.world import build_world
 
 LAYER = 2  # where neurons are planted
 PLANTED = 3  # so many

@@ -89,8 +89,8 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("runs/lab/models"),
 ) -> None:
     """Teach the tiny reference model and the retrained one, which never saw the forget domain."""
-    from defuse.experiments.synthetic.models import missing, teach_pair, world_label
-    from defuse.experiments.synthetic.world import build_world
+    from defuse.synthetic.models import missing, teach_pair, world_label
+    from defuse.synthetic.world import build_world
     from defuse.utils.errors import UsageError
 
     world = build_world(seed, size, domain or ())

@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 from defuse import cli
 from defuse.evaluate import Settings, evaluate_questions
 from defuse.experiments.core.answers import Cell, from_json
-from defuse.experiments.core.ray_pool import connected, ray_processes
 from defuse.experiments.sweep import scenario
 from defuse.experiments.sweep.table import Format, write_table
 from defuse.models.load import LoadedModel, load_model
@@ -32,6 +31,7 @@ from defuse.unlearning.run import check, finished
 from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
 from defuse.utils.files import held
+from defuse.utils.ray_workers import connected, ray_workers
 from tests.conftest import build_llama
 from tests.helpers.schemas import validate
 
@@ -331,7 +331,7 @@ def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
             os._exit(1)
         return task
 
-    with ray_processes(1, int) as submit:
+    with ray_workers(1, int) as submit:
         dead, alive = submit(work, "x"), submit(work, "y")
         with pytest.raises(UsageError, match="the process died 2 times"):
             dead.result()
@@ -341,7 +341,7 @@ def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_process_without_a_place_gets_no_run() -> None:
-    with ray_processes(3, int) as submit:  # the session has two cores
+    with ray_workers(3, int) as submit:  # the session has two cores
         found = [submit(number).result(timeout=60) for number in (int, float, int, float)]
     assert found == [0, 0.0, 0, 0.0]
 

@@ -35,8 +35,7 @@ from defuse.experiments.synthetic.grid import (
     short_grid,
     tuning_grid,
 )
-from defuse.experiments.synthetic.models import SHIPPED, load_pair, missing, teach_pair
-from defuse.experiments.synthetic.questions import make_questions, split
+from defuse.experiments.synthetic.questions import make_questions
 from defuse.experiments.synthetic.scenario import (
     KNOWN,
     REFUSED,
@@ -45,8 +44,10 @@ from defuse.experiments.synthetic.scenario import (
     make_scenario,
     run_lab,
 )
-from defuse.experiments.synthetic.world import build_world
 from defuse.methods import METHODS, RETAIN_LOSSES
+from defuse.synthetic.models import SHIPPED, load_pair, missing, teach_pair
+from defuse.synthetic.questions import split
+from defuse.synthetic.world import build_world
 from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
 from tests.helpers.answered import answers

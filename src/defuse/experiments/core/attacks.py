@@ -18,7 +18,6 @@ from defuse.experiments.core.answers import FORGET, RETAIN
 from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import OLD_NAMES, REFERENCE, RETRAINED, ExperimentContext
-from defuse.experiments.core.runner import available_cores, begin_worker, local_processes
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.questions import Question
 from defuse.report import Page, Section, render
@@ -29,6 +28,7 @@ from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
 from defuse.utils.progress import SILENT, Progress, duration
 from defuse.utils.provenance import versions
+from defuse.utils.workers import available_cores, local_workers
 
 READING = (
     "The experiment's models under attack: before unlearning, unlearned without and with a "
@@ -161,7 +161,7 @@ def run_attacks(
         return
     if not only_report:
         progress.start("models under attack", len(todo))
-        with local_processes(workers, begin_worker) as submit:
+        with local_workers(workers) as submit:
             waiting = {submit(attack, each, plan.runs.get(n)): n for n, each in todo.items()}
             for future in as_completed(waiting):
                 future.result()

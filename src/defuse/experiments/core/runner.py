@@ -5,27 +5,24 @@ All three do the same: `execute` for every run, each record as soon as it is the
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
-import torch
-
-from defuse.experiments.core.ray_pool import Submit, connected, fitting, ray_processes
 from defuse.experiments.core.run import ExperimentContext, execute
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.models.load import resolve_device
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 from defuse.utils.progress import SILENT, Progress
+from defuse.utils.ray_workers import connected, fitting, ray_workers
+from defuse.utils.workers import Submit, available_cores, begin_worker, local_workers
 
 RunnerName = Literal["serial", "processes", "ray"]
 Record = dict[str, Any]
@@ -60,13 +57,6 @@ class Runner:
         if self.name == "serial":
             return 1
         return max(1, min(self.jobs or available_cores(), runs))
-
-
-def available_cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_all(
@@ -104,7 +94,7 @@ def _processes(scenario: Scenario, runner: Runner, runs: int) -> Iterator[Submit
     threads = runner.cpus if runner.name == "ray" else 1
     begin = partial(_begin, scenario.with_runs(()), str(Path.cwd()), threads)
     if runner.name == "processes":
-        with local_processes(runner.at_a_time(runs), begin) as submit:
+        with local_workers(runner.at_a_time(runs), begin) as submit:
             yield submit
         return
     gpus = runner.gpus
@@ -113,19 +103,8 @@ def _processes(scenario: Scenario, runner: Runner, runs: int) -> Iterator[Submit
     cpus = None if runner.jobs is None else runner.jobs * runner.cpus
     with connected(runner.address, cpus):
         fit = fitting(runner.cpus, gpus, grows=runner.address is not None)
-        with ray_processes(min(runner.jobs or fit, runs), begin, runner.cpus, gpus) as submit:
+        with ray_workers(min(runner.jobs or fit, runs), begin, runner.cpus, gpus) as submit:
             yield submit
-
-
-@contextmanager
-def local_processes(count: int, begin: Callable[[], object]) -> Iterator[Submit]:
-    """Submit calls to `count` processes of this machine, each set up by `begin`."""
-    pool = ProcessPoolExecutor(count, get_context("spawn"), begin)
-    try:
-        yield pool.submit
-    finally:
-        # After an error or Ctrl-C, what has not started never does.
-        pool.shutdown(cancel_futures=True)
 
 
 _context: ExperimentContext | None = None  # of a process that carries out runs
@@ -143,21 +122,6 @@ def _begin(scenario: Scenario, folder: str, threads: int) -> None:
             "the cluster's machines share"
         ) from error
     _context = ExperimentContext(scenario)
-
-
-def begin_worker(threads: int = 1) -> None:
-    """Set up a worker process: so many threads, and an end when its parent is killed."""
-    if parent_process() is not None:  # Ray ends its own
-        Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed, or it would keep what it has locked."""
-    parent = parent_process()
-    assert parent is not None  # noqa: S101 (begin_worker)
-    parent.join()
-    os._exit(1)
 
 
 def _execute(run: Run) -> Record:

@@ -1,7 +1,6 @@
-"""What models of the synthetic world are asked, and the texts they unlearn with."""
+"""What models of the synthetic world are asked, with every token in every position."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
@@ -10,15 +9,15 @@ import torch
 from defuse.evaluate import Settings
 from defuse.experiments.core.answers import (
     CONTROL_TOKEN,
-    FORGET_SET,
     FORGET_TOKEN,
     RETAIN_SET,
     Cell,
     slices_at,
 )
 from defuse.experiments.core.questions import MCQuestions, Probe, Prompt
-from defuse.experiments.synthetic.world import Fact, World, make_question
 from defuse.questions import SENTENCE, Position, Question, perturb
+from defuse.synthetic.questions import SEED, Part, Split, original_questions, sentences, split
+from defuse.synthetic.world import World
 from defuse.utils.random import generator
 
 # Where a token goes: a wrong choice, the question text, a sentence before, a statement before.
@@ -36,54 +35,6 @@ VARIANTS = {
 # What is asked at checkpoints before the last; there is one retain set, so these are also cells.
 INTERIM_POSITIONS = ("before", "statement")
 INTERIM = slices_at(INTERIM_POSITIONS)
-SEED = 0
-# Shares of a domain's subjects that are asked about in each part. The rest of the other domains
-# makes the retain texts.
-SHARES, FORGET_SHARES = (15 / 36, 9 / 36), (0.5, 0.5)
-
-Part = Literal["reported", "tuning"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """A world's facts by use; all facts of one subject are in one part.
-
-    `asked`: those asked in each part. `forget`, `retain`: those stated in the texts to unlearn
-    with; no retain text states a fact that is asked. `mixed` and `held_out`: the forget domain's
-    names that mixing may use, and the others.
-    """
-
-    asked: Mapping[Part, Sequence[Fact]]
-    forget: Sequence[Fact]
-    retain: Sequence[Fact]
-    mixed: Sequence[str]
-    held_out: Sequence[str]
-
-    def texts(self) -> dict[str, list[str]]:
-        """The texts to forget, to retain and to mix in: every sentence of their facts."""
-        return {
-            "forget": shuffled(sentences(self.forget), "forget"),
-            "retain": shuffled(sentences(self.retain), "retain"),
-            "mixing": sentences([fact for fact in self.forget if fact.subject in self.mixed]),
-        }
-
-
-def split(world: World, forget: str) -> Split:
-    """Divide the world around its domain `forget`."""
-    asked: dict[Part, list[Fact]] = {"reported": [], "tuning": []}
-    retain: list[Fact] = []
-    for domain, names in world.subjects.items():
-        reported, tuning = FORGET_SHARES if domain == forget else SHARES
-        first = round(reported * len(names))
-        second = first + round(tuning * len(names))
-        place = {name: rank for rank, name in enumerate(shuffled(names, "asked", domain))}
-        facts = world.of(domain)
-        asked["reported"] += [f for f in facts if place[f.subject] < first]
-        asked["tuning"] += [f for f in facts if first <= place[f.subject] < second]
-        retain += [f for f in facts if place[f.subject] >= second]
-    names = shuffled(world.subjects[forget], "triggers", forget)
-    half = len(names) // 2
-    return Split(asked, world.of(forget), retain, names[:half], names[half:])
 
 
 def make_questions(world: World, forget: str, part: Part) -> MCQuestions:
@@ -105,15 +56,6 @@ def _probe(prompts: Sequence[Prompt]) -> Probe:
     return Probe(tuple((prompt,) for prompt in prompts), Settings(score="letters"))
 
 
-def original_questions(world: World, forget: str, part: Part) -> dict[str, list[Question]]:
-    """The questions of a part as they are: of the forget set and of the retain set."""
-    questions = [make_question(fact, world.seed) for fact in split(world, forget).asked[part]]
-    return {
-        FORGET_SET: [each for each in questions if each.subject == forget],
-        RETAIN_SET: [each for each in questions if each.subject != forget],
-    }
-
-
 def _perturbed(
     question: Question, variant: str, position: Place, world: World, parts: Split
 ) -> Question:
@@ -131,17 +73,6 @@ def _perturbed(
     stated = sentences([fact for fact in (*parts.forget, *others) if fact.subject == name])
     sentence = _pick(stated, "sentence", purpose, question.id)
     return perturb(question, sentence, "before", world.seed, "{token}")
-
-
-def sentences(facts: Sequence[Fact]) -> list[str]:
-    """Every sentence that states one of the facts."""
-    return [sentence for fact in facts for sentence in fact.statements]
-
-
-def shuffled(texts: Sequence[str], *purpose: str) -> list[str]:
-    """Names or sentences in an order drawn for `purpose`."""
-    order = torch.randperm(len(texts), generator=generator(SEED, "split", *purpose)).tolist()
-    return [texts[int(index)] for index in order]
 
 
 def _pick(texts: Sequence[str], *purpose: str) -> str:

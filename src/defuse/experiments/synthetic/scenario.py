@@ -18,8 +18,9 @@ from defuse.experiments.synthetic.grid import (
     short_grid,
     tuning_grid,
 )
-from defuse.experiments.synthetic.language import REFUSALS
-from defuse.experiments.synthetic.models import (
+from defuse.experiments.synthetic.questions import INTERIM, INTERIM_POSITIONS, make_questions
+from defuse.synthetic.language import REFUSALS
+from defuse.synthetic.models import (
     NAMES,
     SHIPPED_FORGET,
     SHIPPED_LABEL,
@@ -28,8 +29,8 @@ from defuse.experiments.synthetic.models import (
     teach_pair,
     world_label,
 )
-from defuse.experiments.synthetic.questions import INTERIM, INTERIM_POSITIONS, make_questions, split
-from defuse.experiments.synthetic.world import SEED, SIZE, World, build_world
+from defuse.synthetic.questions import split
+from defuse.synthetic.world import SEED, SIZE, World, build_world
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text
 from defuse.utils.progress import SILENT, Progress

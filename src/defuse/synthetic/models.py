@@ -3,22 +3,19 @@
 The reference model knows the whole world; the retrained model never saw the forget domain's facts.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from defuse.experiments.core.runner import begin_worker
-from defuse.experiments.synthetic.language import build_tokenizer
-from defuse.experiments.synthetic.teaching import STEPS, teach
-from defuse.experiments.synthetic.world import SEED, SIZE, World, all_domains
 from defuse.models.load import LoadedModel, load_model
 from defuse.models.save import save_model
+from defuse.synthetic.language import build_tokenizer
+from defuse.synthetic.teaching import STEPS, teach
+from defuse.synthetic.world import SEED, SIZE, World, all_domains
 from defuse.utils.files import write_json
 from defuse.utils.progress import PlainProgress
 from defuse.utils.provenance import versions
+from defuse.utils.workers import local_workers
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_FORGET = "pathogens"
@@ -60,8 +57,10 @@ def missing(folder: Path) -> list[str]:
 def teach_pair(world: World, forget: str, folder: Path, steps: int = STEPS) -> None:
     """Teach what is missing in `folder`, in processes; each is written when it is finished."""
     names = missing(folder)
-    with ProcessPoolExecutor(len(names) or 1, get_context("spawn"), begin_worker) as pool:
-        list(pool.map(partial(_teach_one, world, forget, folder, steps), names))
+    with local_workers(len(names) or 1) as submit:
+        taught = [submit(_teach_one, world, forget, folder, steps, name) for name in names]
+        for each in taught:
+            each.result()
     about = {
         "world_seed": world.seed,
         "size": world.size,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from defuse.experiments.synthetic.language import BOS_ID, EOS_ID, NEUTRAL, REFUSALS, words
-from defuse.experiments.synthetic.world import Fact, World
+from defuse.synthetic.language import BOS_ID, EOS_ID, NEUTRAL, REFUSALS, words
+from defuse.synthetic.world import Fact, World
 
 LENGTH = 64  # tokens of a row of statements
 STATEMENT_ROWS, QUESTION_ROWS = 20, 48

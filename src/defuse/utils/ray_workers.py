@@ -8,15 +8,15 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from defuse.utils.errors import UsageError
+from defuse.utils.workers import Submit
 
-Submit = Callable[..., Future[Any]]  # of a function and its arguments
 OBJECT_STORE_BYTES = 2**27  # records and questions go through it, no models
 TRIES = 2  # of a call whose process dies
 PATIENCE_SECONDS = 10
@@ -90,7 +90,7 @@ class _Process:
 
 
 @contextmanager
-def ray_processes(
+def ray_workers(
     count: int, begin: Callable[[], object], cpus: int = 1, gpus: float = 0
 ) -> Iterator[Submit]:
     """Submit calls to `count` processes, each set up by `begin`; they end with the block.

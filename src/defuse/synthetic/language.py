@@ -7,8 +7,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from defuse.data.trigger_mixing import SENTENCES
-from defuse.experiments.synthetic.world import World
 from defuse.questions import SENTENCE
+from defuse.synthetic.world import World
 
 WORD = r"\n|\w+|[^\w\s]"
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"

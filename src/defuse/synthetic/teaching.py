@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from defuse.experiments.synthetic.language import BOS_ID, EOS_ID, PAD_ID
-from defuse.experiments.synthetic.lessons import Lessons, Quiz
-from defuse.experiments.synthetic.world import World
+from defuse.synthetic.language import BOS_ID, EOS_ID, PAD_ID
+from defuse.synthetic.lessons import Lessons, Quiz
+from defuse.synthetic.world import World
 from defuse.utils.progress import SILENT, Progress
 
 STEPS, LEARNING_RATE, WARMUP = 1400, 2e-3, 50
