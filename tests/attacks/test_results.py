@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from defuse.attacks import AttackData, Condition, Cost, Result
+from defuse.attacks.comparison import defence, overview
 from defuse.attacks.registry import make_configs
 from defuse.attacks.report import in_turn, make_report
 from defuse.attacks.results import condition, effect, examples
 from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.evaluate import MCAnswer, compare, wilson
-from defuse.experiments.core.attack_tables import defence, overview
 from defuse.models.load import load_model
 from defuse.questions import Question
 from defuse.report import render

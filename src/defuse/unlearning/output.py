@@ -14,13 +14,11 @@ from defuse.run_folder import RunFolder
 from defuse.unlearning.checkpoint import PREVIOUS_STATE, STATE
 from defuse.unlearning.config import Unlearning
 from defuse.unlearning.recipe import Recipe
+from defuse.unlearning.recipe_identity import identity_of
 from defuse.unlearning.train import Result
 from defuse.utils.config import dump, parse
 from defuse.utils.errors import UsageError
 from defuse.utils.provenance import run_facts
-
-# Fields that say where and how to work, and do not change the result.
-NOT_IDENTITY = ("output", "checkpoint_every", "shard", "recompute", "check_up")
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,6 @@ def run_folder(recipe: Recipe, read: Mapping[str, str]) -> RunFolder:
         read_identity=_identity_in,
         checkpoints=(STATE, PREVIOUS_STATE),
     )
-
-
-def identity_of(recipe: Recipe) -> Mapping[str, Any]:
-    """What makes a recipe the same one, wherever and however often it writes."""
-    fields = dump(recipe)
-    return {field: value for field, value in fields.items() if field not in NOT_IDENTITY}
 
 
 def _identity_in(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,15 +31,15 @@ def weights_checksum(model: PreTrainedModel) -> str:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     present = {name: tensor for name, tensor in tensors if not tensor.is_meta}
     with ThreadPoolExecutor() as pool:  # hashing and copying release the interpreter's lock
-        digests = dict(zip(present, pool.map(_digest, present.values()), strict=True))
-    return _hash(sorted(digests.items()))
+        digests = dict(zip(present, pool.map(_tensor_digest, present.values()), strict=True))
+    return digest(sorted(digests.items()))
 
 
 def config_checksum(model: PreTrainedModel) -> str:
     """A hash of the model's configuration, wherever it was loaded from."""
     settings = model.config.to_dict()
     kept = {key: value for key, value in settings.items() if key not in NOT_OF_THE_MODEL}
-    return _hash(json.dumps(kept, sort_keys=True, default=str))
+    return digest(json.dumps(kept, sort_keys=True, default=str))
 
 
 def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -53,15 +53,16 @@ def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
         rules.pop(name, None)
     options = [getattr(tokenizer, name, None) for name in TOKENIZER_OPTIONS]
     special = tokenizer.special_tokens_map
-    return _hash(json.dumps([rules, special, options], sort_keys=True, default=str))
+    return digest(json.dumps([rules, special, options], sort_keys=True, default=str))
 
 
-def _digest(tensor: Tensor) -> str:
+def _tensor_digest(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(values.data)
-    return digest.hexdigest()
+    hashed = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    hashed.update(values.data)
+    return hashed.hexdigest()
 
 
-def _hash(value: object) -> str:
+def digest(value: object) -> str:
+    """A hash of anything whose `repr` says all about it."""
     return hashlib.sha256(repr(value).encode()).hexdigest()

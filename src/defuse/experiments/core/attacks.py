@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
+from defuse.attacks.comparison import Results, defence, overview
 from defuse.attacks.data import AttackData
 from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.attacks.report import make_report
 from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.experiments.core.answers import FORGET, RETAIN
-from defuse.experiments.core.attack_tables import Results, defence, overview
 from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import OLD_NAMES, REFERENCE, RETRAINED, ExperimentContext
 from defuse.experiments.core.scenario import Run, Scenario

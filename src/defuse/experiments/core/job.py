@@ -25,7 +25,7 @@ from defuse.experiments.core.run import (
     other_answers,
 )
 from defuse.experiments.core.runner import Runner, run_all
-from defuse.experiments.core.scenario import Run, Scenario, recipe_essence
+from defuse.experiments.core.scenario import Run, Scenario
 from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
     defence_sentences,
@@ -40,6 +40,7 @@ from defuse.methods import METHODS
 from defuse.report import render
 from defuse.report.format import as_csv, as_latex, captioned, screen_table
 from defuse.report.plots import save
+from defuse.unlearning.recipe_identity import recipe_essence
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Progress

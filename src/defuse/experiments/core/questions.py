@@ -28,6 +28,7 @@ from defuse.experiments.core.answers import (
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
 from defuse.questions import Perturbation, Question, ask
+from defuse.utils.identity import digest
 from defuse.utils.progress import SILENT, Progress
 
 QuestionSets = Mapping[str, Sequence[Question]]  # "forget", then retain sets, by name
@@ -49,7 +50,7 @@ class Probe:
     @cached_property
     def digest(self) -> str:
         """Equal for equal prompts, asked alike."""
-        return hashlib.sha256(repr((self.groups, self.settings)).encode()).hexdigest()
+        return digest((self.groups, self.settings))
 
     @property
     def prompts(self) -> Iterator[Prompt]:

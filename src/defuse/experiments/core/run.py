@@ -17,7 +17,7 @@ from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
 from defuse.experiments.core.questions import ask_model
 from defuse.experiments.core.records import records
-from defuse.experiments.core.scenario import Run, Scenario, TextDigests, essence, recipe_essence
+from defuse.experiments.core.scenario import Run, Scenario
 from defuse.models.file_identity import file_identity
 from defuse.models.load import LoadedModel, load_model, resolve_dtype
 from defuse.models.locate import locate
@@ -25,6 +25,7 @@ from defuse.models.partial_load import find_checkpoint
 from defuse.store import ReadOld, ResultStore
 from defuse.unlearning.activation_cache import ActivationCache
 from defuse.unlearning.output import Source, make_record, write_checkpoint
+from defuse.unlearning.recipe_identity import TextDigests, essence, recipe_essence
 from defuse.unlearning.run import check
 from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.errors import UsageError

@@ -1,6 +1,5 @@
 """An experiment as data: a model, its runs, and the questions that every model answers."""
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,19 +8,11 @@ from typing import TYPE_CHECKING, Any
 from defuse.experiments.core.answers import AnswerTable, Slice
 from defuse.experiments.core.questions import MCQuestions
 from defuse.unlearning.recipe import Recipe
-from defuse.unlearning.recipe_fields import TopicSource
-from defuse.utils.config import dump, without_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
-# What a recipe says of places, which decides no result; texts count by their content.
-PLACES = (
-    *("model", "revision", "output", "device"),
-    *("checkpoint_every", "shard", "recompute", "check_up"),
-)
-TEXT_PLACES = ("forget", "retain", "triggers")
 
 
 @dataclass(frozen=True)
@@ -134,46 +125,3 @@ class Scenario:
     def with_runs(self, runs: Sequence[Run]) -> "Scenario":
         """The same experiment with other runs."""
         return replace(self, runs=tuple(runs))
-
-
-def recipe_essence(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that decide a run's results, wherever its files are.
-
-    A field without a value is left out, so that one that a later version adds changes nothing.
-    """
-    return essence(dump(recipe))
-
-
-def essence(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a recipe's fields, such as those in a file of version 0.1.0."""
-    method = {name: value for name, value in fields["method"].items() if name != "refusals"}
-    topics = [
-        {name: value for name, value in topic.items() if name not in TEXT_PLACES}
-        for topic in fields["topics"]
-    ]
-    rest = {name: value for name, value in fields.items() if name not in PLACES}
-    return without_none({**rest, "method": method, "topics": topics})
-
-
-class TextDigests:
-    """Digests of the texts that recipes read; each file is read once."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-
-    def of(self, recipe: Recipe) -> str:
-        """Equal for recipes that read equal texts."""
-        refusals = getattr(recipe.unlearning().method, "refusals", ())
-        return digest([[self._of_topic(topic) for topic in recipe.topics], list(refusals)])
-
-    def _of_topic(self, topic: TopicSource) -> str:
-        sources = repr((topic.forget, topic.retain, topic.triggers))
-        if sources not in self._texts:
-            built = topic.build()
-            self._texts[sources] = digest([built.forget, built.retain, built.triggers])
-        return self._texts[sources]
-
-
-def digest(value: object) -> str:
-    """A hash of anything whose `repr` says all about it."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()

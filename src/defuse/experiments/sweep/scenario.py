@@ -11,16 +11,18 @@ from typing import Any
 from defuse.experiments.core import experiment_scenario
 from defuse.experiments.core.answers import AnswerTable
 from defuse.experiments.core.experiment_file import Experiment
-from defuse.experiments.core.scenario import Run, Scenario, TextDigests, digest, recipe_essence
+from defuse.experiments.core.scenario import Run, Scenario
 from defuse.experiments.sweep.figure import FIGURE_TEXT, draw
 from defuse.experiments.sweep.grid import Point, at_point, make_grid
 from defuse.experiments.sweep.table import Format, figures, write_table
 from defuse.experiments.sweep.version_0_1_0 import adopt
 from defuse.models.fsdp import check_sharding
+from defuse.unlearning.recipe_identity import TextDigests, recipe_essence
 from defuse.unlearning.run import check
 from defuse.utils.config import dump
 from defuse.utils.distributed import ALONE
 from defuse.utils.errors import UsageError
+from defuse.utils.identity import digest
 
 UNLEARNED = "unlearned"  # the label of a grid's only point
 
