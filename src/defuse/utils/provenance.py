@@ -16,13 +16,22 @@ FINGERPRINTED = 1024  # values of each parameter, at the least, if it has as man
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that decide a result."""
+    """Versions of Python, the platform, the packages and the kernels that decide a result."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "defuse": version(DISTRIBUTION),
         **{name: version(name) for name in PACKAGES},
+        "kernels": kernels(),
     }
+
+
+def kernels() -> str:
+    """What decides how PyTorch rounds on a processor: its instructions, threads and oneDNN."""
+    mkldnn = torch.backends.mkldnn
+    onednn = "with" if mkldnn.is_available() and bool(mkldnn.enabled) else "without"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability}, {torch.get_num_threads()} threads, {onednn} oneDNN"
 
 
 def run_facts(model: PreTrainedModel, seconds: float) -> dict[str, Any]:
