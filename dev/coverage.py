@@ -57,7 +57,7 @@ def measure(runs: int, questions: int, repeats: int, seed: int) -> Coverage:
             means = seeded_means(tables, proportions=kind == 0)
             for place, (mean, truth) in enumerate(zip(means, truths, strict=True)):
                 wanted = truth if kind == 0 else CONTROL - truth
-                hits[kind, place] += mean.interval.low <= wanted <= mean.interval.high
+                hits[kind, place] += mean.low <= wanted <= mean.high
         false_heaps += sum(two_heaps(table) is not None for table in right)
         sides = HEAP * torch.where(torch.rand(runs, generator=rng) < 0.5, 1.0, -1.0)
         found_heaps += two_heaps(_answers(1.0, sides, hard, rng)) is not None

@@ -23,8 +23,8 @@ def test_one_condition_whose_questions_are_alike_has_students_interval_over_runs
     values = [0.2, 0.5, 0.3]
     (mean,) = seeded_means([torch.tensor([[v] * 40 for v in values])])
     half = student.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
-    assert mean.interval.value == pytest.approx(1 / 3)
-    assert mean.interval.high - mean.interval.value == pytest.approx(half)
+    assert mean.value == pytest.approx(1 / 3)
+    assert mean.high - mean.value == pytest.approx(half)
     assert mean.freedom == pytest.approx(2)
 
 
@@ -32,7 +32,7 @@ def test_runs_that_answer_alike_have_students_interval_over_questions() -> None:
     values = [0.0, 1.0, 0.5, 0.25, 1.0]
     (mean,) = seeded_means([torch.tensor([values] * 3)])
     half = student.ppf(0.975, 4) * np.std(values, ddof=1) / math.sqrt(5)
-    assert mean.interval.high - mean.interval.value == pytest.approx(half)
+    assert mean.high - mean.value == pytest.approx(half)
 
 
 def test_what_runs_and_questions_share_counts_once() -> None:
@@ -76,10 +76,10 @@ def test_proportions_stay_within_their_bounds_and_surround_the_mean() -> None:
     right, wrong, mixed = seeded_means(
         [table(1.0, 1.0, 1.0), table(0.0, 0.0, 0.0), table(0.5, 0.55, 0.45)], proportions=True
     )
-    assert right.interval.value == right.interval.high == 1
-    assert 0.9 < right.interval.low < 1
-    assert wrong.interval.low == 0 < wrong.interval.high < 0.1
-    assert 0.3 < mixed.interval.low < 0.5 < mixed.interval.high < 0.7
+    assert right.value == right.high == 1
+    assert 0.9 < right.low < 1
+    assert wrong.low == 0 < wrong.high < 0.1
+    assert 0.3 < mixed.low < 0.5 < mixed.high < 0.7
 
 
 @given(
@@ -92,9 +92,9 @@ def test_every_table_has_an_interval_around_its_mean(
 ) -> None:
     given = [torch.tensor(each, dtype=torch.float64) for each in tables]
     for mean, values in zip(seeded_means(given, proportions=proportions), given, strict=True):
-        assert mean.interval.value == pytest.approx(float(values.mean()))
-        assert mean.interval.low <= mean.interval.value <= mean.interval.high
-        assert math.isfinite(mean.interval.high - mean.interval.low)
+        assert mean.value == pytest.approx(float(values.mean()))
+        assert mean.low <= mean.value <= mean.high
+        assert math.isfinite(mean.high - mean.low)
 
 
 def test_two_heaps_are_found_and_told() -> None:
@@ -109,8 +109,8 @@ def test_two_heaps_are_found_and_told() -> None:
 
 def test_a_prediction_is_the_square_root_of_two_wider_than_the_interval() -> None:
     (published,) = seeded_means([torch.tensor([[0.2] * 40, [0.5] * 40, [0.3] * 40])])
-    half = published.interval.high - published.interval.value
-    at = published.interval.value + math.sqrt(2) * half
+    half = published.high - published.value
+    at = published.value + math.sqrt(2) * half
     (other,) = seeded_means([torch.full((1, 40), at)])
     assert prediction_p_value(published, other, proportions=False) == pytest.approx(0.05)
     assert prediction_p_value(published, published, proportions=False) == 1

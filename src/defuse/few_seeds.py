@@ -20,13 +20,14 @@ from defuse.statistics import Interval
 # the intervals of conditions that vary more than the others would be too short (docs/stability.md).
 MOST_PRIOR = 4.0
 SMALLEST_SHARE = 0.01  # of the pooled variance; below it, a logarithm would say more than it knows
+NORMAL = 1e6  # degrees of freedom with which Student's t is the normal distribution
 # Two heaps: a gap between runs that is wider than both heaps together by this factor.
 GAP, SMALLEST_HEAP = 2.0, 2
 SMALLEST_GAP = 0.15
 
 
 @dataclass(frozen=True)
-class SeededMean:
+class SeededMean(Interval):
     """A mean over runs and questions with its 95 % interval.
 
     `error`: its standard error, and `freedom` that error's degrees of freedom; for proportions, on
@@ -34,7 +35,6 @@ class SeededMean:
     into two heaps, so that their mean describes neither.
     """
 
-    interval: Interval
     error: float
     freedom: float
     heaps: tuple[float, float] | None = None
@@ -100,13 +100,13 @@ def two_heaps(table: Tensor) -> tuple[float, float] | None:
     return math.fsum(low) / len(low), math.fsum(high) / len(high)
 
 
-def prediction_p_value(published: SeededMean, new: SeededMean, *, proportions: bool) -> float:
+def prediction_p_value(published: SeededMean, new: Interval, *, proportions: bool) -> float:
     """How surprising a second experiment's mean is if nothing changed but the draw.
 
     Student's t for the difference of two independent means with the published error, which is √2
     times as wide as that of one.
     """
-    ends = [published.interval.value, new.interval.value]
+    ends = [published.value, new.value]
     if proportions:
         ends = [math.asin(math.sqrt(value)) for value in ends]
     if published.error == 0:
@@ -175,15 +175,14 @@ def _mean(
     low, high = part.centre - half, part.centre + half
     if proportions:
         low, high = math.sin(max(0.0, low)) ** 2, math.sin(min(math.pi / 2, high)) ** 2
-    interval = Interval(part.mean, min(part.mean, low), max(part.mean, high))
-    return SeededMean(interval, error, degrees, heaps)
+    return SeededMean(part.mean, min(part.mean, low), max(part.mean, high), error, degrees, heaps)
 
 
 def _satterthwaite(*parts: tuple[float, float]) -> float:
     """Degrees of freedom of a sum of variances, each with its own."""
     total = math.fsum(variance for variance, _ in parts)
     spread = math.fsum(variance**2 / max(freedom, 1.0) for variance, freedom in parts)
-    return total**2 / spread if spread else math.inf
+    return min(total**2 / spread, NORMAL) if spread else NORMAL
 
 
 def _prior_freedom(known: Sequence[tuple[float, float]], pool: float) -> float:

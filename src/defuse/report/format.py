@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -17,7 +16,9 @@ def interval(value: Interval | None, places: int = 2) -> str:
     """An estimate with its 95 % interval."""
     if value is None:
         return ""
-    return "{} [{}, {}]".format(*(_rounded(each, places) for each in astuple(value)))
+    return "{} [{}, {}]".format(
+        *(_rounded(each, places) for each in (value.value, value.low, value.high))
+    )
 
 
 def _rounded(value: float, places: int) -> str:

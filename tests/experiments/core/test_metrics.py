@@ -21,13 +21,12 @@ from defuse.experiments.core.answers import (
     pooled,
     to_json,
 )
+from defuse.experiments.core.defences import make_defences, match
 from defuse.experiments.core.metrics import (
     Answers,
-    kl_to,
-    make_defences,
+    divergences,
     make_group,
     make_groups,
-    match,
 )
 from defuse.experiments.core.scenario import Layout
 from defuse.experiments.core.tables import (
@@ -49,7 +48,7 @@ LAYOUT = Layout((FORGET, RETAIN, Slice("retain", CONTROL_TOKEN, "before"), BEFOR
 
 
 def test_a_group_holds_accuracies_and_what_unlearning_added():
-    group = make_group("x", "none", [HURT], REFERENCE)
+    group = make_group("x", HURT, REFERENCE)
     assert (group.runs, group.n[FORGET], group.n[RETAIN]) == (1, N, N)
     assert group.accuracy[FORGET] == wilson(3, N)
     assert group.accuracy[BEFORE] == wilson(2, N)
@@ -63,20 +62,20 @@ def test_a_group_holds_accuracies_and_what_unlearning_added():
 
 def test_a_model_that_fails_after_any_sentence_has_no_vulnerability_to_read():
     """After a control token all answers are wrong; after a forget-token not even all."""
-    broken = make_group("x", "none", [answers(before_control=0, before_forget=2)], REFERENCE)
+    broken = make_group("x", answers(before_control=0, before_forget=2), REFERENCE)
     assert broken.vulnerability["before"][0].value < 0
     # (10 - 0) of 10 questions in the unlearned model, less (8 - 8) of 10 in the reference.
     assert broken.any_sentence["before"][0].value == pytest.approx(1.0)
     assert not broken.is_readable("before")
     (said,) = unreadable_sentences([broken])
     assert said.startswith("x: its vulnerability (before) cannot be read")
-    hurt = make_group("x", "none", [HURT], REFERENCE)
+    hurt = make_group("x", HURT, REFERENCE)
     assert hurt.is_readable("before")
     assert not list(unreadable_sentences([hurt]))
 
 
 def test_the_table_on_a_terminal_of_80_columns_cuts_no_word():
-    group = make_group("simnpo + logit_kl, rna 0.3x + mixing 0.5", "rna+mixing", [HURT], REFERENCE)
+    group = make_group("simnpo + logit_kl, rna 0.3x + mixing 0.5", HURT, REFERENCE)
     console = Console(width=80, file=StringIO())
     console.print(screen_table(short_table([group], LAYOUT)))
     said = console.file.getvalue()  # type: ignore[attr-defined]
@@ -85,14 +84,15 @@ def test_the_table_on_a_terminal_of_80_columns_cuts_no_word():
 
 
 def test_the_reference_has_no_vulnerability_and_an_equal_model_has_none():
-    assert not make_group("reference", "", [REFERENCE], REFERENCE).vulnerability
+    assert not make_group("reference", REFERENCE, REFERENCE).vulnerability
     again = {cell: dict(sheet) for cell, sheet in REFERENCE.items()}
-    assert make_group("x", "", [again], REFERENCE).vulnerability["before"][0] == Interval(0, 0, 0)
+    assert make_group("x", again, REFERENCE).vulnerability["before"][0] == Interval(0, 0, 0)
 
 
 def test_seeds_are_averaged_and_only_questions_that_all_answered_count():
     fewer = answers(5, forget=5, before_forget=5)
-    group = make_group("x", "none", [HURT, fewer], REFERENCE)
+    finished = {run(seed=1): {40: HURT}, run(seed=2): {40: fewer}}
+    _, group = make_groups(Answers(finished, REFERENCE))
     assert (group.runs, group.n[FORGET]) == (2, 5)
     found = group.accuracy[BEFORE]
     assert found.value == pytest.approx((2 / 5 + 1) / 2)
@@ -113,12 +113,15 @@ def test_defences_are_compared_at_matched_forgetting():
     assert matched is not None
     # After 20 steps with RNA it had not forgotten; after 40 it is like 20 without.
     assert matched.steps == ((1, 20, 40),)
-    assert matched.accuracy.value == pytest.approx(0.3)
-    assert matched.logprob.value == pytest.approx(0.6)
+    assert float(matched.accuracy.mean()) == pytest.approx(0.3)
+    assert float(matched.logprob.mean()) == pytest.approx(0.6)
     (defence,) = make_defences(Answers({**plain, **defended}, REFERENCE))
     assert (defence.label, defence.against) == (run("rna").group, run().group)
     assert defence.recovered["before"].value == pytest.approx(0.3)
-    assert defence.matched["before"] == matched
+    found = defence.matched["before"]
+    assert found is not None
+    assert (found.steps, found.n) == (matched.steps, matched.n)
+    assert found.accuracy.value == pytest.approx(0.3)
 
 
 def test_of_equal_accuracies_the_nearest_in_log_probability_is_matched():
@@ -159,8 +162,9 @@ def test_the_distance_to_the_retrained_model_is_the_mean_divergence_of_the_choic
     flat = {Cell("forget"): {"q": Answer(True, -1.4, even)}}
     p = torch.tensor(skewed, dtype=torch.float64).exp()
     expected = p * (p.log() - 0.25 * torch.ones(4, dtype=torch.float64).log() + 1.3862943611198906)
-    assert kl_to(target, FORGET, [flat]).value == pytest.approx(expected.sum().item(), rel=1e-5)
-    assert kl_to(target, FORGET, [target]).value == 0
+    found = divergences(target, FORGET, [flat, target])
+    assert found[0].item() == pytest.approx(expected.sum().item(), rel=1e-5)
+    assert found[1].item() == 0
 
 
 def test_tables_have_a_row_for_each_group_and_all_formats_say_the_same():

@@ -61,7 +61,7 @@ def work_left(context: ExperimentContext, run: Run) -> float:
         for topic in (source.build() for source in run.recipe.topics)
     )
     questions = context.scenario.questions[run.questions]
-    asked = sum(probe.count for at in missing for probe in questions.probes(final=at == run.steps))
+    asked = sum(probe.count for at in missing for probe in questions.probes(final=at in run.late))
     return max(missing) * step + asked * QUESTION_TOKENS
 
 

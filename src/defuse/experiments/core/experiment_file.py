@@ -58,7 +58,7 @@ class Experiment:
     `forget_tokens`, `control_tokens` or `control_corpus`, `positions`, `sentence`. `unlearn`:
     fields of a recipe for all methods; fields of its topic and of its method stand beside them.
     `compare`: a grid of runs, or several. `checkpoints`: numbers of steps, or shares of them, after
-    which models are asked, besides the last. `interim`: what is asked before the last step
+    which models are asked, besides the last. `interim`: what is asked before the last quarter
     (`questions` of each set, `positions`). `tune`: values to try, by method or defence, or grids of
     their own. `attacks`: names of attacks, or settings by name; `attacked`: which models (`seeds`)
     and how many questions (`forget`, `retain`). `report`: `title`, `reading`, `positions`, and the

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from defuse.experiments.core.answers import FORGET, AnswerTable, pooled, slices
+from defuse.experiments.core.defences import make_defences
 from defuse.experiments.core.eta import time_left
-from defuse.experiments.core.metrics import Answers, Checkpoints, chance, make_defences, make_groups
+from defuse.experiments.core.metrics import Answers, Checkpoints, chance, make_groups
 from defuse.experiments.core.page import make_page
 from defuse.experiments.core.plots import draw
 from defuse.experiments.core.records import failures, print_failures, records
@@ -29,6 +30,7 @@ from defuse.experiments.core.scenario import Run, Scenario
 from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
     defence_sentences,
+    heap_sentences,
     main_table,
     more_tables,
     short_table,
@@ -216,7 +218,7 @@ def report(scenario: Scenario, answers: Answers, console: Console) -> None:
         main_table(groups, layout),
     )
     record = _record(scenario, answers)
-    unreadable = list(unreadable_sentences(groups))
+    unreadable = [*unreadable_sentences(groups), *heap_sentences(groups, layout)]
     why = (f"failed: {run}: {said}" for run, said in _by_label(scenario, failed).items())
     said = (f"\n- {each}" for each in (*unreadable, *defence_sentences(defences), *why))
     folder, stem = scenario.folder / layout.subfolder, layout.stem

@@ -1,19 +1,19 @@
-"""Figures from answers: accuracy, vulnerability, distance to the retrained model, defences.
+"""Figures from answers: accuracy, vulnerability, distance to the retrained model.
 
-Runs of one group differ only in their seed and answer the same questions, so intervals resample
-runs and questions.
+Runs of one group differ only in their seed and answer the same questions; intervals are over both.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from defuse import statistics
 from defuse.experiments.core.answers import (
     CONTROL_TOKEN,
     FORGET,
@@ -28,14 +28,18 @@ from defuse.experiments.core.answers import (
     positions,
     slices,
 )
-from defuse.experiments.core.scenario import Run
+from defuse.experiments.core.scenario import Run, late
+from defuse.few_seeds import seeded_means
 from defuse.statistics import Interval, bootstrap_mean, wilson
 
 BOOTSTRAP_SEED = 0
-# Two checkpoints are at matched forgetting if neither accuracy differs by more.
-TOLERANCE = 0.05
-# A run has forgotten when this share of what the reference model knew above chance is gone.
-FORGOTTEN = 0.5
+
+# A harm is a difference between two variants of the retain questions.
+HARMS = {
+    "vulnerability": (CONTROL_TOKEN, FORGET_TOKEN),
+    "any_sentence": (ORIGINAL, CONTROL_TOKEN),
+}
+Figure = tuple[str, Any]  # a kind of figure, and its slice or position
 
 Checkpoints = Mapping[int, AnswerTable]  # by step
 Finished = Mapping[Run, Checkpoints]
@@ -65,6 +69,11 @@ class Answers:
 def last_answers(runs: Finished) -> dict[Run, AnswerTable]:
     """Each run's answers after its last step."""
     return {run: steps[max(steps)] for run, steps in runs.items()}
+
+
+def late_answers(runs: Finished) -> dict[Run, list[AnswerTable]]:
+    """Each run's answers at its late checkpoints, whose mean is steadier than the last one's."""
+    return {run: [steps[step] for step in late(steps)] for run, steps in runs.items()}
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ def make_means(answers: Answers, parts: Iterable[Slice]) -> Means:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed, after their last step.
+    """Runs that differ only in their seed, over their late checkpoints.
 
     `n`, `accuracy` and `logprob` (of the right choice among the choices, nats) by slice.
     `vulnerability` and `any_sentence` (the harm of any sentence, (unlearned − reference) of
@@ -158,181 +167,139 @@ class Group:
         return position not in self.any_sentence or self.any_sentence[position][0].low <= 0
 
 
-@dataclass(frozen=True)
-class Matched:
-    """A defence minus none over pairs of checkpoints (same seed) at matched forgetting.
-
-    `steps`: (seed, step without the defence, step with it) of each pair. `accuracy` and `logprob`:
-    the differences after a forget-token over `n` questions; positive where the defence helps.
-    """
-
-    steps: tuple[tuple[int, int, int], ...]
-    n: int
-    accuracy: Interval
-    logprob: Interval
-
-
-@dataclass(frozen=True)
-class Defence:
-    """A defence minus the same method without one, over seeds.
-
-    `recovered`: difference of the accuracy after a forget-token at the last step, by position.
-    `matched`: the same at matched forgetting, by position; None without such a pair.
-    """
-
-    label: str
-    against: str
-    recovered: Mapping[str, Interval]
-    matched: Mapping[str, Matched | None]
-
-
 def make_groups(answers: Answers) -> list[Group]:
     """The reference model, the retrained model, and every group of runs."""
     reference, retrained = answers.reference, answers.retrained
     others = {"reference": reference} | ({} if retrained is None else {"retrained": retrained})
-    groups = [make_group(name, "", [each], reference, retrained) for name, each in others.items()]
-    for label, runs in answers.groups().items():
-        last = list(last_answers(runs).values())
-        groups.append(make_group(label, next(iter(runs)).defence, last, reference, retrained))
-    return groups
+    found = [make_group(name, each, reference, retrained) for name, each in others.items()]
+    named = answers.groups()
+    tables = {
+        label: make_figures(list(late_answers(runs).values()), reference, retrained)
+        for label, runs in named.items()
+    }
+    return found + [
+        _group(label, next(iter(runs)).defence, len(runs), *figures)
+        for (label, runs), figures in zip(named.items(), _over_seeds(tables), strict=True)
+    ]
 
 
 def make_group(
     label: str,
-    defence: str,
-    runs: Sequence[AnswerTable],
+    answers: AnswerTable,
     reference: AnswerTable,
     retrained: AnswerTable | None = None,
 ) -> Group:
-    """Summarise runs' last answers."""
-    tables = [reference, *runs]
-    found = {part: each for part in slices(reference) if (each := panel(part, tables)).n}
-    unlearned = any(run is not reference for run in runs)
-    tried = positions(reference) if unlearned else []
+    """Summarise one model's answers; intervals are over questions alone."""
+    n, figures = make_figures([[answers]], reference, retrained)
+    intervals = {
+        (kind, place): accuracy(table) if kind == "accuracy" else _mean(table)
+        for (kind, place), table in figures.items()
+    }
+    return _group(label, "", 1, n, intervals)
+
+
+def _group(
+    label: str,
+    defence: str,
+    runs: int,
+    n: Mapping[Slice, int],
+    intervals: Mapping[Figure, Interval],
+) -> Group:
+    def of(kind: str) -> dict[Any, Interval]:
+        return {place: interval for (each, place), interval in intervals.items() if each == kind}
+
+    def in_both_units(kind: str) -> dict[str, tuple[Interval, Interval]]:
+        nats = of(f"{kind}, nats")
+        return {place: (interval, nats[place]) for place, interval in of(kind).items()}
+
     return Group(
         label,
         defence,
-        len(runs),
-        {part: each.n for part, each in found.items()},
-        {part: accuracy(each.correct[1:]) for part, each in found.items()},
-        {part: _mean(each.logprob[1:]) for part, each in found.items()},
-        _harms(CONTROL_TOKEN, FORGET_TOKEN, tried, tables),
-        {} if retrained is None else {p: kl_to(retrained, p, runs) for p in (FORGET, RETAIN)},
-        _harms(ORIGINAL, CONTROL_TOKEN, tried, tables),
+        runs,
+        n,
+        accuracy=of("accuracy"),
+        logprob=of("logprob"),
+        vulnerability=in_both_units("vulnerability"),
+        kl_to_retrained=of("kl"),
+        any_sentence=in_both_units("any_sentence"),
     )
 
 
+def _over_seeds(
+    groups: Mapping[str, tuple[Mapping[Slice, int], Mapping[Figure, Tensor]]],
+) -> list[tuple[Mapping[Slice, int], Mapping[Figure, Interval]]]:
+    """Every group's figures with intervals over questions and seeds.
+
+    How much runs vary is learned from all groups together, for each figure by itself.
+    """
+    intervals: dict[str, dict[Figure, Interval]] = {label: {} for label in groups}
+    for figure in dict.fromkeys(figure for _, own in groups.values() for figure in own):
+        having = [label for label, (_, own) in groups.items() if figure in own]
+        tables = [groups[label][1][figure] for label in having]
+        means = seeded_means(tables, proportions=figure[0] == "accuracy")
+        for label, mean in zip(having, means, strict=True):
+            intervals[label][figure] = mean
+    return [(groups[label][0], own) for label, own in intervals.items()]
+
+
 def accuracy(correct: Tensor) -> Interval:
-    """The share of right answers: Wilson's interval for one run, else over runs and questions."""
+    """The share of right answers: Wilson's interval for one model, else over models and questions.
+
+    `correct`: (models, questions).
+    """
     if len(correct) == 1:
         return wilson(int(correct.sum()), correct.shape[1])
     return _mean(correct)
 
 
-def _harms(
-    first: str, second: str, places: Iterable[str], tables: Sequence[AnswerTable]
-) -> dict[str, tuple[Interval, Interval]]:
-    """(unlearned − reference) of (first − second variant) by position, in accuracy and in nats.
+def make_figures(
+    runs: Sequence[Sequence[AnswerTable]], reference: AnswerTable, retrained: AnswerTable | None
+) -> tuple[dict[Slice, int], dict[Figure, Tensor]]:
+    """The numbers of questions by slice, and every figure as (runs, questions).
 
-    On the retain questions that all models answered in both variants; `tables` has the reference
-    model first.
+    A run's value is the mean over its tables. Harms are (unlearned − reference) of (first − second
+    variant), in accuracy and in nats, on the retain questions that all models answered in both.
     """
-    found = {}
-    for place in places:
-        parts = [RETAIN if v == ORIGINAL else Slice("retain", v, place) for v in (first, second)]
-        one, other = panels(parts, tables)
-        if one.n:
-            found[place] = _added(one.correct, other.correct), _added(one.logprob, other.logprob)
-    return found
+    flat = [table for own in runs for table in own]
+    tables, n, found = [reference, *flat], {}, {}
+
+    def mean(values: Tensor) -> Tensor:
+        return run_means(values, runs)
+
+    for part in slices(reference):
+        each = panel(part, tables)
+        if each.n:
+            n[part] = each.n
+            found["accuracy", part] = mean(each.correct[1:])
+            found["logprob", part] = mean(each.logprob[1:])
+    is_unlearned = any(table is not reference for table in flat)
+    for (kind, variants), place in product(HARMS.items(), positions(reference)):
+        parts = [RETAIN if v == ORIGINAL else Slice("retain", v, place) for v in variants]
+        first, second = panels(parts, tables)
+        if is_unlearned and first.n:
+            for unit in ("", ", nats"):
+                table = "logprob" if unit else "correct"
+                change = getattr(first, table) - getattr(second, table)
+                found[kind + unit, place] = mean(change[1:]) - change[:1]
+    for part in (FORGET, RETAIN) if retrained is not None else ():
+        found["kl", part] = mean(divergences(retrained, part, flat))
+    return n, found
 
 
-def _added(first: Tensor, second: Tensor) -> Interval:
-    reference = first[:1], second[:1]
-    return statistics.added_difference(first[1:], second[1:], *reference, seed=BOOTSTRAP_SEED)
+def run_means(values: Tensor, runs: Sequence[Sequence[AnswerTable]]) -> Tensor:
+    """The mean over each run's tables, (runs, questions), of values by table."""
+    return torch.stack([own.mean(dim=0) for own in values.split([len(own) for own in runs])])
 
 
-def kl_to(target: AnswerTable, part: Slice, runs: Sequence[AnswerTable]) -> Interval:
-    """Mean of Σ q·(log q − log p) over the choices of each question, q the target's."""
+def divergences(target: AnswerTable, part: Slice, tables: Sequence[AnswerTable]) -> Tensor:
+    """Σ q·(log q − log p) over each question's choices, q the target's: (tables, questions)."""
 
     def divergence(ours: Answer, other: Answer) -> float:
         pairs = zip(ours.logprobs, other.logprobs, strict=True)
         return math.fsum(math.exp(q) * (q - p) for p, q in pairs)
 
-    first, *rest = panel(part, [target, *runs]).answers
-    return _mean(torch.tensor([list(map(divergence, row, first)) for row in rest]))
-
-
-def make_defences(answers: Answers, matched_at: Sequence[str] | None = None) -> list[Defence]:
-    """Every group with a defence against the same method without one.
-
-    `matched_at`: the positions to compare at matched forgetting; None is those that every
-    checkpoint has answers for.
-    """
-    groups, reference = answers.groups(), answers.reference
-    wanted = positions(reference) if matched_at is None else matched_at
-    found = []
-    for label, ours in groups.items():
-        plain = next(iter(ours)).base_group
-        if plain != label and plain in groups:
-            theirs = groups[plain]
-            matched = {each: match(theirs, ours, reference, each) for each in wanted}
-            found.append(Defence(label, plain, _recovered(theirs, ours, reference), matched))
-    return found
-
-
-def _recovered(plain: Finished, defended: Finished, reference: AnswerTable) -> dict[str, Interval]:
-    """The difference after a forget-token at the last step, over seeds, by position."""
-    ours, theirs = (
-        {run.seed: table for run, table in last_answers(runs).items()} for runs in (defended, plain)
-    )
-    seeds = sorted(ours.keys() & theirs.keys())
-    tables = [reference, *(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds)]
-    recovered = {}
-    for position in positions(reference) if seeds else ():
-        after = panel(Slice("retain", FORGET_TOKEN, position), tables)
-        if after.n:
-            with_defence, without = after.correct[1:].chunk(2)
-            recovered[position] = _mean(with_defence - without)
-    return recovered
-
-
-def match(
-    plain: Finished, defended: Finished, reference: AnswerTable, position: str
-) -> Matched | None:
-    """Pair each checkpoint with a defence with one without, of the same seed.
-
-    Candidates differ by at most `TOLERANCE` in forget accuracy and in retain accuracy, on the
-    questions that all checkpoints were asked. Of several candidates the nearest in log-probability
-    on the forget set is taken, since at chance accuracies no longer differ. Checkpoints that have
-    not forgotten are left out. None if no pair is found.
-    """
-    places = [(run, step) for runs in (plain, defended) for run in runs for step in runs[run]]
-    tables = [reference, *({**plain, **defended}[run][step] for run, step in places)]
-    retain, after = panels((RETAIN, Slice("retain", FORGET_TOKEN, position)), tables)
-    if not after.n:
-        return None
-    forget = panel(FORGET, tables)
-    left, kept = (each.correct.mean(dim=1).tolist() for each in (forget, retain))
-    depth, guess = forget.logprob.mean(dim=1).tolist(), chance(reference, FORGET)
-    rows = dict(enumerate(places, start=1))
-    pairs: list[tuple[int, int]] = []
-    for ours in (row for row, (run, _) in rows.items() if run in defended):
-        alike = [
-            row
-            for row, (run, _) in rows.items()
-            if run in plain
-            and run.seed == rows[ours][0].seed
-            and abs(left[row] - left[ours]) <= TOLERANCE
-            and abs(kept[row] - kept[ours]) <= TOLERANCE
-        ]
-        if alike and left[ours] - guess <= (1 - FORGOTTEN) * (left[0] - guess):
-            pairs.append((min(alike, key=lambda row: abs(depth[row] - depth[ours])), ours))
-    if not pairs:
-        return None
-    without, with_defence = (list(each) for each in zip(*pairs, strict=True))
-    steps = ((rows[a][0].seed, rows[a][1], rows[b][1]) for a, b in pairs)
-    gains = (_mean(each[with_defence] - each[without]) for each in (after.correct, after.logprob))
-    return Matched(tuple(steps), after.n, *gains)
+    first, *rest = panel(part, [target, *tables]).answers
+    return torch.tensor([list(map(divergence, row, first)) for row in rest], dtype=torch.float64)
 
 
 def chance(table: AnswerTable, part: Slice) -> float:

@@ -14,9 +14,15 @@ from defuse.experiments.core.answers import (
     Slice,
     pooled,
 )
-from defuse.experiments.core.metrics import Answers, Defence, Group, last_answers
+from defuse.experiments.core.defences import Defence
+from defuse.experiments.core.metrics import Answers, Group, last_answers
 from defuse.experiments.core.scenario import Scenario
-from defuse.experiments.core.tables import defence_sentences, slice_name, unreadable_sentences
+from defuse.experiments.core.tables import (
+    defence_sentences,
+    heap_sentences,
+    slice_name,
+    unreadable_sentences,
+)
 from defuse.questions import Question, Score, ask
 from defuse.report import Flip, Page, Section, TableData, embed_figure
 
@@ -49,7 +55,7 @@ def make_page(
             shown,
         )
     ]
-    if unreadable := list(unreadable_sentences(groups)):
+    if unreadable := [*unreadable_sentences(groups), *heap_sentences(groups, layout)]:
         sections.append(Section("What cannot be read", unreadable))
     if said := list(defence_sentences(defences)):
         sections.append(Section("What a defence recovers", said))

@@ -65,7 +65,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class MCQuestions:
-    """The prompts of a run's last step, and those of the checkpoints before it.
+    """The prompts of a run's late checkpoints, and those of the checkpoints before them.
 
     `keep_text`: answers keep prompts and choices.
     """
@@ -75,16 +75,16 @@ class MCQuestions:
     keep_text: bool = True
 
     def probes(self, *, final: bool) -> tuple[Probe, ...]:
-        """The prompts of the last step, or of a checkpoint before it."""
+        """The prompts of a late checkpoint, or of one before."""
         return self.final if final else self.interim
 
     @property
     def prompts(self) -> Iterator[Prompt]:
-        """The prompts of the last step; one that several probes ask comes again."""
+        """The prompts of late checkpoints; one that several probes ask comes again."""
         return chain.from_iterable(probe.prompts for probe in self.final)
 
     def asked(self, part: Slice) -> dict[QuestionKey, Question]:
-        """The last step's questions of a slice, as they are asked."""
+        """A slice's questions at late checkpoints, as they are asked."""
         return {
             (cell.question_set, question.id): question
             for cell, question in self.prompts

@@ -6,7 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from defuse.experiments.core.answers import Answer, AnswerTable
-from defuse.experiments.core.metrics import Answers, Defence, Group
+from defuse.experiments.core.defences import Defence
+from defuse.experiments.core.metrics import Answers, Group
 from defuse.statistics import wilson
 from defuse.store import SCHEMA_VERSION
 

@@ -103,7 +103,7 @@ class ExperimentContext:
 
 
 def answers_store(context: ExperimentContext, run: Run, *, final: bool) -> ResultStore:
-    """The store of a run's answers at its last step, or at its checkpoints before it."""
+    """The store of a run's answers at its late checkpoints, or at those before them."""
     questions = context.scenario.questions[run.questions].digest(final=final)
     identity = {
         **context.model_identity,
@@ -135,7 +135,7 @@ def load_answers(context: ExperimentContext, run: Run) -> dict[int, AnswerTable]
     """The answers of a run's checkpoints by step, as far as they are there."""
     found = {}
     for step in run.checkpoints:
-        store = answers_store(context, run, final=step == run.steps)
+        store = answers_store(context, run, final=step in run.late)
         cells = store.get(step_name(step))
         if cells is not None:
             found[step] = from_json(cells)
@@ -226,7 +226,7 @@ def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -
 
     def on_checkpoint(step: int, model: PreTrainedModel) -> None:
         loaded = LoadedModel(model, reference.tokenizer, run.name)
-        final = step == run.steps
+        final = step in run.late
         cells = to_json(context.ask(loaded, run.questions, final=final))
         about = {"run": run.name, "step": step, "losses": _losses(records)}
         answers_store(context, run, final=final).put(step_name(step), cells, **about)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
+LATE = 3 / 4  # of the steps
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Run:
     def steps(self) -> int:
         """The steps of the whole run."""
         return self.checkpoints[-1]
+
+    @property
+    def late(self) -> tuple[int, ...]:
+        """The checkpoints whose mean is the run's figure."""
+        return late(self.checkpoints)
 
     @property
     def said(self) -> str:
@@ -125,3 +131,8 @@ class Scenario:
     def with_runs(self, runs: Sequence[Run]) -> "Scenario":
         """The same experiment with other runs."""
         return replace(self, runs=tuple(runs))
+
+
+def late(steps: Collection[int]) -> tuple[int, ...]:
+    """Those of a run's checkpoints that come after three quarters of its steps."""
+    return tuple(step for step in sorted(steps) if step >= LATE * max(steps))

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
-from defuse.experiments.core.metrics import TOLERANCE, Answers, chance, make_means
+from defuse.experiments.core.defences import TOLERANCE
+from defuse.experiments.core.metrics import Answers, chance, make_means
 from defuse.experiments.core.scenario import Run
 from defuse.experiments.core.tables import counted
 from defuse.report import TableData

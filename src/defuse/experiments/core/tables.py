@@ -1,6 +1,7 @@
 """An experiment's tables and sentences."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 from statistics import fmean
 from textwrap import fill
 
@@ -14,18 +15,18 @@ from defuse.experiments.core.answers import (
     QuestionKey,
     Slice,
 )
+from defuse.experiments.core.defences import Defence, Matched
 from defuse.experiments.core.metrics import (
     Answers,
-    Defence,
     Group,
-    Matched,
     Means,
-    accuracy,
-    last_answers,
+    late_answers,
     make_means,
     panel,
+    run_means,
 )
 from defuse.experiments.core.scenario import Layout, Scenario
+from defuse.few_seeds import SeededMean, seeded_means
 from defuse.report import TableData
 from defuse.report.format import interval, of_columns, stacked
 from defuse.statistics import Interval
@@ -70,8 +71,8 @@ def main_table(groups: Sequence[Group], layout: Layout) -> TableData:
             for part in (FORGET, RETAIN)
         ]
     caption = (
-        "Accuracy after the last step, with 95 % intervals over questions and seeds; n: questions "
-        "of the forget set / of the retain sets"
+        "Accuracy, the mean over the checkpoints of the last quarter of the steps, with 95 % "
+        "intervals over questions and seeds; n: questions of the forget set / of the retain sets"
     )
     return of_columns(caption, columns)
 
@@ -147,6 +148,19 @@ def unreadable_sentences(groups: Sequence[Group]) -> Iterator[str]:
             )
 
 
+def heap_sentences(groups: Sequence[Group], layout: Layout) -> Iterator[str]:
+    """The accuracies whose runs fall into two heaps, so that their mean describes neither."""
+    for group in groups:
+        for part in layout.slices:
+            found = group.accuracy.get(part)
+            if isinstance(found, SeededMean) and found.heaps:
+                low, high = found.heaps
+                yield (
+                    f"{group.label}, {slice_name(part)}: the runs fall into two heaps, around "
+                    f"{low:.2f} and {high:.2f}; their mean {found.value:.2f} describes neither."
+                )
+
+
 def curve_table(answers: Answers, layout: Layout) -> TableData:
     """Mean accuracies after every number of steps that all runs of a group were asked at.
 
@@ -179,14 +193,16 @@ def held_out_table(answers: Answers, names: Collection[QuestionKey], part: Slice
     `part`: retain questions after a forget-token. `names`: those whose token is in no mixed retain
     text.
     """
-    last = {name: list(last_answers(runs).values()) for name, runs in answers.groups().items()}
+    groups = {name: list(late_answers(runs).values()) for name, runs in answers.groups().items()}
     rows = []
-    for label, runs in {"reference": [answers.reference], **last}.items():
-        found = panel(part, [answers.reference, *runs])
+    for label, runs in {"reference": [[answers.reference]], **groups}.items():
+        found = panel(part, [answers.reference, *chain.from_iterable(runs)])
         is_out = torch.tensor([name in names for name in found.ids])
+        right = run_means(found.correct[1:], runs)
         row = [label, str(len(runs))]
-        for half in (found.correct[1:, ~is_out], found.correct[1:, is_out]):
-            row += [str(half.shape[1]), interval(accuracy(half)) if half.numel() else ""]
+        for half in (right[:, ~is_out], right[:, is_out]):
+            means = seeded_means([half], proportions=True) if half.numel() else [None]
+            row += [str(half.shape[1]), interval(means[0])]
         rows.append(row)
     return TableData(
         "Does mixing protect from forget-tokens that it did not use?",
@@ -206,7 +222,7 @@ def more_tables(scenario: Scenario, answers: Answers) -> list[TableData]:
 
 
 def defence_sentences(defences: Sequence[Defence], position: str | None = None) -> Iterator[str]:
-    """What each defence changes, at the last step and at matched forgetting.
+    """What each defence changes, late in training and at matched forgetting.
 
     `position`: only at this one.
     """
@@ -219,7 +235,7 @@ def defence_sentences(defences: Sequence[Defence], position: str | None = None) 
         if gains:
             yield (
                 f"{defence.label} against {defence.against}: change of the accuracy after a "
-                f"forget-token at the last step, by position: {', '.join(gains)}."
+                f"forget-token in the last quarter of the steps, by position: {', '.join(gains)}."
             )
         for place, matched in defence.matched.items():
             if position in (None, place):

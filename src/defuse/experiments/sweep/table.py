@@ -30,7 +30,7 @@ ONLY_IN_RECORDS = ("answers", "steps", "changed", "traceback")
 
 def figures(answers: AnswerTable, reference: AnswerTable) -> dict[str, dict[str, float]]:
     """A run's figures by name, each with its interval and number of questions."""
-    group = make_group("", "", [answers], reference)
+    group = make_group("", answers, reference)
     parts = {"forget_accuracy": FORGET, "retain_accuracy": RETAIN}
     for position in group.vulnerability:
         parts["after_control_accuracy"] = Slice("retain", CONTROL_TOKEN, position)
