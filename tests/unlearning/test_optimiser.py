@@ -1,12 +1,15 @@
-"""AdamW with ε on either side of the bias correction."""
+"""AdamW with ε on either side of the bias correction, and its schedule."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from defuse import RMU, Topic, Training, Unlearning, unlearn
 from defuse.unlearning.optimiser import Optimiser, make_adamw, take_step
 from defuse.utils.errors import UsageError
 
@@ -29,7 +32,7 @@ def our_steps(gradients: list[list[float]], lr: float, optimiser: Optimiser) -> 
     adamw = make_adamw([weight], lr)
     for step, gradient in enumerate(gradients, start=1):
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
-        take_step(adamw, optimiser, step)
+        take_step(adamw, optimiser, step, lr)
         assert weight.grad is None
     return weight.tolist()
 
@@ -71,3 +74,26 @@ def test_small_gradients_move_weights_less_in_the_published_code(step: int, shar
 def test_an_impossible_eps_is_refused() -> None:
     with pytest.raises(UsageError, match=r"optimiser.*eps"):
         Optimiser(eps=0.0)
+
+
+def test_a_linear_schedule_falls_from_the_whole_rate_towards_nothing() -> None:
+    linear = Optimiser(schedule="linear")
+    assert [linear.rate_share(step, 4) for step in (1, 2, 3, 4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [Optimiser().rate_share(step, 4) for step in (1, 4)] == [1.0, 1.0]
+
+
+def test_the_last_step_of_a_linear_schedule_is_smaller_by_its_share(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """With a rate so small that gradients hardly change, AdamW moves a weight by the rate."""
+
+    def moved(schedule: Literal["constant", "linear"], steps: int) -> torch.Tensor:
+        training = Training(steps, learning_rate=1e-7, optimiser=Optimiser(schedule=schedule))
+        topic = Topic("t", ["The cat sat."], ["The dog ran."], coefficient=5.0, weight=0.0)
+        unlearning = Unlearning(RMU(), layer=1)
+        result = unlearn(tiny_llama.double(), tiny_tokenizer, [topic], unlearning, training)
+        name, changed = next(iter(result.changed.items()))
+        return (changed - tiny_llama.get_parameter(name)).detach()
+
+    ratio = moved("linear", 4).abs().sum() / moved("constant", 4).abs().sum()
+    assert ratio.item() == pytest.approx((1 + 0.75 + 0.5 + 0.25) / 4, rel=1e-2)

@@ -224,7 +224,8 @@ def _loop(
         losses = step.backward(objective, batch, index)
         if index == first:
             _check_gradients(step.weights)
-        take_step(optimiser, training.optimiser, index + 1)
+        share = training.optimiser.rate_share(index + 1, training.steps)
+        take_step(optimiser, training.optimiser, index + 1, share * training.learning_rate)
         forget, retain = _finite(losses, index)
         record = StepRecord(index, objective.name, forget, retain, time.perf_counter() - began)
         done.append(asdict(record))

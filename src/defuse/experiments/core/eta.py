@@ -62,7 +62,7 @@ def work_left(context: ExperimentContext, run: Run) -> float:
     )
     questions = context.scenario.questions[run.questions]
     asked = sum(probe.count for at in missing for probe in questions.probes(final=at in run.late))
-    return max(missing) * step + asked * QUESTION_TOKENS
+    return run.steps * step + asked * QUESTION_TOKENS
 
 
 def _length(texts: Sequence[Text], most: int, *, packed: bool) -> float:

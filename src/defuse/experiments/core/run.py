@@ -5,7 +5,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -217,12 +217,11 @@ def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -
     if not (missing or must_write(context, run) or must_record(context, run)):
         return {}
     reference, recipe = context.reference, run.recipe
-    steps = max(missing, default=run.steps)
     records: list[StepRecord] = []
 
     def on_step(record: StepRecord) -> None:
         records.append(record)
-        progress.advance(1, f"{run.name}, step {record.step + 1} of {steps}")
+        progress.advance(1, f"{run.name}, step {record.step + 1} of {run.steps}")
 
     def on_checkpoint(step: int, model: PreTrainedModel) -> None:
         loaded = LoadedModel(model, reference.tokenizer, run.name)
@@ -239,7 +238,7 @@ def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -
         reference.tokenizer,
         [topic.build() for topic in recipe.topics],
         recipe.unlearning(),
-        replace(recipe.training(), steps=steps),
+        recipe.training(),
         on_step=on_step,
         checkpoints=missing,
         on_checkpoint=on_checkpoint,
