@@ -28,10 +28,11 @@ from defuse.experiments.core.metrics import (
     make_group,
     make_groups,
 )
-from defuse.experiments.core.scenario import Layout
+from defuse.experiments.core.scenario import Layout, late
 from defuse.experiments.core.tables import (
     curve_table,
     defence_sentences,
+    heap_sentences,
     held_out_table,
     main_table,
     short_table,
@@ -226,3 +227,35 @@ def test_tables_of_answers_come_back_from_json_and_from_version_0_1_0():
         assert {k: (a.correct, a.logprob) for k, a in pooled(again, part).items()} == {
             k: (a.correct, a.logprob) for k, a in pooled(HURT, part).items()
         }
+
+
+def test_a_run_s_figure_is_the_mean_over_its_last_quarter():
+    """A last step alone may be far from the one before it."""
+    steps = {10: answers(forget=9), 30: answers(forget=6), 40: answers(forget=2)}
+    assert late(steps) == (30, 40)
+    _, group = make_groups(Answers({run(): steps}, REFERENCE))
+    assert group.accuracy[FORGET].value == pytest.approx(0.4)
+
+
+def test_intervals_learn_from_other_groups_how_much_runs_vary():
+    """Two runs that happen to agree are not sure of their mean where others' runs differ."""
+
+    def width(others: tuple[int, int]) -> float:
+        finished = {run(seed=seed): {40: answers(forget=5)} for seed in (1, 2)}
+        finished |= {
+            run("rna", seed): {40: answers(forget=n)}
+            for seed, n in zip((1, 2), others, strict=True)
+        }
+        _, alike, _ = make_groups(Answers(finished, REFERENCE))
+        return alike.accuracy[FORGET].high - alike.accuracy[FORGET].low
+
+    assert width((1, 9)) > width((5, 5))
+
+
+def test_runs_in_two_heaps_are_told():
+    found = {
+        run(seed=seed): {40: answers(forget=n)} for seed, n in enumerate((1, 1, 9, 9), start=1)
+    }
+    groups = make_groups(Answers(found, REFERENCE))
+    (sentence,) = heap_sentences(groups, LAYOUT)
+    assert "forget set: the runs fall into two heaps, around 0.10 and 0.90" in sentence
