@@ -281,8 +281,9 @@ def make_figures(
                 table = "logprob" if unit else "correct"
                 change = getattr(first, table) - getattr(second, table)
                 found[kind + unit, place] = mean(change[1:]) - change[:1]
-    for part in (FORGET, RETAIN) if retrained is not None else ():
-        found["kl", part] = mean(divergences(retrained, part, flat))
+    if retrained is not None:
+        for part in (FORGET, RETAIN):
+            found["kl", part] = mean(divergences(retrained, part, flat))
     return n, found
 
 
