@@ -10,24 +10,48 @@ from matplotlib.figure import Figure
 from defuse.statistics import Interval
 from defuse.utils.files import new_file
 
+# Okabe and Ito's, which colour-blind readers can tell apart, and a grey.
+COLOURS = {
+    "black": "#000000",
+    "grey": "#999999",
+    "blue": "#0072B2",
+    "orange": "#D55E00",
+    "green": "#009E73",
+    "pink": "#CC79A7",
+}
+Value = float | Interval
+
 
 def points(
-    axes: Axes,
-    places: Sequence[float],
-    values: Sequence[Interval],
-    name: str,
-    look: Mapping[str, Any],
-    *,
-    across: bool = False,
+    axes: Axes, x: Sequence[Value], y: Sequence[Value], name: str, look: Mapping[str, Any]
 ) -> None:
-    """Estimates with their intervals at `places`, up the page or `across` it."""
-    estimates = [v.value for v in values]
-    errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-    look = {**look, "linestyle": "none", "capsize": 2, "markersize": 5, "label": name}
-    if across:
-        axes.errorbar(estimates, places, xerr=errors, **look)
-    else:
-        axes.errorbar(places, estimates, yerr=errors, **look)
+    """Draw points with a bar for each coordinate that is an interval."""
+    middles = ([v.value if isinstance(v, Interval) else v for v in each] for each in (x, y))
+    look = {"linestyle": "none", "capsize": 2, "markersize": 5, "label": name, **look}
+    axes.errorbar(*middles, xerr=_bars(x), yerr=_bars(y), **look)
+
+
+def _bars(values: Sequence[Value]) -> list[list[float]] | None:
+    """The lengths of the bars below and above; None for values without intervals."""
+    intervals = [v for v in values if isinstance(v, Interval)]
+    if not intervals:
+        return None
+    return [[v.value - v.low for v in intervals], [v.high - v.value for v in intervals]]
+
+
+def accuracy_axes(axes: Axes, chance: float, x: str, y: str) -> None:
+    """Finish a plot of two accuracies: names, limits, a legend, and a dotted line at chance."""
+    axes.axvline(chance, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel=x, ylabel=y, xlim=(0, 1.03), ylim=(0, 1.03))
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def note(
+    axes: Axes, text: str, place: Sequence[float], offset: tuple[float, float], colour: str
+) -> None:
+    """Write small text beside a point; `offset`: to the right and up (points)."""
+    look = {"textcoords": "offset points", "fontsize": "x-small", "color": colour}
+    axes.annotate(text, (place[0], place[1]), offset, **look)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

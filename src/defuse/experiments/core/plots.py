@@ -12,16 +12,16 @@ from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
 from defuse.experiments.core.metrics import Answers, Group, chance, make_means
 from defuse.experiments.core.scenario import DEFENCES, Layout
 from defuse.experiments.core.tables import slice_name
-from defuse.report.plots import points
+from defuse.report.plots import COLOURS, accuracy_axes, note, points
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
+# Markers say the same as colours.
 LOOKS: Mapping[str, Mapping[str, Any]] = {
-    "reference": {"color": "#000000", "marker": "D"},
-    "retrained": {"color": "#999999", "marker": "*"},
-    "none": {"color": "#D55E00", "marker": "o"},
-    "rna": {"color": "#0072B2", "marker": "s"},
-    "mixing": {"color": "#009E73", "marker": "^"},
-    "rna+mixing": {"color": "#CC79A7", "marker": "v"},
+    "reference": {"color": COLOURS["black"], "marker": "D"},
+    "retrained": {"color": COLOURS["grey"], "marker": "*"},
+    "none": {"color": COLOURS["orange"], "marker": "o"},
+    "rna": {"color": COLOURS["blue"], "marker": "s"},
+    "mixing": {"color": COLOURS["green"], "marker": "^"},
+    "rna+mixing": {"color": COLOURS["pink"], "marker": "v"},
 }
 NAMES = {"none": "no defence"}
 
@@ -76,15 +76,7 @@ def _draw_curves(axes: Axes, answers: Answers, layout: Layout) -> None:
         middle = curves.mean(axis=0)
         axes.plot(*middle.T, label=NAMES.get(defence, defence), linewidth=2, markersize=5, **look)
         for step, here in zip(shared, middle[1:], strict=True):
-            axes.annotate(
-                str(step), here, (4, 3), textcoords="offset points", fontsize="x-small",
-                color=look["color"],
-            )  # fmt: skip
-    axes.axvline(chance(answers.reference, FORGET), color="grey", linestyle=":", linewidth=1)
-    axes.set(
-        xlabel="accuracy on the forget set (numbers: steps; dotted: chance)",
-        ylabel=fill(f"accuracy: {slice_name(kept)}", 32),
-        xlim=(0, 1.03),
-        ylim=(0, 1.03),
-    )
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
+            note(axes, str(step), here, (4, 3), look["color"])
+    across = "accuracy on the forget set (numbers: steps; dotted: chance)"
+    up = fill(f"accuracy: {slice_name(kept)}", 32)
+    accuracy_axes(axes, chance(answers.reference, FORGET), across, up)

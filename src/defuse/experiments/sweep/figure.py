@@ -8,13 +8,10 @@ from matplotlib.figure import Figure
 from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
 from defuse.experiments.core.metrics import Answers, Group, chance
 from defuse.experiments.core.scenario import Layout
+from defuse.report.plots import COLOURS, accuracy_axes, note, points
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers say the same again.
-LOOKS = {
-    "reference": ("#000000", "D"),
-    "dominated": ("#999999", "o"),
-    "Pareto front": ("#0072B2", "s"),
-}
+# Markers say the same as colours.
+LOOKS = {"reference": ("black", "D"), "dominated": ("grey", "o"), "Pareto front": ("blue", "s")}
 FIGURE_TEXT = "Retain accuracy against forget accuracy, and the settings that no other dominates."
 PANELS = ("accuracy on the retain questions", "… after a forget-token")
 
@@ -48,14 +45,8 @@ def draw(groups: Sequence[Group], answers: Answers, layout: Layout) -> Figure:
     panels = figure.subplots(1, len(kept), squeeze=False)[0]
     for axes, part, name in zip(panels, kept, PANELS, strict=False):
         _draw_panel(axes, groups, part)
-        axes.axvline(chance(answers.reference, FORGET), color="grey", linestyle=":", linewidth=1)
-        axes.set(
-            xlabel="accuracy on the forget questions (dotted: chance)",
-            ylabel=name,
-            xlim=(0, 1.03),
-            ylim=(0, 1.03),
-        )
-        axes.legend(frameon=False, fontsize="small", loc="lower right")
+        guess = chance(answers.reference, FORGET)
+        accuracy_axes(axes, guess, "accuracy on the forget questions (dotted: chance)", name)
     return figure
 
 
@@ -64,30 +55,13 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], kept: Slice) -> None:
     front = pareto_front(settings, kept)
     others = [group for group in settings if group not in front]
     places = [(group.accuracy[FORGET].value, group.accuracy[kept].value) for group in front]
-    axes.plot(*zip(*places, strict=True), color=LOOKS["Pareto front"][0], linewidth=1, ls="--")
+    axes.plot(*zip(*places, strict=True), color=COLOURS["blue"], linewidth=1, ls="--")
     for name, some in zip(LOOKS, ([reference], others, front), strict=True):
         across, up = ([group.accuracy[part] for group in some] for part in (FORGET, kept))
         if some:
             color, marker = LOOKS[name]
-            axes.errorbar(
-                [each.value for each in across],
-                [each.value for each in up],
-                xerr=[[e.value - e.low for e in across], [e.high - e.value for e in across]],
-                yerr=[[e.value - e.low for e in up], [e.high - e.value for e in up]],
-                color=color,
-                marker=marker,
-                linestyle="none",
-                elinewidth=0.6,
-                markersize=5,
-                label=name,
-            )
+            look = {"color": COLOURS[color], "marker": marker, "elinewidth": 0.6, "capsize": 0}
+            points(axes, across, up, name, look)
     for place in dict.fromkeys(places):
         names = [group.label for group, there in zip(front, places, strict=True) if there == place]
-        axes.annotate(
-            "\n".join(names),
-            place,
-            (5, 5),
-            textcoords="offset points",
-            fontsize="x-small",
-            color=LOOKS["Pareto front"][0],
-        )
+        note(axes, "\n".join(names), place, (5, 5), COLOURS["blue"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from defuse.models.locate import locate
 from defuse.questions import SENTENCE, Perturbation, Position, load_tokens
 from defuse.report import TableData
 from defuse.report.format import interval, markdown_table
-from defuse.report.plots import points, save
+from defuse.report.plots import COLOURS, points, save
 from defuse.store import SCHEMA_VERSION
 from defuse.utils.errors import UsageError, require
 from defuse.utils.files import check_writable, write_json, write_text
@@ -33,7 +34,7 @@ HEAD = (
     *("isotropic", "general", "Monte Carlo", "measured"),
 )
 NAMES = {"model": "unlearned", "reference": "reference"}  # of the models in the table
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+LINES = [COLOURS[name] for name in ("blue", "orange", "green", "pink")]
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def draw(found: Measured) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     layers = dict.fromkeys(report.layer for report in found.reports)
-    for layer, colour in zip(layers, COLOURS * 8, strict=False):
+    for layer, colour in zip(layers, cycle(LINES), strict=False):
         effects = found.shifts.effects(layer).numpy()
         quantiles, ordered = probplot(effects / max(effects.std(), 1e-12), fit=False)
         left.plot(quantiles, ordered, ".", color=colour, label=f"layer {layer}")
