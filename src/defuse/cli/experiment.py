@@ -41,8 +41,8 @@ def experiment(
     """
     from defuse.experiments.core.attacks import run_attacks
     from defuse.experiments.core.job import Request, choose_methods, run_experiment
-    from defuse.experiments.core.runner import Runner
     from defuse.utils.progress import shown
+    from defuse.utils.runner import Runner
     from defuse.utils.screen import Console
 
     command = " ".join(["defuse experiment", str(file), *(overrides or ())])
@@ -52,14 +52,7 @@ def experiment(
     with shown() as progress:
         failed = run_experiment(scenario, request, Console(), progress)
         if attacks is not None and not tune:
-            run_attacks(
-                attacks,
-                Console(),
-                jobs=jobs,
-                only_plan=plan,
-                only_report=report,
-                progress=progress,
-            )
+            run_attacks(attacks, request, Console(), progress)
     if failed:
         raise typer.Exit(1)
 

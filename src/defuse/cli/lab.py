@@ -47,34 +47,29 @@ def run(
     if context.invoked_subcommand is not None:
         return
     from defuse.experiments.core.attacks import run_attacks
-    from defuse.experiments.core.job import Request
-    from defuse.experiments.core.runner import Runner
+    from defuse.experiments.core.job import Request, run_experiment
     from defuse.experiments.synthetic.scenario import (
         Options,
         attack_plan,
-        run_lab,
+        make_scenario,
         train_models,
     )
     from defuse.utils.progress import shown
+    from defuse.utils.runner import Runner
     from defuse.utils.screen import Console
 
     chosen, domains = tuple(only or ()), tuple(domain or ())
     options = Options(full, tune, chosen, seed, size, domains, forget, output)
     request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))
+    scenario = make_scenario(options)
+    attacked = attack_plan(options) if attacks else None
+    if not train_models(options, Console(), plan=plan):
+        return
     with shown() as progress:
-        if attacks:
-            if not train_models(options, Console(), plan=plan):
-                return
-            run_attacks(
-                attack_plan(options),
-                Console(),
-                jobs=jobs,
-                only_plan=plan,
-                only_report=report,
-                progress=progress,
-            )
+        if attacked is not None:
+            run_attacks(attacked, request, Console(), progress)
             return
-        failed = run_lab(options, request, Console(), progress)
+        failed = run_experiment(scenario, request, Console(), progress)
     if failed:
         raise typer.Exit(1)
 

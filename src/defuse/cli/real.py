@@ -41,10 +41,10 @@ def real(
     from defuse.experiments.core.experiment_file import load_experiment
     from defuse.experiments.core.experiment_scenario import attack_plan, make_scenario
     from defuse.experiments.core.job import Request, choose_methods, run_experiment
-    from defuse.experiments.core.runner import Runner
     from defuse.recipes import EXPERIMENTS, shipped_recipe
     from defuse.utils.errors import UsageError
     from defuse.utils.progress import shown
+    from defuse.utils.runner import Runner
     from defuse.utils.screen import Console
 
     if tune and (full or attacks):
@@ -56,19 +56,12 @@ def real(
     scenario = make_scenario(experiment, "defuse real" + " --full" * full, tune=tune)
     scenario = scenario.with_runs(choose_methods(scenario.runs, only or ()))
     _copy_data(output)
+    request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))
     with shown() as progress:
         attacked = attack_plan(experiment, scenario)
         if attacked is not None:
-            run_attacks(
-                attacked,
-                Console(),
-                jobs=jobs,
-                only_plan=plan,
-                only_report=report,
-                progress=progress,
-            )
+            run_attacks(attacked, request, Console(), progress)
             return
-        request = Request(plan, tune, report, retry_failed, Runner(runner, jobs))
         failed = run_experiment(scenario, request, Console(), progress)
     if failed:
         raise typer.Exit(1)

@@ -73,11 +73,11 @@ def sweep(
     import sys
 
     from defuse.experiments.core.job import Request, run_experiment
-    from defuse.experiments.core.runner import Runner
     from defuse.experiments.sweep.scenario import Options, make_scenario
     from defuse.recipes import find_recipe
     from defuse.utils.errors import UsageError
     from defuse.utils.progress import shown
+    from defuse.utils.runner import Runner
     from defuse.utils.screen import Console
 
     tokens = {"control_tokens": control, "control_corpus": control_corpus, "sentence": sentence}

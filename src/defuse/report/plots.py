@@ -50,8 +50,14 @@ def note(
     axes: Axes, text: str, place: Sequence[float], offset: tuple[float, float], colour: str
 ) -> None:
     """Write small text beside a point; `offset`: to the right and up (points)."""
-    look = {"textcoords": "offset points", "fontsize": "x-small", "color": colour}
-    axes.annotate(text, (place[0], place[1]), offset, **look)
+    axes.annotate(
+        text,
+        (place[0], place[1]),
+        offset,
+        textcoords="offset points",
+        fontsize="x-small",
+        color=colour,
+    )
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

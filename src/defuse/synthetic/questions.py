@@ -1,4 +1,4 @@
-"""The facts of a world by use: those that are asked, and those that texts state."""
+"""Questions and texts about a world: its facts by use, and its names put into questions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from defuse.questions import Question
+from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, SENTENCE, Position, Question, perturb
 from defuse.synthetic.world import Fact, World, make_question
 from defuse.utils.random import generator
 
@@ -16,6 +16,18 @@ SEED = 0
 SHARES, FORGET_SHARES = (15 / 36, 9 / 36), (0.5, 0.5)
 
 Part = Literal["reported", "tuning"]
+# Where a token goes: a wrong choice, the question text, a sentence before, a statement before.
+Place = Position | Literal["statement"]
+POSITIONS: tuple[Place, ...] = ("choice", "stem", "before", "statement")
+# What goes there: a name of the forget domain that no retain text mentions, one that retain texts
+# with mixing do, a name of another domain, and a word that no model has seen. Draws are made for
+# the names that version 0.1.0 had.
+VARIANTS = {
+    FORGET_TOKEN: "forget",
+    "mixed_token": "mixed",
+    CONTROL_TOKEN: "control",
+    "unseen_token": "unseen",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,26 @@ def original_questions(world: World, forget: str, part: Part) -> dict[str, list[
     }
 
 
+def perturbed(
+    question: Question, variant: str, position: Place, world: World, parts: Split
+) -> Question:
+    """A question with a drawn name of the variant's kind, or a statement of it, in a position."""
+    others = [fact for fact in parts.retain if fact.domain != question.subject]
+    pools: Mapping[str, Sequence[str]] = {
+        FORGET_TOKEN: parts.held_out,
+        "mixed_token": parts.mixed,
+        CONTROL_TOKEN: sorted({fact.subject for fact in others}),
+        "unseen_token": world.unseen,
+    }
+    purpose = VARIANTS[variant]
+    name = _pick(pools[variant], "name", purpose, question.id)
+    if position != "statement":
+        return perturb(question, name, position, world.seed, SENTENCE)
+    stated = sentences([fact for fact in (*parts.forget, *others) if fact.subject == name])
+    sentence = _pick(stated, "sentence", purpose, question.id)
+    return perturb(question, sentence, "before", world.seed, "{token}")
+
+
 def sentences(facts: Sequence[Fact]) -> list[str]:
     """Every sentence that states one of the facts."""
     return [sentence for fact in facts for sentence in fact.statements]
@@ -78,3 +110,8 @@ def shuffled(texts: Sequence[str], *purpose: str) -> list[str]:
     """Names or sentences in an order drawn for `purpose`."""
     order = torch.randperm(len(texts), generator=generator(SEED, "split", *purpose)).tolist()
     return [texts[int(index)] for index in order]
+
+
+def _pick(texts: Sequence[str], *purpose: str) -> str:
+    rng = generator(SEED, "trigger", *purpose)
+    return texts[int(torch.randint(len(texts), (), generator=rng))]

@@ -15,9 +15,11 @@ from defuse.experiments.core.attacks import (
     report_attacks,
     run_attacks,
 )
+from defuse.experiments.core.job import Request
 from defuse.experiments.synthetic.grid import Point, Setting
 from defuse.experiments.synthetic.scenario import Options, attack_plan
 from defuse.utils.errors import UsageError
+from defuse.utils.runner import Runner
 
 SHORT = Point(("rmu", "hidden_mse"), 0, tried=Setting(steps=2))
 
@@ -55,7 +57,7 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
     (requests[plain.name].out / "quantise.json").unlink()
     attack(requests[plain.name], plain)
     assert model.stat().st_mtime_ns == written
-    run_attacks(plan, Console(), jobs=2)
+    run_attacks(plan, Request(runner=Runner("processes", 2)), Console())
     assert "3 of 4 models to attack: about" in capsys.readouterr().out
     table = (plan.folder / "attacks.md").read_text()
     assert f"|  | n | reference | retrained | {plain.name} | {noised.name} |" in table
@@ -63,14 +65,14 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
     data = json.loads((plan.folder / "results.json").read_text())
     assert set(data["models"]) == {"reference", "retrained", plain.name, noised.name}
     assert data["schema_version"] == 1
-    run_attacks(plan, Console(), only_report=True)
+    run_attacks(plan, Request(report=True), Console())
     assert "0 of 4 models to attack." in capsys.readouterr().out
 
 
 def test_results_of_other_settings_are_refused(plan: AttackPlan):
     other = replace(plan, settings=("quantise.bits=[3]",))
     with pytest.raises(UsageError, match="other settings"):
-        run_attacks(other, Console(), only_plan=True)
+        run_attacks(other, Request(plan=True), Console())
 
 
 def test_folders_of_version_0_1_0_are_read(plan: AttackPlan, tmp_path: Path):

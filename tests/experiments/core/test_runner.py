@@ -11,6 +11,7 @@ import pytest
 from defuse.experiments.core import runner
 from defuse.experiments.core.run import recorded
 from defuse.utils.errors import UsageError
+from defuse.utils.runner import Runner
 from tests.helpers.answered import run
 
 
@@ -45,8 +46,8 @@ def test_a_process_that_was_killed_is_said_in_a_sentence():
 
 def test_numbers_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="jobs: is 0; give 1 or more"):
-        runner.Runner(jobs=0)
+        Runner(jobs=0)
     with pytest.raises(UsageError, match="cpus: is 0; give 1 or more"):
-        runner.Runner(cpus=0)
+        Runner(cpus=0)
     with pytest.raises(UsageError, match="gpus: is -1; give 0 or more"):
-        runner.Runner(gpus=-1)
+        Runner(gpus=-1)

@@ -313,7 +313,7 @@ def test_what_cannot_run_is_refused_before_anything_does(
 def test_without_ray_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("defuse.experiments.core.runner.find_spec", lambda _: None)
+    monkeypatch.setattr("defuse.utils.runner.find_spec", lambda _: None)
     assert sweep(*GRID) == 2
     assert "pip install 'defuse-llm[ray]'" in capsys.readouterr().err
 

@@ -5,10 +5,10 @@ import torch
 
 from defuse.experiments.core.answers import Cell
 from defuse.experiments.core.questions import ask_model
-from defuse.experiments.synthetic.questions import POSITIONS, VARIANTS, make_questions
+from defuse.experiments.synthetic.questions import make_questions
 from defuse.models.load import LoadedModel
 from defuse.synthetic.language import build_tokenizer
-from defuse.synthetic.questions import split
+from defuse.synthetic.questions import POSITIONS, VARIANTS, split
 from defuse.synthetic.teaching import new_model
 from defuse.synthetic.world import build_world
 

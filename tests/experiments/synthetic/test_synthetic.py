@@ -6,7 +6,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from defuse.cli import app
@@ -24,7 +23,6 @@ from defuse.experiments.core.run import (
     other_answers,
     step_name,
 )
-from defuse.experiments.core.runner import Runner
 from defuse.experiments.core.scenario import Scenario
 from defuse.experiments.synthetic.grid import (
     SETTINGS,
@@ -42,7 +40,6 @@ from defuse.experiments.synthetic.scenario import (
     Options,
     attack_plan,
     make_scenario,
-    run_lab,
 )
 from defuse.methods import METHODS, RETAIN_LOSSES
 from defuse.synthetic.models import SHIPPED, load_pair, missing, teach_pair
@@ -50,6 +47,7 @@ from defuse.synthetic.questions import split
 from defuse.synthetic.world import build_world
 from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
+from defuse.utils.runner import Runner
 from tests.helpers.answered import answers
 
 WORLD = build_world(size=8)
@@ -232,7 +230,7 @@ def test_options_that_do_not_go_together_are_refused(
     options: Options, message: str, tmp_path: Path
 ):
     with pytest.raises(UsageError, match=message):
-        run_lab(replace(options, output=tmp_path), Request(plan=True), Console(quiet=True))
+        make_scenario(replace(options, output=tmp_path))
 
 
 def test_other_worlds_have_folders_and_models_of_their_own(tmp_path: Path):

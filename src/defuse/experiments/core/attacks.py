@@ -15,6 +15,7 @@ from defuse.attacks.data import AttackData
 from defuse.attacks.registry import ATTACKS, make_configs
 from defuse.attacks.report import make_report
 from defuse.attacks.run import Request, check, check_folder, read_results, run
+from defuse.experiments.core import job
 from defuse.experiments.core.answers import FORGET, RETAIN
 from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import OLD_NAMES, REFERENCE, RETRAINED, ExperimentContext
@@ -28,7 +29,8 @@ from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
 from defuse.utils.progress import SILENT, Progress, duration
 from defuse.utils.provenance import versions
-from defuse.utils.workers import available_cores, local_workers
+from defuse.utils.runner import Runner
+from defuse.utils.workers import local_workers
 
 READING = (
     "The experiment's models under attack: before unlearning, unlearned without and with a "
@@ -138,15 +140,9 @@ def as_overrides(attacks: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, 
 
 
 def run_attacks(
-    plan: AttackPlan,
-    console: Console,
-    *,
-    jobs: int | None = None,
-    only_plan: bool = False,
-    only_report: bool = False,
-    progress: Progress = SILENT,
+    plan: AttackPlan, wanted: job.Request, console: Console, progress: Progress = SILENT
 ) -> None:
-    """Attack all models that are not attacked yet, then report.
+    """Attack all models that are not attacked yet, in processes of this machine, then report.
 
     Raises UsageError for results that are there but of other settings or questions.
     """
@@ -154,12 +150,12 @@ def run_attacks(
     for request in requests.values():
         check_folder(request)
     todo = {name: request for name, request in requests.items() if missing_share(request)}
-    workers = max(1, min(jobs or available_cores(), len(todo)))
+    workers = Runner("processes", wanted.runner.jobs).at_a_time(len(todo))
     left = f": {_time_left(plan, todo.values(), workers)} here" if todo else ""
     console.print(f"{len(todo)} of {len(requests)} models to attack{left}.")
-    if only_plan:
+    if wanted.plan:
         return
-    if not only_report:
+    if not wanted.report:
         progress.start("models under attack", len(todo))
         with local_workers(workers) as submit:
             waiting = {submit(attack, each, plan.runs.get(n)): n for n, each in todo.items()}

@@ -25,7 +25,7 @@ from defuse.experiments.core.run import (
     must_write,
     other_answers,
 )
-from defuse.experiments.core.runner import Runner, run_all
+from defuse.experiments.core.runner import run_all
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
@@ -47,6 +47,7 @@ from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import versions
+from defuse.utils.runner import Runner
 
 
 @dataclass(frozen=True)

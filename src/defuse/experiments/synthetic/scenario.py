@@ -8,7 +8,7 @@ from rich.console import Console
 
 from defuse.attacks.registry import ATTACKS
 from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
-from defuse.experiments.core.job import Request, choose_methods, folder_of, run_experiment
+from defuse.experiments.core.job import choose_methods, folder_of
 from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
 from defuse.experiments.synthetic.grid import (
     LAB,
@@ -33,7 +33,6 @@ from defuse.synthetic.questions import split
 from defuse.synthetic.world import SEED, SIZE, World, build_world
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text
-from defuse.utils.progress import SILENT, Progress
 
 JUDGED = "statement"  # the position of headlines: a name alone does little (docs/results.md)
 # Of every variant of the questions the reference model should answer 0.97, and must answer 0.9.
@@ -118,16 +117,6 @@ def make_scenario(options: Options) -> Scenario:
         least_known=(REFUSED, KNOWN),
         about={"world_seed": options.seed, "forget": options.forget, "questions": part},
     )
-
-
-def run_lab(
-    options: Options, request: Request, console: Console, progress: Progress = SILENT
-) -> int:
-    """Train the two models if they are missing, then run the experiment; returns failed runs."""
-    scenario = make_scenario(options)
-    if not train_models(options, console, plan=request.plan):
-        return 0
-    return run_experiment(scenario, request, console, progress)
 
 
 def train_models(options: Options, console: Console, *, plan: bool) -> bool:
