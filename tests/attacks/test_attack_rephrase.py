@@ -250,7 +250,7 @@ def test_every_architecture_is_asked_and_left_as_found(kind):
         ({"shots": 0}, "rephrase.shots"),
         ({"typo_rate": 0.0}, "rephrase.typo_rate"),
         ({"typo_draws": 0}, "rephrase.typo_draws"),
-        ({"orders": "some"}, "rephrase.orders: 'some' is unknown"),
+        ({"orders": "some"}, "rephrase.orders: 'some' is refused"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, says):

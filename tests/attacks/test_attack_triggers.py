@@ -319,8 +319,8 @@ def test_words_go_into_the_stem_or_a_choice_too(position):
     ("settings", "says"),
     [
         ({"sentence": "I read."}, "triggers.sentence: 'I read.' has no {token}"),
-        ({"position": "behind"}, "triggers.position: 'behind' is unknown"),
-        ({"top": 0}, "triggers.top: 0 must be at least 1"),
+        ({"position": "behind"}, "triggers.position: 'behind' is refused"),
+        ({"top": 0}, "triggers.top: 0 is refused"),
         ({"shown": 0}, "triggers.shown"),
         ({"mined": 0}, "triggers.mined"),
         ({"placeholders": 1}, "triggers.placeholders: 1 must be at least 2"),

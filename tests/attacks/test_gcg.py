@@ -217,7 +217,7 @@ def test_the_buffer_keeps_the_best_suffixes() -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused(field: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"gcg.{field}: "):
+    with pytest.raises(UsageError, match=rf"gcg\.{field}(\.0)?: "):
         replace(gcg.GCG(), **{field: value})
 
 

@@ -241,7 +241,7 @@ def test_passes_of_pruned_copies_are_counted() -> None:
     ("settings", "sentence"),
     [
         ({"shares": ()}, "shares"),
-        ({"shares": (0.1, 1.5)}, "shares: 1.5"),
+        ({"shares": (0.1, 1.5)}, "shares.1: 1.5"),
         ({"shares": (0.0,)}, "shares: 0.0"),
         ({"keep": 1.0}, "keep: 1.0"),
         ({"unit": "head"}, "unit: 'head'"),

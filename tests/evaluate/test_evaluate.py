@@ -371,11 +371,11 @@ def test_two_models_may_have_names_that_look_alike(run: Run) -> None:
 WITH_CONTROL = ["--perturb", "forget.txt", "--control", "control.txt"]
 REFUSED = {
     "missing questions": (["--questions", "none.jsonl"], "none.jsonl"),
-    "limit": (["--limit", "0"], "limit: is 0"),
+    "limit": (["--limit", "0"], "limit: 0 is refused"),
     "few-shot without dev": (["--few-shot", "2"], "dev: missing"),
     "its own answer": (["--few-shot", "1", "--dev", "q.jsonl"], "is an example and also asked"),
     "too few examples": (["--few-shot", "9", "--dev", "q.jsonl"], "few-shot: is 9"),
-    "negative few-shot": (["--few-shot", "-1"], "few-shot: is -1"),
+    "negative few-shot": (["--few-shot", "-1"], "few_shot: -1 is refused"),
     "no control": (["--perturb", "forget.txt"], "--control-corpus"),
     "both controls": ([*WITH_CONTROL, "--control-corpus", "corpus.txt"], "give one of"),
     "position alone": (["--position", "stem"], "perturb: missing"),

@@ -206,11 +206,11 @@ def test_rows_of_one_suite_are_kept_when_the_next_fails(
 REFUSED = {
     "no folder": (["--data", "nowhere"], "data: nowhere is no folder"),
     "no model": (["--model", "./none"], "model: no such folder: ./none does not exist"),
-    "limit": (["--limit", "0"], "limit: is 0"),
+    "limit": (["--limit", "0"], "limit: 0 is refused"),
     "device": (["--device", "tpu"], "device: 'tpu' is unknown"),
-    "gcg": (["--gcg", "-1"], "gcg: -1 is below 0"),
-    "gcg-steps": (["--gcg-steps", "0"], "gcg-steps: 0 is below 1"),
-    "gcg-width": (["--gcg", "1", "--gcg-width", "0"], "gcg-width: 0 is below 1"),
+    "gcg": (["--gcg", "-1"], "gcg.questions: -1 is refused"),
+    "gcg-steps": (["--gcg-steps", "0"], "gcg.steps: 0 is refused"),
+    "gcg-width": (["--gcg", "1", "--gcg-width", "0"], "gcg.width: 0 is refused"),
     "out": (["--out", "model/config.json"], "out: model/config.json cannot be written"),
 }
 

@@ -112,8 +112,8 @@ def test_a_corpus_is_a_source_or_a_source_with_what_to_take_of_it(tmp_path, reci
     plain = f"{{source: {tmp_path / 'a.jsonl'}, raw_lines: true}}"
     overrides = [f"topics.0.forget={corpus}", f"topics.0.retain={plain}"]
     topic = load_recipe(recipe_file, overrides).topics[0].build()
-    assert topic.forget == ["long eno"]
-    assert topic.retain == ['{"body": "x"}\n', '{"body": "long enough"}\n', '{"body": "far"}\n']
+    assert topic.forget == ("long eno",)
+    assert topic.retain == ('{"body": "x"}\n', '{"body": "long enough"}\n', '{"body": "far"}\n')
 
 
 def test_dpo_has_refusals_of_its_own(recipe_file):

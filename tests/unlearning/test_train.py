@@ -256,8 +256,8 @@ def test_a_bad_number_of_the_loop_is_refused(settings: dict[str, Any], message: 
     ("settings", "message"),
     [
         ({"forget": []}, r"topics\.cats\.forget: \[\] must hold at least one text"),
-        ({"forget": "one string"}, r"topics\.cats\.forget: str is no list of texts"),
-        ({"forget": [{"text": "x"}]}, r"topics\.cats\.forget: item 0 is a dict; give a list of st"),
+        ({"forget": "one string"}, r"topics\.cats\.forget: str is no list; give a list"),
+        ({"forget": [{"body": "x"}]}, r"topics\.cats\.forget, item 0: has neither 'text' nor 'qu"),
         ({"weight": float("inf")}, r"topics\.cats\.weight: inf is refused"),
         ({"weight": "4x"}, r"topics\.cats\.weight: '4x' is refused"),
         ({"coefficient": "4"}, r"topics\.cats\.coefficient: '4' is neither a number nor a multip"),

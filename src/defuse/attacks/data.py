@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Annotated
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defuse.attacks.findings import Findings, compute_with
+from defuse.data.given import given_strings
 from defuse.evaluate import MCAnswer, Settings, evaluate_questions
 from defuse.models.load import LoadedModel
-from defuse.questions import ORIGINAL, Question, ask
+from defuse.questions import ORIGINAL, Question, ask, given_questions
+from defuse.utils.config import UNCHECKED, check_fields
 from defuse.utils.errors import UsageError
 
 FORGET, RETAIN = "forget", "retain"
@@ -26,15 +29,19 @@ class AttackData:
     for an empty set of questions.
     """
 
-    forget: Sequence[Question]
-    retain: Sequence[Question]
+    forget: Annotated[Sequence[Question], UNCHECKED]
+    retain: Annotated[Sequence[Question], UNCHECKED]
     settings: Settings = field(default_factory=Settings)
-    forget_texts: Sequence[str] = ()
-    retain_texts: Sequence[str] = ()
+    forget_texts: Annotated[Sequence[str], UNCHECKED] = ()
+    retain_texts: Annotated[Sequence[str], UNCHECKED] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, questions in self.sets.items():
-            if not questions:
+            object.__setattr__(self, name, given_questions(questions, name))
+            texts = f"{name}_texts"
+            object.__setattr__(self, texts, given_strings(getattr(self, texts), texts))
+            if not self.sets[name]:
                 raise UsageError(f"{name}: there are no questions; give at least one")
 
     @property

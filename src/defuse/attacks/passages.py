@@ -11,7 +11,7 @@ from defuse.data.collate import TextBatch, collate
 from defuse.data.text import Encoded, QuestionAnswer, encode
 from defuse.evaluate.loglikelihood import max_length
 from defuse.questions import ask, continuations
-from defuse.utils.errors import UsageError, require
+from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
 
 WHOLE = 10**9  # tokens: longer than any text
@@ -29,14 +29,6 @@ class Drawing(Protocol):
     def batch_size(self) -> int: ...
     @property
     def seed(self) -> int: ...
-
-
-def check_drawing(drawing: Drawing, where: str) -> None:
-    """Raise UsageError for settings out of range; the fields' names begin with `where`."""
-    texts, length, size = drawing.texts, drawing.length, drawing.batch_size
-    require(texts > 0, f"{where}texts", texts, "must be at least 1")
-    require(size > 0, f"{where}batch_size", size, "must be at least 1")
-    require(length > 1, f"{where}length", length, "must be at least 2")
 
 
 def passages(

@@ -27,6 +27,7 @@ from defuse.models.load import (
 )
 from defuse.models.locate import locate
 from defuse.store import ResultStore, check_log
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held
 from defuse.utils.identity import model_identity, weights_checksum
@@ -59,6 +60,9 @@ class Request:
     dtype: str = "auto"
     sources: Mapping[str, Any] = field(default_factory=dict)
     skip_refused: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def others(self) -> dict[str, str]:

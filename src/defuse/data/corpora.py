@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from defuse.data.readers import Row, as_text, read_lines, read_rows
-from defuse.data.text import Plain, QuestionAnswer
+from defuse.data.readers import Row, as_text, read_lines, read_rows, source_name
+from defuse.data.text import Plain, QuestionAnswer, Text
 from defuse.utils.errors import UsageError, require
 
 
 def load_texts(
-    source: str,
+    source: str | Path,
     *,
     field: str | None = None,
     split: str = "train",
@@ -31,9 +32,9 @@ def load_texts(
     cannot be read, and for a source without any text.
     """
     require(limit is None or limit > 0, "limit", limit, "must be at least 1")
-    part = limit is not None
+    source, part = source_name(source), limit is not None
     rows = read_lines(source) if raw_lines else read_rows(source, split, stream=part)
-    texts = (text for row in rows if (text := _text(row, field)) is not None)
+    texts = (text for row in rows if (text := text_of(row, field)) is not None)
     long = (text for text in texts if len(str(text)) >= min_characters)
     found = [_cut(text, max_characters) for text in islice(long, limit)]
     if not found:
@@ -51,12 +52,16 @@ def load_refusals(source: str) -> tuple[str, ...]:
 
     TOFU's `idontknow.jsonl` holds plain lines.
     """
-    texts = load_texts(source)
-    return tuple(text.answer if isinstance(text, QuestionAnswer) else text for text in texts)
+    return tuple(map(refusal_of, load_texts(source)))
 
 
-def _text(row: Row, field: str | None) -> Plain | None:
-    """The text of a row; None if it is blank."""
+def refusal_of(text: Text) -> str:
+    """A text as a refusal: of a question-answer pair, the answer."""
+    return text.answer if isinstance(text, QuestionAnswer) else str(text)
+
+
+def text_of(row: Row, field: str | None = None) -> Plain | None:
+    """The text of a row; None if it is blank. Raises UsageError for a row without one."""
     where, value = row
     if isinstance(value, Mapping) and field is None and "text" not in value:
         return _question_answer(where, value)

@@ -16,6 +16,13 @@ PARQUET_ROWS = 256  # held at a time
 CARD = "README.md"  # only a dataset's folder has one
 
 
+def source_name(source: object) -> str:
+    """A source as text. Raises UsageError for what is neither a name nor a path."""
+    if not isinstance(source, str | Path):
+        raise UsageError(f"source: {source!r} is no name; give a file or a hub dataset")
+    return str(source)
+
+
 def read_rows(source: str, split: str, *, stream: bool = False) -> Iterable[Row]:
     """The place and the content (text or columns) of each row of a file or dataset.
 

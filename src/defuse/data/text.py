@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from defuse.data.token_ids import front_tokens, tokenise
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
-from defuse.utils.text import check_text
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class QuestionAnswer:
     question: str
     answer: str
     asked: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def prompt(self) -> str:
@@ -39,6 +42,9 @@ class Triggered:
     sentence: str
     text: Plain
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __str__(self) -> str:
         return f"{self.sentence} {self.text}"
 
@@ -56,20 +62,6 @@ class Encoded:
     ids: tuple[int, ...]
     answer_start: int
     uncounted: frozenset[int] = frozenset()
-
-
-def check_texts(texts: object, field: str) -> None:
-    """Raise UsageError, naming `field`, unless `texts` is a sequence of texts.
-
-    Anything else would be trained on as what `str` makes of it.
-    """
-    remedy = "give a list of strings or QuestionAnswers, as load_texts reads them"
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise UsageError(f"{field}: {type(texts).__name__} is no list of texts; {remedy}")
-    for place, text in enumerate(texts):
-        if not isinstance(text, Text):
-            raise UsageError(f"{field}: item {place} is a {type(text).__name__}; {remedy}")
-        check_text(str(text), f"{field}, item {place}")
 
 
 def encode(

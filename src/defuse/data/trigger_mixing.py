@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from defuse.data.given import given_strings, given_texts
 from defuse.data.text import Text, Triggered
 from defuse.utils.errors import UsageError
 from defuse.utils.random import generator
@@ -39,8 +40,8 @@ def mix_triggers(
     A trigger that ends like a sentence is used as the sentence. Which texts, sentences and triggers
     are used is drawn from (seed, topic, place in `texts`).
     """
-    mixed = []
-    for place, text in enumerate(texts):
+    triggers, mixed = given_strings(triggers, "triggers"), []
+    for place, text in enumerate(given_texts(texts, "texts")):
         rng = generator(seed, "triggers", topic, place)
         chance = float(torch.rand((), generator=rng))
         which, how = (int(torch.randint(len(n), (), generator=rng)) for n in (triggers, SENTENCES))
@@ -63,7 +64,10 @@ def mine_triggers(
     standard error (Monroe, Colaresi and Quinn 2008, "Fightin' Words", eq. 15, with a flat prior);
     it must exceed one. Raises UsageError if it does for no word.
     """
-    (ours, forms), (theirs, _) = _counts(forget), _counts(retain)
+    (ours, forms), (theirs, _) = (
+        _counts(given_texts(texts, name))
+        for name, texts in (("forget", forget), ("retain", retain))
+    )
     vocabulary = ours.keys() | theirs.keys()
     our_total, their_total = (counts.total() + PRIOR * len(vocabulary) for counts in (ours, theirs))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from defuse.questions import (
     ORIGINAL,
@@ -11,8 +12,9 @@ from defuse.questions import (
     Score,
     Variant,
     few_shot_part,
+    given_questions,
 )
-from defuse.utils.errors import check_choices
+from defuse.utils.config import UNCHECKED, Count, check_fields
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,25 @@ class Settings:
 
     score: Score = "letters"
     subject: str | None = None
-    few_shot: tuple[Question, ...] = ()
+    few_shot: Annotated[tuple[Question, ...], UNCHECKED] = ()
     seed: int = 42
-    token_budget: int | None = None
+    token_budget: Count | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
+        object.__setattr__(self, "few_shot", given_questions(self.few_shot, "few_shot"))
 
 
 @dataclass(frozen=True)
 class Part:
     """Questions with the same settings: a subject of a suite, with its description and examples."""
 
-    questions: tuple[Question, ...]
+    questions: Annotated[tuple[Question, ...], UNCHECKED]
     settings: Settings
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "questions", given_questions(self.questions, "questions"))
 
     def standing_alone(self) -> list[Question]:
         """The questions with description and examples in their stems, for other settings.

@@ -12,8 +12,8 @@ from defuse.evaluate.loglikelihood import max_length, score_share
 from defuse.evaluate.resume import BatchScores
 from defuse.models.decoder import Decoder
 from defuse.models.load import LoadedModel
-from defuse.questions import ORIGINAL, Perturbation, Question, Variant
-from defuse.utils.errors import UsageError
+from defuse.questions import ORIGINAL, Perturbation, Question, Variant, given_questions
+from defuse.utils.errors import UsageError, require
 from defuse.utils.progress import SILENT, Progress
 
 Variants = dict[Variant, Question]
@@ -45,7 +45,9 @@ def evaluate_questions(
     shares it among processes. Raises UsageError for no questions, for an architecture that
     `Decoder` does not support, and for a model whose log-probabilities are not finite.
     """
-    part = Part(tuple(questions), settings or Settings())
+    part = Part(given_questions(questions, "questions"), settings or Settings())
+    is_one = isinstance(perturbation, Perturbation | None)
+    require(is_one, "perturbation", perturbation, "is no Perturbation; give one")
     return evaluate_parts(loaded, [part], perturbation, progress=progress, scores=scores)
 
 

@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 from transformers import GenerationConfig
 
+from defuse.data.given import given_strings
 from defuse.data.token_ids import prefix_token
 from defuse.evaluate.encoding import encode_text
 from defuse.evaluate.loglikelihood import max_length
@@ -31,6 +32,7 @@ def generate(
     model is cut on the left. `progress` advances by the prompts of each batch; the caller starts
     its stage.
     """
+    prompts = given_strings(prompts, "prompts")
     room = max(1, max_length(loaded.model, loaded.tokenizer) - new_tokens)
     encoded = [encode_text(prompt, loaded.tokenizer)[-room:] for prompt in prompts]
     vary = LengthClasses.of(loaded.model.config).vary

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from defuse.data.given import given_text
 from defuse.data.token_ids import prefix_token
 from defuse.evaluate.encoding import encode_text
 from defuse.evaluate.loglikelihood import max_length, score
@@ -54,6 +55,7 @@ def perplexity(
     `score`; `progress` has a stage of its own. Raises UsageError for a text of less than two tokens
     and for log-probabilities that are not finite.
     """
+    text = given_text(text, "text")
     window = min(LONGEST_WINDOW, max_length(loaded.model, loaded.tokenizer))
     pairs = _windows(loaded, text, window)
     groups = [[pair] for pair in pairs]

@@ -9,6 +9,7 @@ from defuse.evaluate.plan import Plan, check_plan
 from defuse.evaluate.sources import Asking, TokenFiles, build_perturbation, load_part
 from defuse.evaluate.tasks import Suite, choose_suite, load_parts
 from defuse.questions import Perturbation, Position, load_tokens
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
 
 
@@ -39,6 +40,9 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     keep_text: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def check(request: Request) -> Plan:

@@ -16,6 +16,7 @@ from defuse.questions import (
     load_questions,
     load_tokens,
 )
+from defuse.utils.config import Count, Natural, check_fields
 from defuse.utils.errors import UsageError
 
 
@@ -26,16 +27,13 @@ class Asking:
     `score`: None takes the suite's own, or letters.
     """
 
-    few_shot: int = 0
-    limit: int | None = None
+    few_shot: Natural = 0
+    limit: Count | None = None
     score: Score | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.few_shot < 0:
-            raise UsageError(f"few-shot: is {self.few_shot}; give 0 or more")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit: is {self.limit}; give 1 or more")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,9 @@ class TokenFiles:
     forget: str
     control: str | None = None
     control_corpus: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def load_part(source: str, subject: str | None, dev: str | None, asking: Asking) -> Part:

@@ -28,6 +28,7 @@ from defuse.models.lora import adapted_modules, check_installed, check_rank
 from defuse.models.save import write_adapter, write_model
 from defuse.run_folder import RunFolder
 from defuse.store import as_json
+from defuse.utils.config import check_fields
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable
@@ -51,6 +52,9 @@ class Request:
     chat: bool = False
     device: str = "auto"
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from defuse.data.examples import Example, make_examples
-from defuse.data.text import Plain
+from defuse.data.given import given_texts
+from defuse.data.text import Text
 from defuse.finetune.environment import check_environment
 from defuse.finetune.examples import check_lengths, collate, epoch_batches
 from defuse.models.decoder import Decoder
@@ -75,7 +76,7 @@ class FineTuning:
 
 def fine_tune(
     loaded: LoadedModel,
-    texts: Sequence[Plain],
+    texts: Sequence[Text],
     settings: FineTuning,
     folder: Path,
     *,
@@ -90,6 +91,7 @@ def fine_tune(
     `on_step` receives the number and loss (nats per counted token) of every step. Raises UsageError
     for float16, for more parts than a batch has texts, and for a loss that is not finite.
     """
+    texts = given_texts(texts, "texts")
     precision = loaded.model.dtype
     check_environment(precision)
     remedy = "loses small gradients in training: use bfloat16 or float32"

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from defuse.data.given import given_refusals
 from defuse.losses.sequences import Normalise, Reduction, SequenceLogProbs, dpo
-from defuse.utils.config import Positive, check_fields
+from defuse.utils.config import UNCHECKED, Positive, check_fields
 from defuse.utils.errors import require
 
 REFUSALS = (
@@ -41,7 +42,7 @@ class DPO:
     `refusals`: texts such as "I don't know."; each forget text is paired with one of them.
     """
 
-    refusals: Sequence[str] = REFUSALS
+    refusals: Annotated[Sequence[str], UNCHECKED] = REFUSALS
     beta: Positive = 0.1
     normalise: Normalise = "sum"
     reduction: Reduction = "sequence"
@@ -49,6 +50,7 @@ class DPO:
 
     def __post_init__(self) -> None:
         check_fields(self, "method")
+        object.__setattr__(self, "refusals", given_refusals(self.refusals, "method.refusals"))
         require(
             bool(self.refusals), "method.refusals", self.refusals, "must hold at least one text"
         )

@@ -40,6 +40,7 @@ from defuse.models.settings_checks import (
     check_sizes,
     check_tokenizer_files,
 )
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -60,6 +61,9 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     commit: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def load_model(

@@ -1,7 +1,7 @@
 """Multiple-choice questions: how they are read, written as prompts and perturbed."""
 
 from defuse.questions.control_tokens import draw_controls, load_tokens
-from defuse.questions.load import Columns, load_questions
+from defuse.questions.load import Columns, given_questions, load_questions
 from defuse.questions.perturb import SENTENCE, Perturbation, perturb
 from defuse.questions.prompts import Score, ask, continuations, few_shot_part, letters
 from defuse.questions.question import (
@@ -32,6 +32,7 @@ __all__ = [
     "continuations",
     "draw_controls",
     "few_shot_part",
+    "given_questions",
     "letters",
     "load_questions",
     "load_tokens",

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from defuse.data.given import given_strings
 from defuse.utils.errors import UsageError
 from defuse.utils.files import read_utf8
 from defuse.utils.random import generator
@@ -39,8 +40,9 @@ def draw_controls(
     contains a word of `tokens`, and none is used twice while others are left. Raises UsageError for
     a token without a candidate of its length.
     """
+    tokens = given_strings(tokens, "tokens")
     lengths = {len(_words(token)) for token in tokens}
-    counts = _phrase_counts(corpus, lengths)
+    counts = _phrase_counts(given_strings(corpus, "corpus"), lengths)
     taboo = {word.casefold() for token in tokens for word in _words(token)}
     candidates = sorted(
         phrase for phrase in counts if not taboo & {word.casefold() for word in phrase.split(" ")}

@@ -8,10 +8,13 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from defuse.data.readers import Row, as_text, read_rows
+from defuse.data.given import given_rows
+from defuse.data.readers import Row, as_text, read_rows, source_name
 from defuse.questions.prompts import letters
 from defuse.questions.question import FEWEST, MOST, Question
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
+from defuse.utils.text import check_text
 
 # The columns of a csv without a header.
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
@@ -33,9 +36,12 @@ class Columns:
     answer: str = "answer"
     labels: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, "columns")
+
 
 def load_questions(
-    source: str,
+    source: str | Path,
     *,
     subject: str | None = None,
     limit: int | None = None,
@@ -51,6 +57,7 @@ def load_questions(
     `source` names one ("id:config:split"). With `columns`, rows are laid out as these say. Raises
     UsageError for any other row, naming file and row, and if no question is left.
     """
+    source = source_name(source)
     name = Path(source).stem
     numbered = enumerate(_rows(source, subject, split))
     wanted = ((i, row) for i, row in numbered if _is_about(row, subject))
@@ -62,6 +69,29 @@ def load_questions(
         raise UsageError(f"{source}: holds no question{about}; give at least one")
     _refuse_twins(source, questions)
     return questions
+
+
+def given_questions(given: object, field: str) -> tuple[Question, ...]:
+    """The questions of a list, a generator or a `datasets.Dataset`, in order.
+
+    Items are Questions or rows; a row is read as a file's row (`load_questions`). Raises
+    UsageError, naming `field`, for anything else.
+    """
+    wanted = "Questions, a datasets.Dataset or rows with question, choices and answer"
+    questions: list[Question] = []
+    has_rows = False
+    for where, each in given_rows(given, field, wanted):
+        if isinstance(each, Mapping):
+            check_text(each, where)
+            questions.append(_question((where, each), f"{field}/{len(questions)}"))
+            has_rows = True
+        elif isinstance(each, Question):
+            questions.append(each)
+        else:
+            raise UsageError(f"{where}: is a {type(each).__name__}; give a list of {wanted}")
+    if has_rows:
+        _refuse_twins(field, questions)
+    return tuple(questions)
 
 
 def _rows(source: str, subject: str | None, split: str) -> Iterable[Row]:

@@ -6,6 +6,7 @@ when other questions are left out.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
@@ -17,7 +18,8 @@ from defuse.questions.question import (
     Replaced,
     Variant,
 )
-from defuse.utils.errors import UsageError, check_choices
+from defuse.utils.config import check_fields
+from defuse.utils.errors import UsageError, require
 from defuse.utils.random import generator
 
 SENTENCE = "I read about {token} today."
@@ -37,7 +39,7 @@ class Perturbation:
     sentence: str = SENTENCE
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if not self.tokens:
             raise UsageError("perturb: there are no tokens; give at least one")
         if "{token}" not in self.sentence:
@@ -74,6 +76,10 @@ def perturb(
     which word of the stem) depends on (seed, question id) alone: a control token has the place of
     its forget-token.
     """
+    require(isinstance(question, Question), "question", question, "is no Question; give one")
+    require(isinstance(token, str), "token", token, "is no text; give one")
+    places = f"is unknown; use one of {', '.join(PLACES)}"
+    require(position in get_args(Position), "position", position, places)
     return PLACES[position](question, token, seed, sentence)
 
 

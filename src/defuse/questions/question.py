@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from defuse.utils.config import Natural, check_fields
 from defuse.utils.errors import UsageError
 
 Variant = Literal["original", "forget_token", "control_token"]
@@ -25,9 +26,12 @@ class Replaced:
 
     position: Position
     token: str
-    index: int
+    index: Natural
     original: str
     foreign: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self, "replaced")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Question:
     replaced: Replaced | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, f"question {self.id!r}")
         count = len(self.choices)
         if not FEWEST <= count <= MOST:
             raise UsageError(

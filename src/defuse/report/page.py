@@ -9,6 +9,8 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from defuse.utils.config import check_fields
+
 TEMPLATE = "page.html.jinja"
 
 
@@ -19,6 +21,9 @@ class TableData:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Flip:
     right: str
     given: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Quote:
@@ -43,6 +51,9 @@ class Quote:
 
     text: str
     remark: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,9 @@ class Section:
     quotes: Sequence[Quote] = ()
     listing: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Page:
@@ -69,6 +83,9 @@ class Page:
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def render(page: Page) -> str:

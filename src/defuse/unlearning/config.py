@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
-from defuse.data.text import QuestionAnswer, Text, check_texts
+from defuse.data.given import given_texts
+from defuse.data.text import QuestionAnswer, Text
 from defuse.methods import (
     HiddenMSE,
     LogitRetain,
@@ -34,6 +35,8 @@ from defuse.utils.errors import UsageError, require
 from defuse.utils.scales import Multiple
 
 DEFAULT_MIX = 0.5
+METHOD_KINDS = (RepresentationMethod, PreferenceMethod)
+RETAIN_KINDS = (HiddenMSE, LogitRetain)
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,8 @@ class Unlearning:
     master_weights: bool = True
 
     def __post_init__(self) -> None:
-        methods, retains = (RepresentationMethod, PreferenceMethod), (HiddenMSE, LogitRetain)
-        _check_object(self.method, methods, "method", "RMU()")
-        _check_object(self.retain, retains, "retain", "HiddenMSE()")
+        check_object(self.method, METHOD_KINDS, "method", "RMU()")
+        check_object(self.retain, RETAIN_KINDS, "retain", "HiddenMSE()")
         check_fields(self)
 
     @property
@@ -120,8 +122,9 @@ class Topic:
     def __post_init__(self) -> None:
         where = f"topics.{self.name}"
         check_fields(self, where)
-        check_texts(self.forget, f"{where}.forget")
-        check_texts(self.retain, f"{where}.retain")
+        for name in ("forget", "retain"):
+            texts = given_texts(getattr(self, name), f"{where}.{name}")
+            object.__setattr__(self, name, texts)  # a generator gives its texts only once
 
     @property
     def mixed_share(self) -> float:
@@ -167,7 +170,7 @@ def validate(unlearning: Unlearning, topics: Sequence[Topic], decoder: Decoder) 
         _validate_topic(topic, unlearning)
 
 
-def _check_object(value: object, kinds: tuple[type, ...], field: str, example: str) -> None:
+def check_object(value: object, kinds: tuple[type, ...], field: str, example: str) -> None:
     """Raise UsageError for a class, a name and anything else that is none of `kinds`."""
     # A class has the attributes of its objects, which is all that a protocol checks.
     fits = isinstance(value, kinds) and not isinstance(value, type)

@@ -24,6 +24,7 @@ from defuse.utils.config import (
     Count,
     Natural,
     Positive,
+    check_fields,
     dotted,
     dump,
     parse,
@@ -63,6 +64,9 @@ class Recipe:
     checkpoint_every: Natural = 50
     shard: bool = False
     check_up: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def from_fields(cls, given: object, where: str = "") -> "Recipe":

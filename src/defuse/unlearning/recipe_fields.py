@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from defuse.data.corpora import load_refusals, load_texts
 from defuse.data.text import Plain
 from defuse.methods import METHODS, RETAIN_LOSSES, Method, Retain
 from defuse.models.lora import LoRA
 from defuse.questions import load_tokens
-from defuse.unlearning.config import Topic
+from defuse.unlearning.config import METHOD_KINDS, Topic, check_object
 from defuse.utils.config import (
+    UNCHECKED,
     Count,
     as_mapping,
+    check_fields,
     dotted,
     dump,
     parse,
@@ -32,6 +34,9 @@ class TextSource:
     min_characters: Count = 1
     max_characters: Count | None = None
     raw_lines: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def from_fields(cls, given: object, where: str) -> "TextSource":
@@ -63,6 +68,9 @@ class TopicSource:
     forget: TextSource
     retain: TextSource
     triggers: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def from_fields(cls, given: object, where: str) -> "TopicSource":
@@ -111,8 +119,12 @@ def _source(given: Mapping[str, Any], name: str, where: str) -> TextSource:
 class MethodSource:
     """A method; `refusals`: a file of refusals instead of the method's own."""
 
-    method: Method
+    method: Annotated[Method, UNCHECKED]
     refusals: str | None = None
+
+    def __post_init__(self) -> None:
+        check_object(self.method, METHOD_KINDS, "method", "RMU()")
+        check_fields(self)
 
     @classmethod
     def from_fields(cls, given: object, where: str) -> "MethodSource":
@@ -156,6 +168,7 @@ class RetainSource:
     loss: str
 
     def __post_init__(self) -> None:
+        check_fields(self, "retain")
         known = f"is unknown; use one of {', '.join(RETAIN_LOSSES)}"
         require(self.loss in RETAIN_LOSSES, "retain.loss", self.loss, known)
 
@@ -171,3 +184,6 @@ class Train:
     layers: Sequence[int] | Literal["all"] | None = None
     parameters: str | Sequence[str] | None = None
     lora: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train")

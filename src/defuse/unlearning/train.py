@@ -34,7 +34,7 @@ from defuse.unlearning.reference import ReferenceModel
 from defuse.unlearning.step import SharedPrefixStep, StepLosses
 from defuse.unlearning.tokenized import encode_topics
 from defuse.utils.distributed import ALONE, Processes
-from defuse.utils.errors import UsageError, caution
+from defuse.utils.errors import UsageError, caution, require
 from defuse.utils.prefetch import prefetch
 from defuse.utils.progress import SILENT, Progress
 
@@ -102,6 +102,7 @@ def unlearn(
     when a loss is no longer finite.
     """
     training = training or Training()
+    _check_kinds(topics, unlearning, training)
     decoder = Decoder(model)
     topics = [with_defaults(topic, unlearning.method, unlearning.retain) for topic in topics]
     validate(unlearning, topics, decoder)
@@ -142,6 +143,16 @@ def unlearn(
     if trained.adapter is not None and unlearning.lora is not None and unlearning.lora.merge:
         return _merged(trained.adapter, changed, records)
     return Result(updated, changed, tuple(records), trained.adapter)
+
+
+def _check_kinds(topics: object, unlearning: object, training: object) -> None:
+    is_list = isinstance(topics, Sequence) and all(isinstance(each, Topic) for each in topics)
+    require(is_list, "topics", topics, "is no list of Topics; give one")
+    for name, value, kind in (
+        ("unlearning", unlearning, Unlearning),
+        ("training", training, Training),
+    ):
+        require(isinstance(value, kind), name, value, f"is no {kind.__name__}; give one")
 
 
 def _check_loaded(decoder: Decoder, unlearning: Unlearning) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pydantic
@@ -29,6 +29,7 @@ Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
 
+LONGEST_VALUE = 100  # characters of a value in a message
 UNCHECKED = "unchecked"  # in an annotation: `__post_init__` checks the value by itself
 
 D = TypeVar("D")
@@ -80,11 +81,11 @@ def check_fields(settings: Any, where: str = "") -> None:  # noqa: ANN401 (any d
         value, classes = getattr(settings, name), _dataclasses(hint)
         if _is_skipped(hint):
             continue
-        if not classes:
-            _validated(_adapter(type(settings), name), hint, value, dotted(where, name))
-        elif not isinstance(value, (*classes, *(m for m in _members(hint) if m is NoneType))):
+        if not {*_members(hint)} <= {*classes, NoneType}:
+            _check(_adapter(type(settings), name), value, dotted(where, name))
+        elif not isinstance(value, tuple(_members(hint))):
             names = " or ".join(kind.__name__ for kind in classes)
-            raise UsageError(f"{dotted(where, name)}: {value!r} is no {names}; give one")
+            raise UsageError(f"{dotted(where, name)}: {_short(value)} is no {names}; give one")
 
 
 def dump(settings: Any) -> dict[str, Any]:  # noqa: ANN401 (any dataclass)
@@ -126,7 +127,24 @@ def _fields(kind: type) -> Mapping[str, tuple[Field[Any], Any]]:
 
 @cache
 def _adapter(kind: type, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_fields(kind)[name][1])
+    hint = _in_python(_fields(kind)[name][1])
+    return TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+
+
+def _in_python(hint: Any) -> Any:  # noqa: ANN401
+    """The annotation for values of Python: dataclasses are objects, and lists serve as tuples."""
+    inner, origin = get_args(hint), get_origin(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return pydantic.InstanceOf[hint]
+    if origin is Annotated:
+        return Annotated[_in_python(inner[0]), *inner[1:]]
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_in_python, inner))]  # noqa: UP007 (of any number)
+    if origin is tuple and inner[-1] is ...:
+        return Sequence[_in_python(inner[0])]
+    if origin in (list, dict, Sequence, Mapping):
+        return GenericAlias(origin, tuple(map(_in_python, inner)))
+    return hint
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
@@ -178,6 +196,13 @@ def _as_numbers(hint: Any, value: object) -> object:  # noqa: ANN401
         return value
 
 
+def _check(adapter: TypeAdapter[Any], value: object, where: str) -> None:
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UsageError(_sentence(error, where)) from error
+
+
 def _validated(adapter: TypeAdapter[Any], hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
     try:
         if isinstance(value, list | dict) and _mentions(hint, tuple):
@@ -197,7 +222,12 @@ def _sentence(error: ValidationError, where: str) -> str:
     if cause is not None:
         return f"{place}: {cause}"
     message = first["msg"].replace("an instance of Sequence", "a list")
-    return f"{place}: {first['input']!r} is refused ({message[0].lower()}{message[1:]})"
+    return f"{place}: {_short(first['input'])} is refused ({message[0].lower()}{message[1:]})"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _subject(where: str) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 
+from defuse.utils.config import Count, NotNegative, check_fields
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
 from defuse.utils.ray_workers import connected, fitting, ray_workers
@@ -26,16 +27,13 @@ class Runner:
     """
 
     name: RunnerName = "serial"
-    jobs: int | None = None
+    jobs: Count | None = None
     address: str | None = None
-    cpus: int = 1
-    gpus: float | None = None
+    cpus: Count = 1
+    gpus: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        for field, least in (("jobs", 1), ("cpus", 1), ("gpus", 0)):
-            value = getattr(self, field)
-            if value is not None and value < least:
-                raise UsageError(f"{field}: is {value}; give {least} or more")
+        check_fields(self)
         if self.name == "ray" and find_spec("ray") is None:
             raise UsageError(f"runner: ray is not installed; {install_hint('ray')}")
 

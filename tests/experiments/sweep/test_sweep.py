@@ -287,10 +287,10 @@ REFUSED = {
     "point": (["seed=0,1", "layer=2,9"], "seed=0 layer=9: layer: 9 is not a block of this model"),
     "questions": ([*GRID, "--limit", "3"], "belongs to other questions; name a new folder"),
     "twins": (["learning_rate=1e-3,0.001"], "is the same recipe as learning_rate=1e-3; leave one"),
-    "limit": (["--limit", "0"], "limit: is 0"),
+    "limit": (["--limit", "0"], "limit: 0 is refused"),
     "out": (["--out", "recipe.yaml/x"], "output: recipe.yaml/x cannot be written"),
     "shard": (["shard=true"], "shard: needs several processes"),
-    "jobs": (["--jobs", "0"], "jobs: is 0; give 1 or more"),
+    "jobs": (["--jobs", "0"], "jobs: 0 is refused"),
     "missing": (["--forget-questions", "gone.jsonl"], "gone.jsonl: no such file"),
     "dev": (["--few-shot", "2"], "dev: missing"),
 }

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from defuse.attacks.data import FORGET, RETAIN
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Count, Natural, Positive, Share, check_fields
+from defuse.utils.errors import require
 
 Aim = Literal["break", "recover"]
 Mode = Literal["universal", "question"]
@@ -36,38 +37,26 @@ class GCG:
 
     aims: tuple[Aim, ...] = get_args(Aim)
     modes: tuple[Mode, ...] = get_args(Mode)
-    steps: int = 500
-    search_width: int = 512
-    topk: int = 256
-    n_replace: int = 1
-    buffer_size: int = 0
-    length: int = 20
+    steps: Count = 500
+    search_width: Count = 512
+    topk: Count = 256
+    n_replace: Count = 1
+    buffer_size: Natural = 0
+    length: Count = 20
     place: Where = "end"
     init: str = "x"
     allow_non_ascii: bool = False
-    train_share: float = 0.5
-    questions: int = 25
-    margin: float | None = 1.0
+    train_share: Share = 0.5
+    questions: Natural = 25
+    margin: Positive | None = 1.0
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_choices(self, "gcg.")
+        check_fields(self, "gcg")
         for name, options in (("aims", get_args(Aim)), ("modes", get_args(Mode))):
             chosen = getattr(self, name)
-            known = bool(chosen) and set(chosen) <= set(options)
-            require(known, f"gcg.{name}", chosen, f"must be some of {', '.join(options)}")
-        for name in ("steps", "search_width", "topk", "n_replace", "length"):
-            require(getattr(self, name) >= 1, f"gcg.{name}", getattr(self, name), "must be above 0")
-        for name in ("buffer_size", "questions"):
-            value = getattr(self, name)
-            require(value >= 0, f"gcg.{name}", value, "must not be negative")
+            require(bool(chosen), f"gcg.{name}", chosen, f"must be some of {', '.join(options)}")
         few = self.n_replace <= self.length
         require(few, "gcg.n_replace", self.n_replace, f"exceeds the length, {self.length}")
         share = 0 < self.train_share < 1
         require(share, "gcg.train_share", self.train_share, "must lie between 0 and 1")
-        require(
-            self.margin is None or self.margin > 0,
-            "gcg.margin",
-            self.margin,
-            "must be above 0, or None to search on",
-        )

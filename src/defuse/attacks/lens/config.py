@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from defuse.utils.config import Count, Natural, Positive, check_fields
 from defuse.utils.errors import require
 
 
@@ -11,12 +12,11 @@ class Lens:
     `penalty`: L2 penalty of its weights, times ½‖W‖² beside the summed loss. `shuffles`: draws of
     shuffled labels for its control. `seed` draws folds, labels, halves and bootstraps."""
 
-    folds: int = 5
-    penalty: float = 1.0
-    shuffles: int = 3
+    folds: Natural = 5
+    penalty: Positive = 1.0
+    shuffles: Count = 3
     seed: int = 42
 
     def __post_init__(self) -> None:
-        require(self.folds == 0 or self.folds > 1, "lens.folds", self.folds, "must be 0 or above 1")
-        require(0 < self.penalty < float("inf"), "lens.penalty", self.penalty, "must be above 0")
-        require(self.shuffles > 0, "lens.shuffles", self.shuffles, "must be at least 1")
+        check_fields(self, "lens")
+        require(self.folds != 1, "lens.folds", self.folds, "must be 0 or above 1")

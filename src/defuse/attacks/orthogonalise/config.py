@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from defuse.attacks.passages import check_drawing
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Count, Length, check_fields
+from defuse.utils.errors import require
 
 Way = Literal["all", "each", "strongest", "weights"]
 
@@ -25,18 +25,15 @@ class Orthogonalisation:
     ways: tuple[Way, ...] = ("all", "each", "strongest", "weights")
     source: Literal["forget", "forget - retain"] = "forget"
     to: Literal["zero", "reference mean"] = "zero"
-    texts: int = 128
-    length: int = 256
-    batch_size: int = 8
+    texts: Count = 128
+    length: Length = 256
+    batch_size: Count = 8
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_choices(self, "orthogonalise.")
-        known = get_args(Way)
-        remedy = f"must name one or more of {', '.join(known)}"
-        good = bool(self.ways) and set(self.ways) <= set(known)
-        require(good, "orthogonalise.ways", self.ways, remedy)
+        check_fields(self, "orthogonalise")
+        remedy = f"must name one or more of {', '.join(get_args(Way))}"
+        require(bool(self.ways), "orthogonalise.ways", self.ways, remedy)
         fits = self.to == "zero" or "weights" not in self.ways
         remedy = "is more than weights can hold; take 'weights' out of orthogonalise.ways"
         require(fits, "orthogonalise.to", self.to, remedy)
-        check_drawing(self, "orthogonalise.")

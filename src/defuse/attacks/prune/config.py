@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from defuse.attacks.passages import check_drawing
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Count, Length, Share, check_fields
+from defuse.utils.errors import require
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,18 @@ class Pruning:
     loss are pruned. `texts`: drawn from each set, each of at most `length` tokens, `batch_size` at
     a time (for weights, one). `seed` draws texts, random units and bootstraps."""
 
-    shares: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05)
-    keep: float = 0.05
+    shares: tuple[Share, ...] = (0.005, 0.01, 0.025, 0.05)
+    keep: Share = 0.05
     unit: Literal["neuron", "weight"] = "neuron"
     score: Literal["snip", "signed"] = "snip"
-    texts: int = 128
-    length: int = 256
-    batch_size: int = 4
+    texts: Count = 128
+    length: Length = 256
+    batch_size: Count = 4
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_choices(self, "prune.")
+        check_fields(self, "prune")
         require(bool(self.shares), "prune.shares", self.shares, "must name at least one share")
         for share in self.shares:
-            require(0 < share <= 1, "prune.shares", share, "must be above 0 and at most 1")
-        require(0 <= self.keep < 1, "prune.keep", self.keep, "must be from 0 to below 1")
-        check_drawing(self, "prune.")
+            require(share > 0, "prune.shares", share, "must be above 0 and at most 1")
+        require(self.keep < 1, "prune.keep", self.keep, "must be from 0 to below 1")

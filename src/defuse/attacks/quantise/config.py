@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from defuse.attacks.quantise.backends import BACKENDS
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Count, Natural, check_fields
+from defuse.utils.errors import require
 
 
 @dataclass(frozen=True)
@@ -13,18 +14,15 @@ class Quantisation:
     is a whole row (bitsandbytes has groups of its own). `backend`: which library quantises. `seed`
     draws bootstraps."""
 
-    bits: tuple[int, ...] = (8, 4)
-    group_size: int = 128
+    bits: tuple[Count, ...] = (8, 4)
+    group_size: Natural = 128
     backend: Literal["simulated", "torchao", "bitsandbytes"] = "simulated"
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_choices(self, "quantise.")
+        check_fields(self, "quantise")
         require(bool(self.bits), "quantise.bits", self.bits, "must name at least one width")
         can = BACKENDS[self.backend].bits
         for bits in self.bits:
             remedy = f"is no width of {self.backend} weights: use {' or '.join(map(str, can))}"
             require(bits in can, "quantise.bits", bits, remedy)
-        require(
-            self.group_size >= 0, "quantise.group_size", self.group_size, "must not be negative"
-        )

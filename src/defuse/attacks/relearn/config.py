@@ -1,9 +1,9 @@
 """Settings of the relearning attack."""
 
-import math
 from dataclasses import dataclass
 
 from defuse.attacks.data import FORGET, RETAIN
+from defuse.utils.config import Count, Length, Natural, Positive, check_fields
 from defuse.utils.errors import require
 
 
@@ -21,32 +21,24 @@ class Relearning:
     100 texts (3 epochs), but at a constant rate, without weight decay and clipping.
     """
 
-    texts: tuple[int, ...] = (0, 10, 100, 1000)
+    texts: tuple[Natural, ...] = (0, 10, 100, 1000)
     source: tuple[str, ...] = (FORGET, RETAIN)
-    steps: int = 300
-    checkpoints: int = 5
-    batch_size: int = 1
-    learning_rate: float = 2e-4
-    lora: int | None = 128
-    length: int = 1024
+    steps: Count = 300
+    checkpoints: Count = 5
+    batch_size: Count = 1
+    learning_rate: Positive = 2e-4
+    lora: Count | None = 128
+    length: Length = 1024
     recompute: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:
+        check_fields(self, "relearn")
         require(bool(self.texts), "relearn.texts", self.texts, "must name at least one number")
-        for texts in self.texts:
-            require(texts >= 0, "relearn.texts", texts, "must not be negative")
         require(bool(self.source), "relearn.source", self.source, "must name forget or retain")
         for source in self.source:
             remedy = "is unknown; use one of forget, retain"
             require(source in (FORGET, RETAIN), "relearn.source", source, remedy)
-        for field in ("steps", "checkpoints", "batch_size"):
-            value = getattr(self, field)
-            require(value > 0, f"relearn.{field}", value, "must be at least 1")
-        require(self.lora is None or self.lora > 0, "relearn.lora", self.lora, "must be at least 1")
-        require(self.length > 1, "relearn.length", self.length, "is below 2")
-        rate, remedy = self.learning_rate, "must be a finite number above 0"
-        require(0 < rate < math.inf, "relearn.learning_rate", rate, remedy)
 
     @property
     def asked_at(self) -> list[int]:

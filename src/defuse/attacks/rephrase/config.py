@@ -6,7 +6,8 @@ from typing import Literal
 
 from defuse.attacks.rephrase.templates import TEMPLATES
 from defuse.questions import Score
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Count, Share, check_fields
+from defuse.utils.errors import require
 
 ORDERS, FEW_SHOT, TYPOS = "orders", "few-shot", "typos"
 WAYS = (*TEMPLATES, ORDERS, FEW_SHOT, TYPOS)
@@ -31,15 +32,13 @@ class Rephrasing:
 
     ways: tuple[str, ...] = ()
     orders: Literal["rotations", "all"] = "rotations"
-    shots: int = 5
-    typo_rate: float = 0.05
-    typo_draws: int = 3
+    shots: Count = 5
+    typo_rate: Share = 0.05
+    typo_draws: Count = 3
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_choices(self, "rephrase.")
+        check_fields(self, "rephrase")
         for way in self.ways:
             require(way in WAYS, "rephrase.ways", way, f"is unknown; use {', '.join(WAYS)}")
-        require(self.shots >= 1, "rephrase.shots", self.shots, "must be at least 1")
-        require(0 < self.typo_rate <= 1, "rephrase.typo_rate", self.typo_rate, "must be in (0, 1]")
-        require(self.typo_draws >= 1, "rephrase.typo_draws", self.typo_draws, "must be at least 1")
+        require(self.typo_rate > 0, "rephrase.typo_rate", self.typo_rate, "must be above 0")

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from defuse.data.trigger_mixing import MINED
 from defuse.questions import SENTENCE, Position
-from defuse.utils.errors import check_choices, require
+from defuse.utils.config import Count, Natural, check_fields
+from defuse.utils.errors import require
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,17 @@ class TriggerSearch:
 
     position: Position = "before"
     sentence: str = SENTENCE
-    top: int = 50
-    shown: int = 10
-    mined: int = MINED
-    placeholders: int = 4
-    questions: int = 200
+    top: Count = 50
+    shown: Count = 10
+    mined: Count = MINED
+    placeholders: Count = 4
+    questions: Natural = 200
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_choices(self, "triggers.")
+        check_fields(self, "triggers")
         holds = "{token}" in self.sentence
         require(holds, "triggers.sentence", self.sentence, "has no {token}; say where it goes")
-        for name in ("top", "shown", "mined"):
-            value = getattr(self, name)
-            require(value >= 1, f"triggers.{name}", value, "must be at least 1")
         least = "must be at least 2: the word's place is where two of them differ"
         require(self.placeholders >= 2, "triggers.placeholders", self.placeholders, least)
         enough = self.questions == 0 or self.questions >= 4

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from defuse.questions import Columns, Perturbation, Score
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
 
 # Thaker et al. (2410.02879) put the token into one wrong choice. The control token has as many
@@ -22,6 +23,9 @@ class Subject:
     name: str
     config: str
     about: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Suite:
     columns: Columns | None = None
     score: Score = "letters"
     prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def only(self, names: Sequence[str]) -> "Suite":
         """The suite of some subjects; the name of an incomplete group says so.

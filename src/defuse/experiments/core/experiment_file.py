@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from defuse.recipes import shipped_recipe
-from defuse.utils.config import parse, read_fields, set_fields
+from defuse.utils.config import Count, Natural, check_fields, parse, read_fields, set_fields
 from defuse.utils.errors import UsageError, require
 
 # The fields of the mappings in an experiment file.
@@ -38,8 +38,11 @@ class Grid:
     seeds: list[int] = field(default_factory=lambda: [0])
     names: str = "{name}{defence}-seed{seed}"
     checkpoints: tuple[Any, ...] | None = None
-    limit: int | None = None
+    limit: Count | None = None
     interim: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "compare")
 
     @property
     def questions(self) -> str:
@@ -77,9 +80,9 @@ class Experiment:
     revision: str | None = None
     retrained: str | None = None
     score: Literal["letters", "cloze"] = "letters"
-    few_shot: int = 0
+    few_shot: Natural = 0
     dev: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
     perturb: dict[str, Any] | None = None
     unlearn: dict[str, Any] = field(default_factory=dict)
     checkpoints: tuple[int | float | str, ...] = ()
@@ -94,6 +97,9 @@ class Experiment:
     device: str = "auto"
     dtype: str = "auto"
     folders: tuple[str, ...] = (".",)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def place(self, source: str) -> str:
         """`source` seen from the experiment's file, where it is there; else as it is."""

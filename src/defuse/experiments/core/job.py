@@ -43,6 +43,7 @@ from defuse.report import render
 from defuse.report.format import as_csv, as_latex, captioned, screen_table
 from defuse.report.plots import save
 from defuse.unlearning.recipe_identity import recipe_essence
+from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable, held, write_json, write_text
 from defuse.utils.progress import SILENT, Progress
@@ -63,6 +64,9 @@ class Request:
     report: bool = False
     retry_failed: bool = False
     runner: Runner = field(default_factory=Runner)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def choose_methods(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:

@@ -14,7 +14,8 @@ from defuse.models.file_identity import file_identity
 from defuse.models.locate import locate
 from defuse.report.format import markdown_table
 from defuse.store import SCHEMA_VERSION, ResultStore, differences
-from defuse.utils.errors import UsageError, require
+from defuse.utils.config import Count, Natural, check_fields
+from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
 from defuse.utils.provenance import versions
 
@@ -29,14 +30,12 @@ class Effort:
     The search takes at most `steps` steps a question and tries `width` suffixes in each.
     """
 
-    questions: int = 0
-    steps: int = GCG.steps
-    width: int = GCG.search_width
+    questions: Natural = 0
+    steps: Count = GCG.steps
+    width: Count = GCG.search_width
 
     def __post_init__(self) -> None:
-        require(self.questions >= 0, "gcg", self.questions, "is below 0; give 0 or more")
-        require(self.steps >= 1, "gcg-steps", self.steps, "is below 1; give 1 or more")
-        require(self.width >= 1, "gcg-width", self.width, "is below 1; give 1 or more")
+        check_fields(self, "gcg")
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,14 @@ class Request:
     out: Path
     reference: str | None = None
     data: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 42
     gcg: Effort = field(default_factory=Effort)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def models(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from defuse.experiments.sweep.version_0_1_0 import adopt
 from defuse.models.fsdp import check_sharding
 from defuse.unlearning.recipe_identity import TextDigests, recipe_essence
 from defuse.unlearning.run import check
-from defuse.utils.config import dump
+from defuse.utils.config import check_fields, dump
 from defuse.utils.distributed import ALONE
 from defuse.utils.errors import UsageError
 from defuse.utils.identity import digest
@@ -43,6 +43,9 @@ class Options:
     keep: bool = False
     form: Format = "jsonl"
     command: str = "defuse sweep"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def make_scenario(options: Options) -> Scenario:

@@ -31,6 +31,7 @@ from defuse.synthetic.models import (
 )
 from defuse.synthetic.questions import split
 from defuse.synthetic.world import SEED, SIZE, World, build_world
+from defuse.utils.config import Count, check_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_text
 
@@ -48,10 +49,13 @@ class Options:
     tune: bool = False
     only: tuple[str, ...] = ()
     seed: int = SEED
-    size: int = SIZE
+    size: Count = SIZE
     domains: tuple[str, ...] = ()
     forget: str = SHIPPED_FORGET
     output: Path = Path("runs/lab")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @cached_property
     def world(self) -> World:

@@ -21,11 +21,12 @@ from defuse.report import TableData
 from defuse.report.format import interval, markdown_table
 from defuse.report.plots import COLOURS, points, save
 from defuse.store import SCHEMA_VERSION
+from defuse.utils.config import Natural, check_fields
 from defuse.utils.errors import UsageError, require
 from defuse.utils.files import check_writable, write_json, write_text
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import fingerprint, versions
-from defuse.utils.scales import resolve
+from defuse.utils.scales import Multiple, resolve
 
 FEWEST_QUESTIONS = 2
 CAPTION = "Flip rates: predicted, and measured on the model itself"
@@ -55,10 +56,13 @@ class Request:
     sentence: str = SENTENCE
     subject: str | None = None
     asking: Asking = field(default_factory=Asking)
-    layers: Sequence[int] = ()
-    noise_stds: Sequence[float | str] = ("0.3x", "1x", "3x")
+    layers: Sequence[Natural] = ()
+    noise_stds: Sequence[Multiple] = ("0.3x", "1x", "3x")
     device: str = "auto"
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,15 @@ from defuse.evaluate.tasks.tofu.ask import NEW_TOKENS
 from defuse.evaluate.tasks.tofu.data import HUB
 from defuse.finetune import FineTuning
 from defuse.unlearning.recipe import Recipe
-from defuse.utils.config import Count, Natural, dump, parse, parse_fields, read_fields
+from defuse.utils.config import (
+    Count,
+    Natural,
+    check_fields,
+    dump,
+    parse,
+    parse_fields,
+    read_fields,
+)
 from defuse.utils.errors import UsageError, require
 
 SHIPPED = Path(__file__).parent
@@ -60,6 +68,7 @@ class TofuRecipe:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("defences", "seeds"):
             require(bool(getattr(self, name)), name, getattr(self, name), "must not be empty")
         for name in self.defences:

@@ -13,6 +13,7 @@ from defuse.evaluate.tasks.tofu.figures import Figures, summarise
 from defuse.evaluate.tasks.tofu.metrics import check_rouge
 from defuse.models.load import load_model, resolve_device, resolve_dtype
 from defuse.models.locate import locate
+from defuse.utils.config import Count, check_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.files import check_writable
 from defuse.utils.progress import SILENT, Progress
@@ -29,9 +30,12 @@ class Suite:
 
     data: str = HUB
     forget: str = "forget10"
-    size: int | None = None
-    new_tokens: int = NEW_TOKENS
+    size: Count | None = None
+    new_tokens: Count = NEW_TOKENS
     chat: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Request:
     retrained: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
