@@ -131,6 +131,13 @@ def test_the_corpora_shown_are_what_a_recipe_takes() -> None:
         assert parse(Recipe, given).topics
 
 
+def test_the_corpora_shown_in_python_are_topics() -> None:
+    (code,) = blocks(ROOT / "docs" / "corpora.md", "python")
+    page: dict[str, Any] = {}
+    exec(compile(code, "corpora.md", "exec"), page)  # noqa: S102 (our own page)
+    assert page["topic"].forget == ("The bridge opened in 1932.", "It has four lanes.")
+
+
 def test_the_readme_s_python_example_runs(workplace: Path) -> None:
     (code,) = blocks(ROOT / "README.md", "python")
     exec(compile(localise(code), "README.md", "exec"), {})  # noqa: S102 (our own README)

@@ -287,7 +287,7 @@ REFUSED = {
     "compare.methods.rmu.seed=3": "compare.methods.rmu.seed: 3 follows from other fields",
     "compare.methods.simnpo.coefficient=2": "coefficient: 2.0 does not belong to simnpo",
     "unlearn.steps=0": "steps",
-    "perturb.positions=[behind]": "position: 'behind' is unknown",
+    "perturb.positions=[behind]": "position: 'behind' is refused",
     "questions.tuning={forget: planets.jsonl, places: tuning.jsonl, sports: tuning.jsonl}": (
         "is also reported"
     ),
