@@ -1,5 +1,7 @@
 """Texts and questions given in Python are read as files are, or refused when they are given."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false (wrong arguments are the point)
+
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -132,17 +134,17 @@ def test_what_holds_no_texts_is_refused(name: str) -> None:
 def test_fine_tuning_takes_the_same(tmp_path: Path) -> None:
     settings = FineTuning(epochs=1, batch_size=1, checkpoint_every=0)
     loaded = LoadedModel(build_llama(layers=1), TOKENIZER, "tiny")
-    _, losses = fine_tune(loaded, Dataset.from_list(ROWS), settings, tmp_path)  # type: ignore[arg-type]
+    _, losses = fine_tune(loaded, Dataset.from_list(ROWS), settings, tmp_path)
     assert len(losses) == len(TEXTS)
     with pytest.raises(UsageError, match="texts, item 0: is a tuple; give a list of strings"):
-        fine_tune(loaded, [("a", "b")], settings, tmp_path)  # type: ignore[list-item]
+        fine_tune(loaded, [("a", "b")], settings, tmp_path)
 
 
 def test_questions_with_answers_are_pairs_where_pairs_count(tmp_path: Path) -> None:
     for given in shapes(PAIR_ROWS):
         assert topic_texts(given) == PAIRS
     assert topic_texts([{"question": "Where?", "answer": 2}]) == PAIRS[1:]
-    assert DPO(PAIR_ROWS).refusals == ("Me.", "2")  # type: ignore[arg-type]
+    assert DPO(PAIR_ROWS).refusals == ("Me.", "2")
     assert attack_texts(PAIR_ROWS) == tuple(map(str, PAIRS))
     assert topic_texts([Triggered("Look.", PAIRS[0])]) == (Triggered("Look.", PAIRS[0]),)
     Dataset.from_list(PAIR_ROWS).to_json(file := tmp_path / "pairs.jsonl")
@@ -161,7 +163,7 @@ def test_questions_are_read_as_files_are(name: str, tmp_path: Path) -> None:
         assert [replace(each, id="") for each in take(given)] == [
             replace(each, id="") for each in QUESTIONS
         ]
-    assert take([{**QUESTION_ROWS[0], "id": "own"}])[0].id == "own"  # type: ignore[index]
+    assert take([{**QUESTION_ROWS[0], "id": "own"}])[0].id == "own"
 
 
 @pytest.mark.parametrize("name", TAKES_QUESTIONS)
