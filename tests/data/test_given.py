@@ -1,6 +1,7 @@
 """Texts and questions given in Python are read as files are, or refused when they are given."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false (wrong arguments are the point)
+# Wrong arguments are the point.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -163,7 +164,7 @@ def test_questions_are_read_as_files_are(name: str, tmp_path: Path) -> None:
         assert [replace(each, id="") for each in take(given)] == [
             replace(each, id="") for each in QUESTIONS
         ]
-    assert take([{**QUESTION_ROWS[0], "id": "own"}])[0].id == "own"
+    assert next(iter(take([{**QUESTION_ROWS[0], "id": "own"}]))).id == "own"
 
 
 @pytest.mark.parametrize("name", TAKES_QUESTIONS)
