@@ -25,7 +25,14 @@ from defuse.questions import ORIGINAL, Question, ask, few_shot_part
 from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError
 from tests.conftest import CORPUS, build_llama, build_tokenizer
-from tests.helpers.benchmark_files import MMLU, write_mmlu_csv, write_wmdp_json
+from tests.helpers.benchmark_files import (
+    MMLU,
+    rows,
+    write_card,
+    write_mmlu_csv,
+    write_rows_parquet,
+    write_wmdp_json,
+)
 from tests.helpers.schemas import validate
 from tests.helpers.tokenizers_on_the_spot import byte_bpe
 
@@ -467,3 +474,66 @@ def test_the_command_s_effort_is_the_attack_s_own() -> None:
     given = inspect.signature(command).parameters
     defaults = [given[name].default for name in ("gcg", "gcg_steps", "gcg_width")]
     assert Effort(*defaults) == Effort()
+
+
+def write_published(layout: str) -> str:
+    """MMLU's questions with a token in a wrong choice, in one of the layouts in which they come."""
+    subjects = ("anatomy", "college_biology")
+    written = {subject: perturbed_rows(subject) for subject in subjects}
+    everything = [row for own in written.values() for row in own]
+    if layout == "file":
+        Path("published.jsonl").write_text("\n".join(map(json.dumps, everything)))
+        return "published.jsonl"
+    if layout == "folder":
+        write_mmlu_csv(Path("published"))
+        return "published"
+    home = Path("nobody/published")
+    home.mkdir(parents=True)
+    write_card(home, ["all"], ["test"])
+    write_rows_parquet(home / "all", everything)
+    return "nobody/published"
+
+
+@pytest.mark.parametrize(("layout", "count"), [("file", 4), ("folder", 2 * len(MMLU)), ("hub", 4)])
+def test_the_authors_own_perturbed_questions_take_the_place_of_ours(
+    run: Run, layout: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path(".cache").absolute())
+    write_mmlu_csv(Path("data/mmlu"), ["college_biology"])
+    source = write_published(layout)
+    code, said = run("--perturbed", source, "--reference", "model")
+    assert code == 0, said
+    row = read()["rows"]["MMLU perturbed"]
+    answers = read("mmlu-perturbed-published.json")
+    validate("reproduce", read())
+    assert row["n"] == answers["summary"]["n"] == count
+    assert row["model"] == row["base"] == answers["summary"]["accuracy"]
+    assert row["control"] is None
+    shown = table()["MMLU perturbed"]
+    assert shown[0] == f"the authors' perturbed questions ({source})"
+    assert shown[6] == "the authors' own questions; they have no control"
+    assert table()["MMLU college biology"][2] == "2"
+    if layout != "folder":
+        first = answers["questions"][0]
+        assert "SARS-CoV-2" in first["choices"]
+    assert run("--perturbed", source, "--reference", "model")[0] == 0
+    code, said = run("--reference", "model")
+    assert code == 2
+    assert "perturbed" in said
+
+
+def test_perturbed_questions_that_cannot_be_read_are_refused_before_any_work(run: Run) -> None:
+    write_mmlu_csv(Path("data/mmlu"), ["anatomy"])
+    Path("empty.jsonl").write_text('{"question": "What?"}\n')
+    for source in ("empty.jsonl", "./nowhere", "nobody/nothing"):
+        code, said = run("--perturbed", source)
+        assert code == 2
+        assert said.startswith("defuse: perturbed: ")
+    assert not Path("runs").exists()
+
+
+def perturbed_rows(subject: str) -> list[dict[str, Any]]:
+    changed = [{**row, "subject": subject} for row in rows(subject, 2)]
+    for row in changed:
+        row["choices"][row["answer"] - 1] = "SARS-CoV-2"
+    return changed

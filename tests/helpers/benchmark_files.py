@@ -43,10 +43,15 @@ def write_mmlu_csv(folder: Path, subjects: Sequence[str] = MMLU, count: int = 2)
 def write_parquet(folder: Path, configs: dict[str, str], split: str, count: int) -> None:
     """As the hub's folders: one for each configuration, here in two files each."""
     for config, subject in configs.items():
-        (folder / config).mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_pylist(rows(subject, count))
-        for number, part in enumerate((table.slice(0, 1), table.slice(1))):
-            parquet.write_table(part, folder / config / f"{split}-{number:05}-of-00002.parquet")
+        write_rows_parquet(folder / config, rows(subject, count), split)
+
+
+def write_rows_parquet(folder: Path, found: Sequence[Row], split: str = "test") -> None:
+    """Rows in two files of one split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(list(found))
+    for number, part in enumerate((table.slice(0, 1), table.slice(1))):
+        parquet.write_table(part, folder / f"{split}-{number:05}-of-00002.parquet")
 
 
 def write_hub_dataset(folder: Path, configs: dict[str, str], splits: Sequence[str]) -> None:

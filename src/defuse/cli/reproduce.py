@@ -21,6 +21,10 @@ def reproduce(
     device: Annotated[str, Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
     seed: Annotated[int, Option(help="Seed of places, suffixes and bootstraps.")] = 42,
+    perturbed: Annotated[
+        str | None,
+        Option(help="The authors' perturbed questions, such as Huu-Tien/mmlu-sars-cov-2."),
+    ] = None,
     gcg: Annotated[int, Option(help="Attack N questions of MMLU, each alone.")] = 0,
     gcg_steps: Annotated[int, Option(help="Steps of each attack, at most.")] = 500,
     gcg_width: Annotated[int, Option(help="Suffixes tried in each step.")] = 512,
@@ -41,13 +45,15 @@ def reproduce(
     from defuse.utils.screen import Console
 
     effort = Effort(gcg, gcg_steps, gcg_width)
-    request = Request(model, out, reference or base, data, limit, device, dtype, seed, effort)
+    request = Request(
+        model, out, reference or base, data, limit, device, dtype, seed, effort, perturbed
+    )
     plan = check(request)
     processes = join_processes(resolve_device(device))
     with shown(quiet=not processes.is_first) as progress:
         found = run(plan, progress, processes)
     if processes.is_first:
-        console, rows = Console(), table(found)
+        console, rows = Console(), table(found, perturbed)
         figures = [row[:-1] for row in rows.rows]
         console.print(screen_table(TableData(rows.caption, rows.head[:-1], figures)))
         for row in rows.rows:

@@ -29,6 +29,16 @@ def read_dataset(source: str, split: str, *, stream: bool) -> Iterator[Any]:
         raise UsageError(refusal(source, error)) from error
 
 
+def config_names(source: str) -> list[str]:
+    """The configurations of a hub dataset. Raises UsageError for what is none."""
+    from datasets import get_dataset_config_names
+
+    try:
+        return get_dataset_config_names(source)
+    except Exception as error:  # as in `read_dataset`
+        raise UsageError(refusal(source, error)) from error
+
+
 def _csv_options(name: str, config: str | None) -> dict[str, Any]:
     """Options that read csv files of a dataset's folder as csv files are read: "NA" is a text."""
     if not Path(name).is_dir():

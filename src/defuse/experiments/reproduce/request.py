@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from defuse.attacks.gcg import GCG
-from defuse.experiments.reproduce.table import ROWS, Found, Measured, Row, table
+from defuse.experiments.reproduce.table import PERTURBED, ROWS, Found, Measured, Row, table
 from defuse.models.file_identity import file_identity
 from defuse.models.locate import locate
 from defuse.report.format import markdown_table
@@ -43,7 +43,8 @@ class Request:
     """The model to measure, and `reference`, the model before unlearning, next to it.
 
     `data`: another place for the questions, as for suites. `gcg`: how many questions of MMLU are
-    attacked, and how hard.
+    attacked, and how hard. `perturbed`: a file, folder or hub dataset with the perturbed questions
+    that the paper's authors published, in place of our own.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Request:
     dtype: str = "auto"
     seed: int = 42
     gcg: Effort = field(default_factory=Effort)
+    perturbed: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,7 +70,8 @@ class Request:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that rows depend on: the models' names and files, and the options."""
-        options = {k: v for k, v in asdict(self).items() if k not in ("out", "data", "reference")}
+        other = ("out", "data", "reference", *(("perturbed",) if self.perturbed is None else ()))
+        options = {k: v for k, v in asdict(self).items() if k not in other}
         files = {f"{role}_files": file_identity(locate(n)) for role, n in self.models.items()}
         return {**options, "base": self.reference, **files}
 
@@ -93,7 +96,7 @@ def write_rows(request: Request, found: Found) -> None:
             rows[row.benchmark] = _store(request, row).get_or_compute(_file_name(row), compute)
     record = {"order": request.identity, "rows": rows, "needs": needs, "versions": versions()}
     write_json(request.out / RESULTS, {"schema_version": SCHEMA_VERSION, **record})
-    shown = table(found)
+    shown = table(found, request.perturbed)
     text = f"{shown.caption}\n\n{markdown_table(shown.head, shown.rows)}"
     write_text(request.out / TABLE, text)
 
@@ -103,8 +106,9 @@ def _store(request: Request, row: Row) -> ResultStore:
 
 
 def _identity(whole: dict[str, Any], row: Row) -> dict[str, Any]:
-    """All that one row depends on: the effort of the attack only matters where there is one."""
-    return {k: v for k, v in whole.items() if k != "gcg" or row.is_attacked}
+    """All that one row depends on: options of other rows do not matter."""
+    belongs = {"gcg": row.is_attacked, "perturbed": row == PERTURBED}
+    return {k: v for k, v in whole.items() if belongs.get(k, True)}
 
 
 def _file_name(row: Row) -> str:
@@ -119,7 +123,8 @@ def _rows_of_old_file(request: Request) -> dict[str, Measured]:
     try:
         document = json.loads(path.read_text("utf-8"))
         rows = {} if "schema_version" in document else document["rows"]
-        kept = [row for row in ROWS if row.benchmark in rows]
+        ours = (row for row in ROWS if row != PERTURBED or request.perturbed is None)
+        kept = [row for row in ours if row.benchmark in rows]
         found = {row.benchmark: AS_JSON.validate_python(rows[row.benchmark]) for row in kept}
         olds = [_identity(document["order"], row) for row in kept]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,9 +15,9 @@ from defuse.evaluate.run import run as run_evaluation
 from defuse.evaluate.sources import Asking
 from defuse.evaluate.tasks import SUITES, load_parts
 from defuse.evaluate.tasks.load import local_folder
-from defuse.experiments.reproduce import under_gcg
+from defuse.experiments.reproduce import published, under_gcg
 from defuse.experiments.reproduce.request import Request, kept_rows, write_rows
-from defuse.experiments.reproduce.table import PAPER, ROWS, UNDER_GCG, Measured, Row
+from defuse.experiments.reproduce.table import PAPER, PERTURBED, ROWS, UNDER_GCG, Measured, Row
 from defuse.questions import CONTROL_TOKEN, FORGET_TOKEN, Variant
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
@@ -45,8 +45,12 @@ def check(request: Request) -> Plan:
     local_folder(request.data)
     check_plan(_evaluation(request, UNDER_GCG.suite, {}))
     kept, evaluations, needs = kept_rows(request), {}, {}
+    if request.perturbed is not None:
+        parts = published.load_published(request.perturbed, _asking(request))
+        evaluations[published.NAME] = published.evaluation(request, parts)
+    elsewhere = {*kept, *((PERTURBED.benchmark,) if evaluations else ())}
     for suite in dict.fromkeys(row.suite for row in ROWS):
-        parts, missing = _available(request, _to_measure(suite, kept))
+        parts, missing = _available(request, _to_measure(suite, elsewhere))
         if parts:  # the suite's file holds the answers of all its rows, or loses those it had
             parts, _ = _available(request, _to_measure(suite, ()))
         evaluations[suite] = _evaluation(request, suite, parts)
@@ -84,6 +88,9 @@ def run(
     with held_together(unfinished(request.out), str(request.out), check_kept, processes):
         found: dict[str, Measured | str] = {**plan.needs, **kept_rows(request)}
         for suite, evaluation in plan.evaluations.items():
+            if suite == published.NAME and PERTURBED.benchmark not in found:
+                results = run_evaluation(evaluation, progress, processes)
+                found[PERTURBED.benchmark] = published.measured(results)
             if rows := _to_measure(suite, found):
                 results = run_evaluation(evaluation, progress, processes)
                 found |= {row.benchmark: _figures(row, results) for row in rows}
@@ -109,7 +116,7 @@ def _available(request: Request, rows: Sequence[Row]) -> tuple[dict[str, Part], 
     """The questions that are there by subject, and what rows need whose questions are not."""
     parts: dict[str, Part] = {}
     needs: dict[str, str] = {}
-    asking = Asking(PAPER.shots, request.limit, seed=request.seed)
+    asking = _asking(request)
     for row in rows:
         if not set(row.asked) <= parts.keys():
             try:
@@ -119,6 +126,10 @@ def _available(request: Request, rows: Sequence[Row]) -> tuple[dict[str, Part], 
             else:
                 parts |= dict(zip(row.asked, loaded, strict=True))
     return parts, needs
+
+
+def _asking(request: Request) -> Asking:
+    return Asking(PAPER.shots, request.limit, seed=request.seed)
 
 
 def _evaluation(request: Request, suite: str, parts: Mapping[str, Part]) -> Evaluations:

@@ -1,7 +1,7 @@
 """The figures of the RNA paper's summary (`paper.yaml`), and a model's figures next to them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from defuse.evaluate.tasks import SUITES
-from defuse.questions import ORIGINAL, Variant
+from defuse.questions import FORGET_TOKEN, ORIGINAL, Variant
 from defuse.report import TableData
 from defuse.statistics import Interval
 from defuse.utils.config import parse, read_fields
@@ -56,6 +56,7 @@ class Paper:
 PAPER = parse(Paper, read_fields(Path(__file__).with_name("paper.yaml")))
 ROWS = PAPER.rows
 (UNDER_GCG,) = (row for row in ROWS if row.is_attacked)
+(PERTURBED,) = (row for row in ROWS if row.variant == FORGET_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,21 @@ class Measured:
 Found = Mapping[str, Measured | str]  # by benchmark: its figures, or what it needs
 
 
-def table(found: Found) -> TableData:
-    """All rows, those that are not measured with what they need."""
-    rows = [_cells(row, found.get(row.benchmark, LATER)) for row in ROWS]
+def table(found: Found, perturbed: str | None = None) -> TableData:
+    """All rows, those that are not measured with what they need.
+
+    `perturbed`: where the perturbed questions of the paper's authors are from, if they are asked.
+    """
+    rows = [_cells(_asked_as(row, perturbed), found.get(row.benchmark, LATER)) for row in ROWS]
     return TableData(PAPER.caption, HEAD, rows)
+
+
+def _asked_as(row: Row, perturbed: str | None) -> Row:
+    """The row, which says so where the authors' own questions are asked."""
+    if perturbed is None or row != PERTURBED:
+        return row
+    note = "the authors' own questions; they have no control"
+    return replace(row, subset=f"the authors' perturbed questions ({perturbed})", note=note)
 
 
 def _cells(row: Row, found: Measured | str) -> list[str]:
