@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup test test-slow check soak lab real real-attacks real-tofu
+.PHONY: setup test test-slow check soak fuzz lab real real-attacks real-tofu
 
 setup: .venv/ready
 
@@ -29,6 +29,11 @@ test-slow: setup
 # undisturbed: docs/reliability.md. SOAK=8: for so many hours.
 soak: setup
 	nice $(BIN)/python -m dev.soak --hours $(or $(SOAK),0.5)
+
+# Broken inputs of every kind must be refused in a sentence, or read: docs/reliability.md.
+# N=3000: so many inputs. What goes wrong becomes a file in tests/dev/fuzz_corpus.
+fuzz: setup
+	nice $(BIN)/python -W ignore -m dev.fuzz -n $(or $(N),300) --corpus tests/dev/fuzz_corpus
 
 check: setup
 	$(BIN)/ruff format --check .

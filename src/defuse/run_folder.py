@@ -8,7 +8,6 @@ finished one.
 """
 
 import glob
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from defuse.utils.distributed import Processes
 from defuse.utils.errors import UsageError, caution
 from defuse.utils.file_hash import file_hash
 from defuse.utils.files import SUFFIX, check_writable, held, new_folder, write_json
+from defuse.utils.json_text import parse_json
 
 RECORD, LOCK = "run.json", "lock"
 FILES = "files"  # of a record: the SHA-256 of every file of the output, by name
@@ -90,7 +90,7 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """The record of a finished run."""
-        return json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+        return parse_json((self.path / RECORD).read_text(encoding="utf-8"))
 
     @contextmanager
     def work(self, processes: Processes) -> Iterator[Path]:
@@ -155,7 +155,7 @@ class RunFolder:
             self._check_own()
             return
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"))
             verb, found = record.get("verb", "finetune"), dict(record["run"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json
+from defuse.utils.json_text import parse_json
 from defuse.utils.jsonl import append_line, drop_torn_line, read_lines
 
 SCHEMA_VERSION = 1
@@ -80,7 +81,7 @@ class ResultStore:
 
     def _read(self, path: Path) -> Any:  # noqa: ANN401
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = parse_json(path.read_text(encoding="utf-8"))
             if "schema_version" in document or self.read_old is None:
                 identity, result = document["identity"], document["result"]
                 whole = document["checksum"] == checksum(result)

@@ -49,6 +49,40 @@ def break_every_verb(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(command, "callback", failing(command.callback.__name__))
 
 
+class PanicException(BaseException):
+    """What Rust raises, which is no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "out of memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (
+            PanicException("retry-limit over"),
+            "fails on a text (retry-limit over); use",
+        ),
+    ],
+)
+def test_too_little_memory_and_a_tokenizer_s_panic_are_sentences(
+    error: BaseException,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert run([], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("verb", [*VERBS, *SUBVERBS], ids=" ".join)
 def test_a_bug_in_any_verb_is_a_sentence_with_a_report(
     verb: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

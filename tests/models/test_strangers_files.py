@@ -14,6 +14,7 @@ from defuse.evaluate import Settings, evaluate_questions
 from defuse.models.load import LoadedModel, load_model, load_outline
 from defuse.models.safetensors_index import INDEX, SINGLE
 from defuse.models.save import save_changed
+from defuse.models.tokenizer_checks import repeats_repetitions
 from defuse.questions import Question
 from defuse.utils.errors import UsageError
 from defuse.utils.text import printable
@@ -113,6 +114,33 @@ def test_usual_normalisers_are_accepted(folder: Path):
     }
     edit(folder / "tokenizer.json", normalizer=llama)
     load_outline(str(folder))
+
+
+@pytest.mark.parametrize(
+    "expression", [r"(x+x+)+y", r"^(?:\w+\s?)*!", r"((a+)b){1000}", r"(a{2,})*?"]
+)
+def test_an_expression_that_may_take_for_ever_is_refused(folder: Path, expression: str):
+    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated"}
+    edit(folder / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [split]})
+    assert f"the expression {expression!r} repeats what repeats itself" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}]+[\r\n]*|\s+(?!\S)|\s+",
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",
+        r"[!\"#()*+,\-.:;<=>?@\[\\\]^_`{|}~][A-Za-z]+| ?[\p{P}\p{S}]+[\r\n]*|\(a+\)+",
+        r"(?:\r\n|\n)+[\p{Lu}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t)? {2,}",
+    ],
+)
+def test_usual_expressions_are_accepted(expression: str):
+    assert not repeats_repetitions(expression)
+
+
+def test_deep_nesting_is_refused_by_the_file(folder: Path):
+    (folder / "config.json").write_text('{"a":' + "[" * 5000 + "]" * 5000 + "}")
+    assert "config.json cannot be read as JSON (it is nested deeper than 100)" in refusal(folder)
 
 
 def test_an_index_that_names_a_pickle_is_refused_by_all(folder: Path):

@@ -175,6 +175,10 @@ REFUSED = [
     ("train.layers=5", "train.layers: 5 is refused (input should be a list)"),
     ("train.layers=[a]", "train.layers.0: 'a' is refused (input should be a valid integer)"),
     ("train.parameters=3", "train.parameters: 3 is refused"),
+    (
+        f"topics=[{', '.join(f'{{name: t{i}, forget: x, retain: x}}' for i in range(1001))}]",
+        "topics: are 1001; give at most 1000",
+    ),
     ("topics=[]", "topics: [] must hold at least one topic"),
     ("topics=[1]", "topics.0: 1 is no mapping of fields"),
     ("topics.0.forget=", "topics.0.forget: None is no source of texts; write a file, a hub id or"),

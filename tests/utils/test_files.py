@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from defuse.utils.errors import UsageError
 from defuse.utils.file_hash import file_hash
-from defuse.utils.files import check_name, full_disk, new_file, new_folder, write_text
+from defuse.utils.files import check_name, full_disk, new_file, new_folder, read_utf8, write_text
 from defuse.utils.jsonl import append_line
 from tests.helpers.bad_disk import file_limit
 
@@ -84,6 +84,13 @@ def test_a_name_is_refused_early_where_its_temporary_would_not_fit(tmp_path: Pat
     check_name(tmp_path / ("x" * 200), "output")
     with pytest.raises(UsageError, match=r"output: .* cannot be a file's name"):
         check_name(tmp_path / ("x" * 250), "output")
+
+
+def test_a_zero_byte_is_no_part_of_a_name() -> None:
+    with pytest.raises(UsageError, match=r"output: .* cannot be a file's name"):
+        check_name(Path("a\0b"), "output")
+    with pytest.raises(UsageError, match="cannot be read as UTF-8 text"):
+        read_utf8(Path("a\0b"))
 
 
 def test_the_hash_of_a_file_follows_its_bytes(

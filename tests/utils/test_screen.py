@@ -5,7 +5,7 @@ from io import StringIO
 from rich.table import Table
 
 from defuse.utils.screen import Console
-from defuse.utils.text import printable
+from defuse.utils.text import LONGEST_SENTENCE, one_line, printable
 
 HOSTILE = "a[bold]b[/]\x1b]0;title\x07\x1b[2J\x9b1m"
 
@@ -27,3 +27,11 @@ def test_whatever_is_printed_has_no_control_characters_and_is_no_markup() -> Non
 def test_printable_keeps_letters_of_all_scripts_and_line_breaks() -> None:
     assert printable("naïve 東京\n\tβ → ν") == "naïve 東京\n\tβ → ν"
     assert printable("\x1b[2J\u202e") == "\\x1b[2J\\u202e"
+
+
+def test_a_sentence_is_one_line_and_keeps_its_remedy() -> None:
+    assert one_line("name: a\nb\tc\u2028d\x1b; e") == "name: a b c d\\x1b; e"
+    long = one_line(f"name: {'x' * 10**6} is refused; give another")
+    assert long.startswith("name: xxx")
+    assert long.endswith("xxx is refused; give another")
+    assert len(long) < LONGEST_SENTENCE + 10

@@ -22,6 +22,8 @@ REFUSED = {
     "timestamp": ("a: !!timestamp 2020-13-45\n", "is not valid YAML"),
     "python": ("a: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
     "half a character": ('a: "\\ud83d"\n', "holds half a character"),
+    "zero byte": ('a: 1\nb: "x\\0y"\n', "line 2: 'x\\x00y' holds a zero byte; remove it"),
+    "million digits": (f"a: {'9' * 10**6}\n", "is not valid YAML"),
     "no YAML": ("a: [1\n", "is not valid YAML"),
 }
 

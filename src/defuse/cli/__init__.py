@@ -23,8 +23,9 @@ from defuse.cli.theory import theory
 from defuse.cli.tofu import tofu
 from defuse.cli.unlearn import unlearn
 from defuse.utils.errors import Caution, UsageError
-from defuse.utils.text import printable
+from defuse.utils.text import one_line
 
+OUT_OF_MEMORY = "device: out of memory; lower batch_size or the topics' lengths, or use another"
 app = typer.Typer(
     help="Unlearn knowledge from language models, and measure whether it holds.",
     no_args_is_help=True,
@@ -81,11 +82,18 @@ def main() -> None:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}; mend that and run it again")
     except RuntimeError as error:
         # By name, so that no verb has to wait for PyTorch.
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail("device: out of memory; lower batch_size or the topics' lengths, or use another")
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            _fail(OUT_OF_MEMORY)
         _crash(error, arguments, debug=debug)
+    except MemoryError:
+        _fail(OUT_OF_MEMORY)
     except Exception as error:
         _crash(error, arguments, debug=debug)
+    except BaseException as error:
+        # Of the tokenizers' library, whose expressions have a bound of their own.
+        if type(error).__name__ != "PanicException" or debug:
+            raise
+        _fail(f"model: its tokenizer fails on a text ({error}); use the tokenizer of another model")
 
 
 def _crash(error: Exception, arguments: Sequence[str], *, debug: bool) -> NoReturn:
@@ -105,11 +113,11 @@ def _show(
     """Print a caution as a sentence; other warnings, of the libraries, as Python does."""
     stream = file or sys.stderr
     if issubclass(category, Caution):
-        print(f"Caution: {printable(str(message))}.", file=stream)
+        print(f"Caution: {one_line(str(message))}.", file=stream)
     else:
         stream.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(said: str, code: int = 2) -> NoReturn:
-    print(f"defuse: {printable(said)}", file=sys.stderr)
+    print(f"defuse: {one_line(said)}", file=sys.stderr)
     sys.exit(code)

@@ -1,7 +1,6 @@
 """Rows of files and hub datasets, read lazily."""
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 from defuse.data.hub import read_dataset
 from defuse.utils.errors import UsageError
 from defuse.utils.files import read_utf8
-from defuse.utils.text import check_text
+from defuse.utils.json_text import parse_json
+from defuse.utils.text import check_text, reason_of
 
 Row = tuple[str, Any]  # its place ("forget.jsonl, line 3") and its content
 PARQUET_ROWS = 256  # held at a time
@@ -94,11 +94,11 @@ def _is_pretty_printed(path: Path, line: str) -> bool:
     if not line.lstrip().startswith(("{", "[")):
         return False
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         try:
-            json.loads(read_utf8(path))
-        except (ValueError, RecursionError):
+            parse_json(read_utf8(path))
+        except ValueError:
             return False
         return True
     return False
@@ -120,8 +120,8 @@ def _is_plain(line: str) -> bool:
     if line.lstrip().startswith("{"):
         return False
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         return True
     return False
 
@@ -145,13 +145,13 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _json(where: str, text: str) -> Any:  # noqa: ANN401 (anything json can hold)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         if "\\u" in text:  # only an escape can be half a character
             check_text(value, where)
         return value
     except UsageError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{where}: is not valid JSON ({error}); correct or remove it") from error
 
 
@@ -178,7 +178,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     yield f"{path}, row {number}", value
     except (OSError, ArrowException) as error:
-        raise UsageError(f"{path}: is no readable parquet file ({error})") from error
+        raise UsageError(f"{path}: is no readable parquet file ({reason_of(error)})") from error
 
 
 def _dataset_rows(source: str, split: str, stream: bool) -> Iterator[Row]:

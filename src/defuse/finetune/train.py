@@ -5,7 +5,6 @@ steps of accumulation, and the loss is a mean over the tokens of the whole batch
 processes does not change the result.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError, caution, require
 from defuse.utils.file_hash import file_hash
 from defuse.utils.files import flush, remove_temporaries, write_json
+from defuse.utils.json_text import parse_json
 from defuse.utils.progress import SILENT, Progress
 
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its files
@@ -139,7 +139,7 @@ def _damaged_file(checkpoint: Path) -> Path | None:
     """A file that is not as it was written."""
     seal = checkpoint / SEAL
     try:
-        hashes = json.loads(seal.read_text(encoding="utf-8"))
+        hashes = parse_json(seal.read_text(encoding="utf-8"))
         wrong = (name for name, digest in hashes.items() if _hash(checkpoint / name) != digest)
         return next((checkpoint / name for name in wrong), None)
     except (OSError, ValueError, AttributeError):

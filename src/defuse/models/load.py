@@ -38,8 +38,8 @@ from defuse.models.settings_checks import (
     check_config_file,
     check_count,
     check_sizes,
-    check_tokenizer_files,
 )
+from defuse.models.tokenizer_checks import check_tokenizer_files
 from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
 

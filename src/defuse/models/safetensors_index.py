@@ -4,7 +4,6 @@ Only headers are read to make the table. Tensors are memory-mapped, so they take
 and as far as they are used.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from defuse.utils.errors import UsageError
+from defuse.utils.json_text import parse_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = ".safetensors"
@@ -135,10 +135,10 @@ def _read_index(folder: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise UsageError(f"model: {folder} has neither {SINGLE} nor {INDEX}; save the model again")
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(path.read_text(encoding="utf-8"))["weight_map"]
         # A name with a folder in it could lead anywhere, even when a copy is written.
         named = all(Path(file).name == file for file in places.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         named, places = False, {}
     if not named:
         raise UsageError(f"model: {path} is no index of tensors; download or save the model again")
@@ -167,7 +167,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         with safe_open(path, "pt"), path.open("rb") as file:  # safe_open checks it against the size
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"model: {path} is no whole safetensors file ({error}); download or save it again"

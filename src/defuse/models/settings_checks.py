@@ -1,11 +1,9 @@
-"""Checks of config.json and of tokenizer files, before anything is built from them.
+"""Checks of config.json, before anything is built from it.
 
-The files may be a stranger's. A number in them must not make a library build a model of a billion
-layers, and a normaliser must not make a gigabyte of a sentence.
+It may be a stranger's. A number in it must not make a library build a model of a billion layers.
 """
 
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from defuse.models.safetensors_index import Checkpoint
 from defuse.utils.errors import UsageError, require
+from defuse.utils.json_text import parse_json
 
 MOST_LAYERS = 1000
 MOST = 10**9
@@ -32,8 +31,6 @@ SIZES = (
     "n_positions",
     "sliding_window",
 )
-MOST_TOKEN_ID = 10**7
-MOST_GROWTH = 1000  # how much longer a normaliser may make a text
 PACKED = 32  # weights that one element of a quantised tensor may hold
 REMEDY = "download or save the model again"
 
@@ -41,8 +38,8 @@ REMEDY = "download or save the model again"
 def read_object(path: Path, what: str = "model") -> dict[str, Any]:
     """A JSON object. Raises UsageError, naming the file, for anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{what}: {path} cannot be read as JSON ({error}); {REMEDY}") from error
     if not isinstance(value, dict):
         kind = type(value).__name__
@@ -119,76 +116,3 @@ def _field(config: PreTrainedConfig, asked: tuple[int, ...], held: tuple[int, ..
     found = (f"{field}: {getattr(config, field, None)}" for field in SIZES)
     own = (text for text in found if text.rpartition(" ")[2] in {str(size) for size in sizes})
     return next(own, "its sizes")
-
-
-def check_tokenizer_files(settings: Path | None, tokenizer: Path | None) -> None:
-    """Check tokenizer_config.json and tokenizer.json, as far as they are there."""
-    if settings is not None:
-        _check_longest(settings)
-    if tokenizer is not None:
-        content = read_object(tokenizer)
-        _check_ids(content, tokenizer)
-        _check_normaliser(content.get("normalizer"), tokenizer)
-
-
-def _check_longest(path: Path) -> None:
-    longest = read_object(path).get("model_max_length")
-    is_number = isinstance(longest, int | float) and not isinstance(longest, bool) and longest >= 1
-    remedy = f"is no number of tokens; {REMEDY}"
-    require(longest is None or is_number, f"model: {path}: model_max_length", longest, remedy)
-
-
-def _check_ids(content: Mapping[str, Any], path: Path) -> None:
-    for token, number in _token_ids(content):
-        is_id = isinstance(number, int) and 0 <= number <= MOST_TOKEN_ID
-        remedy = f"is no token's id: it has to be 0 to {MOST_TOKEN_ID}; {REMEDY}"
-        require(is_id, f"model: {path}: the id of {token!r}", number, remedy)
-
-
-def _token_ids(content: Mapping[str, Any]) -> Iterator[tuple[object, object]]:
-    model = content.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        yield from vocabulary.items()
-    added = content.get("added_tokens")
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict):
-            yield token.get("content"), token.get("id")
-
-
-def _check_normaliser(normaliser: object, path: Path) -> None:
-    growth = 1.0
-    for step in _steps(normaliser):
-        growth *= _growth(step)
-        if growth > MOST_GROWTH:
-            raise UsageError(
-                f"model: {path}: the normalizer may make a text more than {MOST_GROWTH} times as "
-                f"long; {REMEDY}"
-            )
-
-
-def _steps(normaliser: object) -> Iterator[Mapping[str, Any]]:
-    """The steps of a normaliser, which may be sequences within sequences."""
-    pending = [normaliser]
-    while pending:
-        step = pending.pop()
-        if not isinstance(step, dict):
-            continue
-        inner = step.get("normalizers")
-        if isinstance(inner, list):
-            pending.extend(inner)
-        else:
-            yield step
-
-
-def _growth(step: Mapping[str, Any]) -> float:
-    """The most by which one step lengthens a text of one character or more."""
-    if step.get("type") == "Prepend":
-        return 1.0 + len(str(step.get("prepend", "")))
-    if step.get("type") != "Replace":
-        return 1.0
-    pattern, content = step.get("pattern"), len(str(step.get("content", "")))
-    replaced = pattern.get("String") if isinstance(pattern, dict) else None
-    if isinstance(replaced, str) and replaced:
-        return max(1.0, content / len(replaced))
-    return 1.0 + content  # an expression may match between any two characters

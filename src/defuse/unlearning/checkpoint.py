@@ -20,6 +20,7 @@ from torch import Tensor
 
 from defuse.utils.errors import UsageError, caution
 from defuse.utils.files import new_path
+from defuse.utils.json_text import parse_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE, PREVIOUS_STATE = "state.safetensors", "state.previous.safetensors"
@@ -119,7 +120,7 @@ class SavedState:
                 about = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             checksum = about.pop("checksum", None)
-            identity, records = about["identity"], json.loads(about["records"])
+            identity, records = about["identity"], parse_json(about["records"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise _DamagedError(str(error)) from error
         if identity != self.identity:

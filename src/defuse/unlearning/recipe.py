@@ -34,6 +34,8 @@ from defuse.utils.config import (
 )
 from defuse.utils.errors import UsageError
 
+MOST_TOPICS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -75,6 +77,11 @@ class Recipe:
         recipe = parse_fields(cls, filled, where)
         if not recipe.topics:
             raise UsageError(f"{dotted(where, 'topics')}: [] must hold at least one topic")
+        if len(recipe.topics) > MOST_TOPICS:
+            raise UsageError(
+                f"{dotted(where, 'topics')}: are {len(recipe.topics)}; give at most {MOST_TOPICS}, "
+                "and put texts into the files of fewer topics"
+            )
         names = [topic.name for topic in recipe.topics]
         if len(set(names)) < len(names):
             raise UsageError(f"{dotted(where, 'topics')}: the names {', '.join(names)} must differ")

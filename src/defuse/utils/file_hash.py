@@ -1,13 +1,13 @@
 """SHA-256 of files; that of a large file is remembered until the file changes."""
 
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 from defuse.utils.files import write_json
+from defuse.utils.json_text import parse_json
 
 SMALL = 2**20  # bytes; hashing less costs nothing
 # A file may change twice within one tick of its file system's clock, so a fresh one is not trusted.
@@ -52,7 +52,7 @@ def _place() -> Path:
 
 def _remembered() -> dict[str, list[Any]]:
     try:
-        known = json.loads(_place().read_text(encoding="utf-8"))
+        known = parse_json(_place().read_text(encoding="utf-8"))
         return {key: value for key, value in known.items() if len(value) == 3}
     except (OSError, ValueError, AttributeError, TypeError, RuntimeError):  # absent or damaged
         return {}

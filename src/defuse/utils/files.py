@@ -29,16 +29,19 @@ def read_utf8(path: Path) -> str:
     """A text file, without a byte-order mark. Raises UsageError for what cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError, too
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
 def check_name(path: Path, field: str) -> None:
     """Raise UsageError, naming `field`, for a name that no file can have."""
     try:
-        path.with_name(PROBE.format(path.name)).exists() if path.name else path.exists()
-    except OSError as error:
-        raise UsageError(f"{field}: {path} cannot be a file's name ({error.strerror})") from error
+        (path.with_name(PROBE.format(path.name)) if path.name else path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UsageError(f"{field}: {path} cannot be a file's name ({reason})") from error
 
 
 def check_writable(path: Path, field: str) -> None:

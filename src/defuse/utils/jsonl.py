@@ -8,6 +8,7 @@ from typing import Any
 
 from defuse.utils.errors import UsageError
 from defuse.utils.files import naming
+from defuse.utils.json_text import parse_json
 
 
 def append_line(path: Path, header: Mapping[str, Any], line: Mapping[str, Any]) -> None:
@@ -25,7 +26,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     *whole, _ = path.read_bytes().split(b"\n")  # a kill may have torn the last line
     for number, line in enumerate(whole, start=1):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             raise UsageError(
                 f"{path}, line {number}: is not valid JSON; delete the file"

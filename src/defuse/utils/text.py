@@ -9,11 +9,22 @@ from defuse.utils.errors import UsageError
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_REASON = 400
+LONGEST_SENTENCE = 1000
 
 
 def printable(text: str) -> str:
     """`text` with its control characters written out, as `\\x1b`; tabs and line breaks stay."""
     return STEERING.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """`text` as one printable line; of a long one, the beginning and the end.
+
+    The end of a refusal is its remedy, and what makes it long is somebody's value.
+    """
+    line = printable(" ".join(text.splitlines()).replace("\t", " "))
+    half = LONGEST_SENTENCE // 2
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[:half]} … {line[-half:]}"
 
 
 def reason_of(error: BaseException) -> str:

@@ -94,6 +94,9 @@ def _children(node: yaml.Node, where: str) -> Iterator[yaml.Node]:
 
 
 def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
+    if "\0" in node.value:
+        line = node.start_mark.line + 1
+        raise UsageError(f"{where}: line {line}: {node.value!r} holds a zero byte; remove it")
     if node.style is not None or not node.tag.endswith((":int", ":float")):
         return
     for pattern, kind in ((OCTAL, "an octal number"), (SEXAGESIMAL, "a number to base 60")):

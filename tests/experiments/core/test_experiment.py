@@ -278,6 +278,14 @@ def test_a_run_without_its_last_step_is_not_reported(here: Path, finished: dict[
     assert {group["label"] for group in half["summary"]["groups"]} == labels - {"rmu"}
 
 
+@pytest.mark.parametrize("other", ["one.yaml", "two.yaml"])
+def test_an_experiment_that_extends_itself_is_refused(here: Path, other: str):
+    (here / "one.yaml").write_text(f"extends: {other}\n")
+    (here / "two.yaml").write_text("extends: one.yaml\n")
+    with pytest.raises(UsageError, match=r"extends: 'one\.yaml' leads back to itself"):
+        load_experiment("one.yaml")
+
+
 REFUSED = {
     "colour=red": "has no field 'colour'",
     "questions.keep=x.jsonl": "questions: 'keep' is not a field; it takes forget, retain, tuning",
@@ -287,7 +295,7 @@ REFUSED = {
     "compare.methods.rmu.seed=3": "compare.methods.rmu.seed: 3 follows from other fields",
     "compare.methods.simnpo.coefficient=2": "coefficient: 2.0 does not belong to simnpo",
     "unlearn.steps=0": "steps",
-    "perturb.positions=[behind]": "position: 'behind' is refused",
+    "perturb.positions=[behind]": "perturb.positions.0: 'behind' is refused",
     "questions.tuning={forget: planets.jsonl, places: tuning.jsonl, sports: tuning.jsonl}": (
         "is also reported"
     ),
@@ -299,6 +307,18 @@ REFUSED = {
     "checkpoints=[soon]": "checkpoints: 'soon' is neither a step nor a share, such as 1/2",
     "checkpoints=[-1/2]": "checkpoints: '-1/2' is neither a step nor a share",
     "compare.names='{colour}'": "names: '{colour}' is not a pattern; put some of name, method",
+    "compare.names='{seed.__class__}'": "names: '{seed.__class__}' is not a pattern",
+    "compare.names='{seed:999999999}'": "names: '{seed:999999999}' is not a pattern",
+    "checkpoints=['1e999999999']": "checkpoints: inf is neither a step nor a share",
+    "perturb.positions=0": "perturb.positions: 0 is refused",
+    "perturb.sentence=1": "perturb.sentence: 1 is refused",
+    "interim={questions: none}": "interim.questions: 'none' is refused",
+    "attacked={seeds: all}": "attacked.seeds: 'all' is refused",
+    "report.title=[1]": "report.title: [1] is refused",
+    "compare.methods={rmu: 1}": "compare.methods: {'rmu': 1} is refused",
+    "compare.methods={rmu: {method: {name: [x]}}}": "is not a method; use",
+    "compare.methods={rmu: {recipe: 1}}": "compare.methods.rmu.recipe: 1 is refused",
+    "compare.defences=[{rna: [std]}]": "compare.defences.rna: ['std'] is refused",
     "compare.names=one": "names: one is the name of two runs; tell them apart",
     "compare.interim={answers: 1}": "interim: 'answers' is not a field; it takes positions",
     "compare.colour=red": "compare: has no field 'colour'",

@@ -288,6 +288,8 @@ REFUSED = {
     "questions": ([*GRID, "--limit", "3"], "belongs to other questions; name a new folder"),
     "twins": (["learning_rate=1e-3,0.001"], "is the same recipe as learning_rate=1e-3; leave one"),
     "limit": (["--limit", "0"], "limit: 0 is refused"),
+    "huge limit": (["--limit", "1" + "0" * 30], "is refused"),
+    "value": (["seed=!!float x"], "seed: '!!float x' is no list"),
     "out": (["--out", "recipe.yaml/x"], "output: recipe.yaml/x cannot be written"),
     "shard": (["shard=true"], "shard: needs several processes"),
     "jobs": (["--jobs", "0"], "jobs: 0 is refused"),

@@ -1,21 +1,44 @@
 """The fields of an experiment file."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from defuse.questions import Position
 from defuse.recipes import shipped_recipe
-from defuse.utils.config import Count, Natural, check_fields, parse, read_fields, set_fields
+from defuse.utils.config import (
+    Count,
+    Natural,
+    check_fields,
+    parse,
+    parse_value,
+    read_fields,
+    set_fields,
+)
 from defuse.utils.errors import UsageError, require
 
-# The fields of the mappings in an experiment file.
-KNOWN = {
-    "questions": {"forget", "retain", "tuning"},
-    "interim": {"questions", "positions"},
-    "perturb": {"forget_tokens", "control_tokens", "control_corpus", "positions", "sentence"},
-    "attacked": {"seeds", "forget", "retain"},
-    "report": {"title", "reading", "stem", "subfolder", "positions"},
+Named = str | dict[str, str | None]  # a source, or {source, subject}
+Sets = Named | dict[str, Named]
+# The fields of the mappings in an experiment file, and their types.
+KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "questions": {"forget": Named, "retain": Sets, "tuning": Sets},
+    "interim": {"questions": Count, "positions": list[Position]},
+    "perturb": {
+        "forget_tokens": str,
+        "control_tokens": str | None,
+        "control_corpus": str | None,
+        "positions": list[Position],
+        "sentence": str | None,
+    },
+    "attacked": {"seeds": list[int], "forget": Count, "retain": Count},
+    "report": {
+        "title": str,
+        "reading": str,
+        "stem": str,
+        "subfolder": str,
+        "positions": list[Position],
+    },
 }
 # Defences, and what may be said of them.
 DEFENCE_FIELDS = {"rna": ("std", "variance"), "mixing": ("share", "tokens")}
@@ -31,7 +54,7 @@ class Grid:
     `limit` and `interim` stand in place of the experiment's.
     """
 
-    methods: list[str] | dict[str, Any]
+    methods: list[str] | dict[str, dict[str, Any] | None]
     retain: list[str] = field(default_factory=list)
     values: dict[str, list[Any]] = field(default_factory=dict)
     defences: list[Any] = field(default_factory=lambda: ["none"])
@@ -128,6 +151,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The fields of a file, filled up with those of the experiment that it `extends`."""
     file = path if path.is_file() else shipped_recipe(f"experiments/{path.as_posix()}")
+    require(file not in extended_by, "extends", str(file), "leads back to itself; leave it out")
     given = {"folders": [str(file.parent)], **read_fields(file)}
     name = given.pop("extends", None)
     if name is None:
@@ -168,24 +192,26 @@ def _tuning_grids(grid: Grid, tune: Mapping[str, Any]) -> Iterator[Grid]:
         alone = replace(grid, methods={name: own}, defences=["none"], seeds=[TUNING_SEED])
         yield replace(alone, defences=["none", *defences])
         if values := tune.get(name):
-            yield replace(alone, values=values)
+            yield replace(alone, values=parse_value(dict[str, list[Any]], values, f"tune.{name}"))
 
 
 def _check(experiment: Experiment) -> None:
     for name in KNOWN:
-        _check_names(name, getattr(experiment, name) or ())
+        _check_mapping(name, getattr(experiment, name) or {})
     for name in ("forget", "retain"):
         require(name in experiment.questions, "questions", name, "is missing; add it")
     one = (experiment.texts is None) != (experiment.topics is None)
     require(one, "texts", experiment.texts, "and topics: give one of them")
     for grid in grids(experiment, tune=False):
         require(bool(grid.methods), "compare.methods", grid.methods, "holds no method; name one")
-        _check_names("interim", grid.interim)
+        _check_mapping("interim", grid.interim)
     if experiment.attacks and experiment.texts is None:
         raise UsageError("attacks: need texts; give texts instead of topics")
 
 
-def _check_names(name: str, given: Iterable[str]) -> None:
-    remedy = f"is not a field; it takes {', '.join(sorted(KNOWN[name]))}"
-    for each in given:
-        require(each in KNOWN[name], name, each, remedy)
+def _check_mapping(name: str, given: Mapping[str, Any]) -> None:
+    known = KNOWN[name]
+    for field_, value in given.items():
+        remedy = f"is not a field; it takes {', '.join(sorted(known))}"
+        require(field_ in known, name, field_, remedy)
+        parse_value(known[field_], value, f"{name}.{field_}")

@@ -1,6 +1,7 @@
 """The runs of an experiment file: methods, values, defences and seeds, each a recipe."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -15,11 +16,14 @@ from defuse.questions import load_tokens
 from defuse.recipes import find_recipe
 from defuse.unlearning.config import Topic
 from defuse.unlearning.recipe import Recipe
-from defuse.utils.config import parse, read_fields
+from defuse.unlearning.recipe_fields import method_name
+from defuse.utils.config import parse, parse_value, read_fields
 from defuse.utils.errors import UsageError, require
 
 # A recipe's fields that follow from the experiment's own.
 FILLED = ("model", "revision", "output", "topics", "seed", "device", "dtype")
+NAMED = re.compile(r"\{([^{}]*)\}")  # a field in a pattern
+STEP = re.compile(r"\d{1,10}(/\d{1,10}|\.\d{0,20})?")
 TOPIC_FIELDS = {each.name for each in fields(Topic)} - {"name", "forget", "retain"}
 
 
@@ -82,13 +86,11 @@ class Point:
             "defence": f"-{self.defence.name or f'-{self.defence.said}'}" * bool(self.defence.said),
             "seed": self.seed,
         }
-        try:
-            name = pattern.format_map(known)
-        except (KeyError, ValueError, IndexError) as error:
-            listed = ", ".join(known)
-            raise UsageError(
-                f"names: {pattern!r} is not a pattern; put some of {listed} into braces"
-            ) from error
+        # No str.format: "{seed:999999999}" would be a name of a billion letters.
+        name = NAMED.sub(lambda found: str(known.get(found[1], found[0])), pattern)
+        remedy = f"is not a pattern; put some of {', '.join(known)} into braces"
+        require(not set("{}") & set(NAMED.sub("", pattern)), "names", pattern, remedy)
+        require(set(NAMED.findall(pattern)) <= known.keys(), "names", pattern, remedy)
         return "".join(c if c.isalnum() or c in "._=" else "-" for c in name)
 
 
@@ -134,7 +136,8 @@ def _expand(given: object) -> list[Defence]:
     """A defence for every combination of the values that it lists."""
     own_parts = parts(given)
     for name, own in own_parts.items():
-        for each in own if isinstance(own, dict) else [own]:
+        parse_value(dict[str, Any], own, f"compare.defences.{name}")
+        for each in own:
             names = DEFENCE_FIELDS[name]
             require(
                 each in names, f"compare.defences.{name}", each, f"is not in {', '.join(names)}"
@@ -180,9 +183,11 @@ def checkpoints(given: Sequence[int | float | str], steps: int) -> tuple[int, ..
     """The steps after which a run is asked, from numbers of steps and shares of them."""
     found = {steps}
     for each in given:
+        # Fraction("1e999999999") would take all memory.
+        written = str(each)
         try:
-            step = Fraction(str(each))
-        except (ValueError, ZeroDivisionError):
+            step = Fraction(written) if STEP.fullmatch(written) else Fraction(0)
+        except ZeroDivisionError:
             step = Fraction(0)
         whole = math.ceil(steps * step) if step < 1 else step
         is_one = step > 0 and whole.denominator == 1
@@ -193,19 +198,22 @@ def checkpoints(given: Sequence[int | float | str], steps: int) -> tuple[int, ..
 
 def _recipe(experiment: Experiment, point: Point, place: Path, mixing: Sequence[str]) -> Recipe:
     """The recipe of one run: fields go to its topic, to its method, or to itself."""
+    where = f"compare.methods.{point.method}"
     own = {**experiment.unlearn, **point.own, **point.tried}
-    recipe = _shipped_fields(own.pop("recipe", None), point)
-    topic = recipe.pop("topics", [{}])[0]
-    topic = {field_: value for field_, value in topic.items() if field_ in TOPIC_FIELDS}
-    method = recipe.pop("method", {})
+    shipped = parse_value(str | None, own.pop("recipe", None), f"{where}.recipe")
+    recipe = _shipped_fields(shipped, point)
+    topics = parse_value(list[dict[str, Any]], recipe.pop("topics", []), f"{shipped}: topics")
+    topic = {k: v for given in topics[:1] for k, v in given.items() if k in TOPIC_FIELDS}
+    method = parse_value(dict[str, Any], recipe.pop("method", {}), f"{shipped}: method")
     stated = own.pop("method", {})
     method |= stated if isinstance(stated, dict) else {"name": stated}
     method.setdefault("name", point.method)
-    where = f"compare.methods.{point.method}"
-    kind = METHODS.get(method["name"])
+    kind = METHODS.get(method_name(method))
     require(kind is not None, where, method["name"], f"is not a method; use {', '.join(METHODS)}")
     method_fields = {each.name for each in fields(kind)} if kind else set()
-    if point.retain is not None and recipe.get("retain", {}).get("loss") != point.retain:
+    retain = recipe.get("retain")
+    loss = retain.get("loss") if isinstance(retain, dict) else None
+    if point.retain is not None and loss != point.retain:
         own["retain"] = point.retain
     for field_, value in own.items():
         require(field_ not in FILLED, f"{where}.{field_}", value, "follows from other fields")

@@ -1,6 +1,5 @@
 """What `defuse reproduce` is asked to measure, and the rows that its folder already has."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from defuse.store import SCHEMA_VERSION, ResultStore, differences
 from defuse.utils.config import Count, Natural, check_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json, write_text
+from defuse.utils.json_text import parse_json
 from defuse.utils.provenance import versions
 
 RESULTS, TABLE, ROW_FOLDER = "reproduce.json", "reproduce.md", "rows"
@@ -121,7 +121,7 @@ def _rows_of_old_file(request: Request) -> dict[str, Measured]:
     if not path.is_file():
         return {}
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
         rows = {} if "schema_version" in document else document["rows"]
         ours = (row for row in ROWS if row != PERTURBED or request.perturbed is None)
         kept = [row for row in ours if row.benchmark in rows]

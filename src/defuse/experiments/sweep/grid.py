@@ -14,6 +14,7 @@ import yaml
 from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
+from defuse.utils.yaml_file import load_yaml
 
 # One reference model, loaded and asked once, and one folder for all that comes out.
 SHARED = ("model", "revision", "device", "dtype", "output")
@@ -89,8 +90,10 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     if not (field and equals):
         raise UsageError(f"{text!r}: is no part of a grid; write field=value,value or field=0..4")
     try:
-        parsed = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError as error:
+        parsed = load_yaml(f"[{values}]", field)
+    except UsageError as error:
+        if error.__cause__ is None:  # it is YAML, but read otherwise than written
+            raise
         raise UsageError(
             f"{field}: {values!r} is no list of values; part them by commas, and quote texts with "
             "commas or brackets in them"

@@ -1,6 +1,5 @@
 """Folders of sweeps that version 0.1.0 wrote: answers are in runs' records and in base.json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from defuse.experiments.core.scenario import Run
 from defuse.unlearning.recipe import Recipe
 from defuse.utils.config import parse
 from defuse.utils.files import write_json
+from defuse.utils.json_text import parse_json
 
 
 def adopt(folder: Path, runs: Sequence[Run]) -> None:
@@ -24,7 +24,7 @@ def adopt(folder: Path, runs: Sequence[Run]) -> None:
         base.replace(folder / "answers" / f"{OLD_NAMES[REFERENCE]}.json")
     for path in (folder / "runs").glob("*.json"):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"))
             if "schema_version" in record:
                 continue
             recipe = parse(Recipe, record["recipe"])

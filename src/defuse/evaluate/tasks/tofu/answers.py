@@ -1,6 +1,5 @@
 """Files of answers to TOFU's questions."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from defuse.evaluate.tasks.tofu.ask import Answered, Sets
 from defuse.utils.errors import UsageError
 from defuse.utils.files import write_json
+from defuse.utils.json_text import parse_json
 from defuse.utils.provenance import versions
 
 
@@ -24,7 +24,7 @@ def write_answers(
 def read_answers(path: Path) -> Sets:
     """Read the answers of `defuse evaluate`, or of `defuse tofu`. Raises UsageError for others."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         return sets_from_json(document.get("result", document)["sets"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: has no answers to TOFU's questions ({error})") from error

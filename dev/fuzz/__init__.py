@@ -1,0 +1,1 @@
+"""Broken inputs of every kind, each in a bounded fork, and whether they are refused as promised."""
