@@ -12,7 +12,7 @@ import pytest
 from defuse.attacks import AttackData, Condition, Cost, Result
 from defuse.attacks.comparison import defence, overview
 from defuse.attacks.registry import make_configs
-from defuse.attacks.report import in_turn, make_report
+from defuse.attacks.report import cautions, in_turn, make_report, markdown
 from defuse.attacks.results import condition, effect, examples
 from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.evaluate import MCAnswer, compare, wilson
@@ -108,6 +108,26 @@ def test_examples_are_shown_in_turn_with_controls_last() -> None:
     result = Result("quantise", {}, conditions, Cost(), shown)
     assert [each.condition for each in in_turn(result)][:4] == ["a", "b", "a", "b"]
     assert in_turn(result)[-1].condition == "drawn"
+
+
+def test_letters_at_chance_and_controls_that_harm_are_said() -> None:
+    """4 of 8 right are not significantly more than a guess among four; 0 of 8 after are fewer."""
+    data = AttackData(QUESTIONS, QUESTIONS)
+    random = replace(fixed("random word", {"retain": 0}), is_control=True)
+    harmless = replace(fixed("random unit", {"retain": 4}), is_control=True)
+    results = {
+        "triggers": Result("triggers", {}, [fixed("word", {"retain": 0}), random], Cost()),
+        "prune": Result("prune", {}, [fixed("5%", {"retain": 0}), harmless], Cost()),
+    }
+    chance, harm = cautions(results, data)
+    assert "answers 0.50 of the retain questions, no better than chance" in chance
+    assert "triggers: " in harm
+    assert "(random word)" in harm
+    for text in (markdown(results, data), render(make_report("m", results, data))):
+        assert "no better than chance" in text
+        assert "cannot be read as the attack" in text
+    cloze = replace(data, settings=replace(data.settings, score="cloze"))
+    assert list(cautions(results, cloze)) == [harm]
 
 
 def test_the_report_escapes_what_data_sets_hold() -> None:

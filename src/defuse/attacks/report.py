@@ -10,8 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as ScreenTable
 
+from defuse.attacks.data import RETAIN, AttackData
 from defuse.attacks.findings import Cost
 from defuse.attacks.results import Condition, Curves, Example, Result
+from defuse.questions import chance
 from defuse.report import Page, Quote, Section, TableData, embed_figure
 from defuse.report.format import captioned, interval, markdown_table
 
@@ -25,10 +27,37 @@ READING = (
 )
 
 
-def make_report(model: str, results: Mapping[str, Result]) -> Page:
-    """A page with a section for each attack on `model`."""
+def make_report(model: str, results: Mapping[str, Result], data: AttackData | None = None) -> Page:
+    """A page with a section for each attack on `model`, and cautions about its questions `data`."""
     sections = [_section(result) for result in results.values()]
-    return Page(f"Attacks on {model}", [READING], sections)
+    return Page(f"Attacks on {model}", [READING, *cautions(results, data)], sections)
+
+
+def cautions(results: Mapping[str, Result], data: AttackData | None = None) -> Iterator[str]:
+    """What cannot be read: letters that are answered at chance, and attacks whose controls harm."""
+    conditions = [each for result in results.values() for each in result.conditions]
+    known = [each.effects[RETAIN].before for each in conditions if RETAIN in each.effects]
+    if known and data is not None and data.settings.score == "letters":
+        own = max(known, key=lambda figures: figures.n).accuracy
+        if own.low <= chance(data.retain):
+            yield (
+                f"Caution: the model answers {own.value:.2f} of the retain questions, no better "
+                "than chance, so nothing can break it. Small models often cannot answer with a "
+                "letter; try --score cloze."
+            )
+    for name, result in results.items():
+        harmful = [each for each in result.conditions if each.is_control and _harms(each)]
+        if harmful:
+            yield (
+                f"{name}: what it does to the retain questions cannot be read as the attack's own, "
+                f"because its controls do harm, too ({', '.join(each.name for each in harmful)})."
+            )
+
+
+def _harms(condition: Condition) -> bool:
+    """Whether significantly fewer retain questions are answered correctly."""
+    effect = condition.effects.get(RETAIN)
+    return effect is not None and effect.accuracy.difference.high < 0
 
 
 def _section(result: Result) -> Section:
@@ -111,9 +140,9 @@ def screen_table(result: Result) -> ScreenTable:
     return table
 
 
-def markdown(results: Mapping[str, Result]) -> str:
-    """All tables as Markdown."""
-    parts = []
+def markdown(results: Mapping[str, Result], data: AttackData | None = None) -> str:
+    """All tables as Markdown, after the cautions."""
+    parts = [f"{sentence}\n" for sentence in cautions(results, data)]
     for attack, result in results.items():
         parts.append(f"## {attack}\n\n{cost_sentence(result.cost)}\n")
         parts.append(markdown_table(*effects_table(result)))

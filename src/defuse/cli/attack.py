@@ -93,19 +93,21 @@ def attack(
 
 
 def _run(plan: "Plan", console: "Console") -> None:
-    from defuse.attacks.report import make_report, markdown, screen_table
+    from defuse.attacks.report import cautions, make_report, markdown, screen_table
     from defuse.attacks.run import read_results, run
     from defuse.report import render
     from defuse.utils.files import write_text
     from defuse.utils.progress import shown
 
-    out, results = plan.request.out, {}
+    out, data, results = plan.request.out, plan.request.data, {}
     with shown() as progress:
         for result in run(plan, progress):
             console.print(screen_table(result))
             results = read_results(out)  # written each time: the next attack may fail
-            write_text(out / "attacks.md", markdown(results))
-            write_text(out / "report.html", render(make_report(plan.request.model, results)))
+            write_text(out / "attacks.md", markdown(results, data))
+            write_text(out / "report.html", render(make_report(plan.request.model, results, data)))
+    for sentence in cautions(results, data):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     written = f"written: {out / 'report.html'}, attacks.md, {', '.join(results)} (.json)"
     console.print(written, highlight=False, markup=False)
 

@@ -465,6 +465,7 @@ def test_a_forget_set_that_is_not_known_comes_with_a_caution(capsys: pytest.Capt
     run_experiment(scenario.with_runs(scenario.runs[:1]), Request(), Console())
     said = " ".join(capsys.readouterr().out.split())
     assert "no better than chance: nothing to forget" in said
+    assert "no better than chance: nothing to lose. Small models often cannot answer" in said
 
 
 @pytest.mark.usefixtures("here")

@@ -195,7 +195,9 @@ def report_attacks(plan: AttackPlan, console: Console) -> None:
     if not results:
         raise UsageError(f"report: nothing is attacked in {folder} yet; run it first")
     for name, own in results.items():
-        write_text(requests[name].out / "report.html", render(make_report(name, own)))
+        write_text(
+            requests[name].out / "report.html", render(make_report(name, own, requests[name].data))
+        )
     tables = [*overview(results), defence(results, plan.pairs())]
     page = Page("Attacks", [READING], [Section("All", tables=tables)])
     write_text(folder / "report.html", render(page))

@@ -1,13 +1,18 @@
 """The whole of an experiment: plan, run what is missing, and report what is finished."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from defuse.experiments.core.answers import FORGET, AnswerTable, pooled, slices
+from defuse.experiments.core.answers import FORGET, RETAIN, AnswerTable, pooled, slices
+from defuse.experiments.core.check_up import (
+    damage_sentences,
+    left_out_sentences,
+    perplexities,
+)
 from defuse.experiments.core.defences import make_defences
 from defuse.experiments.core.eta import time_left
 from defuse.experiments.core.metrics import Answers, Checkpoints, chance, make_groups
@@ -187,13 +192,10 @@ def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = 
     """Cautions about a reference model that knows too little for forgetting to mean anything.
 
     `least`: accuracies on every slice below which it is refused with a UsageError, and below which
-    a caution says so; None cautions about a forget set that is answered no better than by chance.
+    a caution says so; None cautions about sets that are answered no better than by chance.
     """
     if least is None:
-        forget = figures(pooled(reference, FORGET))
-        said = f"the reference model answers {forget['accuracy']:.2f} of the forget questions"
-        is_known = forget["low"] > chance(reference, FORGET)
-        return [] if is_known else [f"Caution: {said}, no better than chance: nothing to forget."]
+        return list(_unknown(reference))
     cautions = []
     for part in slices(reference):
         known = figures(pooled(reference, part))["accuracy"]
@@ -203,6 +205,17 @@ def check_knowledge(reference: AnswerTable, least: tuple[float, float] | None = 
         if known < least[1]:
             cautions.append(f"Caution: {said} and should answer {least[1]}.")
     return cautions
+
+
+def _unknown(reference: AnswerTable) -> Iterator[str]:
+    for part, lost in ((FORGET, "forget"), (RETAIN, "lose")):
+        known = figures(pooled(reference, part))
+        if known["low"] <= chance(reference, part):
+            yield (
+                f"Caution: the reference model answers {known['accuracy']:.2f} of the {part.kind} "
+                f"questions, no better than chance: nothing to {lost}. Small models often cannot "
+                "answer with a letter; try score: cloze."
+            )
 
 
 def report_tuning(scenario: Scenario, answers: Answers, console: Console) -> None:
@@ -218,12 +231,18 @@ def report(scenario: Scenario, answers: Answers, console: Console) -> None:
     layout, failed = scenario.layout, _failures(scenario)
     groups, defences = make_groups(answers), make_defences(answers, layout.matched_at)
     figure = (layout.draw or draw)(groups, answers, layout)
+    neutral = perplexities(scenario.folder, answers)
     shown, table = (
-        [*tables(groups, layout), *more_tables(scenario, answers)],
-        main_table(groups, layout),
+        [*tables(groups, layout, neutral), *more_tables(scenario, answers)],
+        main_table(groups, layout, neutral),
     )
     record = _record(scenario, answers)
-    unreadable = [*unreadable_sentences(groups), *heap_sentences(groups, layout)]
+    unreadable = [
+        *unreadable_sentences(groups),
+        *heap_sentences(groups, layout),
+        *damage_sentences(scenario.folder, answers),
+        *left_out_sentences(scenario.folder, list(answers.finished)),
+    ]
     why = (f"failed: {run}: {said}" for run, said in _by_label(scenario, failed).items())
     said = (f"\n- {each}" for each in (*unreadable, *defence_sentences(defences), *why))
     folder, stem = scenario.folder / layout.subfolder, layout.stem

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from defuse.evaluate.check_up import CheckUp, check_up
 from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
+from defuse.experiments.core.check_up import checked_up
 from defuse.experiments.core.questions import ask_model
 from defuse.experiments.core.records import records
 from defuse.experiments.core.scenario import Run, Scenario
@@ -56,6 +58,11 @@ class ExperimentContext:
         source = self.scenario.model
         how = {"device": source.device, "dtype": source.dtype, "revision": source.revision}
         return load_model(source.name, **how)
+
+    @cached_property
+    def check_up(self) -> CheckUp:
+        """The reference model's check-up, done once."""
+        return check_up(self.reference, write=False)
 
     @cached_property
     def model_identity(self) -> dict[str, str]:
@@ -245,6 +252,8 @@ def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -
         cache=context.shared_cache(),
     )
     record = make_record(recipe, reference, result, time.perf_counter() - started)
+    if recipe.check_up:
+        record["check_up"] = checked_up(reference, context.check_up, result.model)
     if context.scenario.keep_models:
         _write(context, run, result, record)
     return record

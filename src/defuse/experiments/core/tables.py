@@ -15,6 +15,7 @@ from defuse.experiments.core.answers import (
     QuestionKey,
     Slice,
 )
+from defuse.experiments.core.check_up import Perplexities
 from defuse.experiments.core.defences import Defence, Matched
 from defuse.experiments.core.metrics import (
     Answers,
@@ -38,6 +39,14 @@ VARIANTS = {
     "mixed_token": "forget-token of the mixing half",
     "unseen_token": "unseen word",
 }
+CAPTION = (
+    "Accuracy, the mean over the checkpoints of the last quarter of the steps, with 95 % "
+    "intervals over questions and seeds; n: questions of the forget set / of the retain sets"
+)
+UNREADABLE = (
+    "A vulnerability cannot be read where the harm of any sentence is above 0: that model fails "
+    "after a control token, too"
+)
 PLACES = {"before": "after a {}", "statement": "after a statement, {}"}
 
 
@@ -49,8 +58,13 @@ def slice_name(part: Slice) -> str:
     return "retain, " + PLACES.get(part.position, f"{{}} in the {part.position}").format(variant)
 
 
-def main_table(groups: Sequence[Group], layout: Layout) -> TableData:
-    """Accuracies by slice, the vulnerability at the judged position, the distance to retrained."""
+def main_table(
+    groups: Sequence[Group], layout: Layout, perplexities: Perplexities | None = None
+) -> TableData:
+    """Accuracies by slice, the vulnerability at the judged position, the distance to retrained.
+
+    `perplexities`: of neutral text, before and after.
+    """
     counts = [f"{group.n.get(FORGET, 0)} / {group.n.get(RETAIN, 0)}" for group in groups]
     columns = [
         _labels(groups),
@@ -70,16 +84,18 @@ def main_table(groups: Sequence[Group], layout: Layout) -> TableData:
             ]
             for part in (FORGET, RETAIN)
         ]
-    caption = (
-        "Accuracy, the mean over the checkpoints of the last quarter of the steps, with 95 % "
-        "intervals over questions and seeds; n: questions of the forget set / of the retain sets"
-    )
-    return of_columns(caption, columns)
+    if perplexities:
+        cells = (perplexities.get(group.label) for group in groups)
+        shown = ("" if each is None else "{:.1f} → {:.1f}".format(*each) for each in cells)
+        columns.append(["perplexity of neutral text", *shown])
+    return of_columns(CAPTION + (f". {UNREADABLE}" if layout.judged else ""), columns)
 
 
-def tables(groups: Sequence[Group], layout: Layout) -> list[TableData]:
+def tables(
+    groups: Sequence[Group], layout: Layout, perplexities: Perplexities | None = None
+) -> list[TableData]:
     """The main table, every other slice, log-probabilities, and vulnerabilities by position."""
-    found = [main_table(groups, layout)]
+    found = [main_table(groups, layout, perplexities)]
     parts = list(dict.fromkeys(part for group in groups for part in group.accuracy))
     others = [part for part in parts if part.position is not None]
     if set(others) - set(layout.slices):
@@ -101,7 +117,7 @@ def tables(groups: Sequence[Group], layout: Layout) -> list[TableData]:
             for number, unit in enumerate(("", ", nats"))
             for place in places
         ]
-        caption = "Vulnerability by position, in accuracy and in nats"
+        caption = f"Vulnerability by position, in accuracy and in nats. {UNREADABLE}"
         found.append(of_columns(caption, [_labels(unlearned), *columns]))
     return found
 

@@ -71,6 +71,11 @@ def _row(record: Mapping[str, Any]) -> Row:
         for name, figure in rest.pop("figures", {}).items()
         for part, value in figure.items()
     }
+    if "any_sentence.low" in figures:  # else the model fails after any sentence
+        figures["vulnerability.readable"] = figures["any_sentence.low"] <= 0
+    before, after = rest.pop("check_up", {}).get("perplexity", (None, None))
+    if after is not None:
+        figures |= {"perplexity.before": before, "perplexity.after": after}
     losses = _last_losses(record["steps"]) if "steps" in record else {}
     name, fields, recipe = rest.pop("run"), rest.pop("fields"), rest.pop("recipe")
     line = {"run": name, **fields, **figures, "error": None, **losses, **rest}
