@@ -97,7 +97,7 @@ def check(request: Request) -> Plan:
     resolve_dtype(request.dtype)
     left_out: dict[str, str] = {}
     request = _checked(request, partial(_check_given, request), left_out)
-    outline = _outline(request)
+    outline = make_outline(request)
     request = _checked(request, partial(_check_target, request, outline), left_out)
     check_folder(request)
     return Plan(request, left_out)
@@ -137,8 +137,8 @@ def _check_target(request: Request, outline: Target, attack: str) -> None:
     ATTACKS[attack].check_target(outline, request.configs[attack])
 
 
-def _outline(request: Request) -> Target:
-    """The models without weights."""
+def make_outline(request: Request) -> Target:
+    """The models without weights, and the data."""
     for name in (request.model, *request.others.values()):
         architecture_of(load_config(locate(name)).model_type)
     outline = load_outline(request.model, request.dtype)
@@ -146,6 +146,11 @@ def _outline(request: Request) -> Target:
         part: load_outline(name, request.dtype).model for part, name in request.others.items()
     }
     return Target(outline.model, outline.tokenizer, request.data, **others)
+
+
+def has_findings(request: Request, attack: str) -> bool:
+    """Whether `out` has an attack's result, or the beginning of one."""
+    return _log(request.out, attack).exists() or (request.out / f"{attack}.json").exists()
 
 
 def check_folder(request: Request) -> None:

@@ -58,6 +58,7 @@ def attack(
 
     Finished work is kept in OUT; the same command resumes.
     """
+    from defuse.attacks.forecast import forecast, lines, without_slow
     from defuse.attacks.registry import ATTACKS, make_configs
     from defuse.attacks.run import Request, check
     from defuse.evaluate.sources import Asking
@@ -82,12 +83,14 @@ def attack(
             skip_refused=not kind,
         )
     )
+    seconds = forecast(checked) if plan or not kind else {}
+    checked = checked if kind else without_slow(checked, seconds)
     for name, reason in checked.left_out.items():
         Console(stderr=True).print(f"left out: {name} ({reason})", highlight=False, markup=False)
     console = Console()
     if plan:
-        for name, config in checked.request.configs.items():
-            console.print(f"{name}: {config}", highlight=False, markup=False)
+        for line in lines(checked, seconds):
+            console.print(line, highlight=False, markup=False)
     else:
         _run(checked, console)
 

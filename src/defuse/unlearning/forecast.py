@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from defuse.unlearning.config import Training, Unlearning, trained_parameters
 from defuse.unlearning.tokenized import Corpus, EncodedTopic
 from defuse.utils.errors import UsageError
 from defuse.utils.progress import duration
+from defuse.utils.speed import matrix_speed
 
 STATES = 2  # kept on the disk
 ADAM_BYTES = 16  # a trained value: itself, its gradient and two moments in float32
 STATE_BYTES = 12  # a trained value in a saved state: itself and two moments in float32
 # The share of a large matrix product's speed that a step reaches (docs/performance.md: 0.75).
 EFFICIENCY = 0.6
-MEASURED_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Forecast:
         yield f"trains: {_count(self.trained)} parameters for {self.steps} steps"
         yield f"writes: about {size(self.disk)}, saved states included"
         yield f"memory: about {size(self.memory)}, and the activations of a batch"
-        seconds = self.steps * self.flops / (EFFICIENCY * _speed(device, self.dtype))
+        seconds = self.steps * self.flops / (EFFICIENCY * matrix_speed(device, self.dtype))
         yield f"time: {duration(seconds)} of training on this machine"
 
 
@@ -159,14 +158,3 @@ def _mean_tokens(topics: Sequence[EncodedTopic], training: Training) -> tuple[fl
     forget, refusals = mean([t.forget for t in topics]), mean([t.refusals for t in topics])
     retain = mean([topic.retain for topic in topics])
     return training.batch_size * (forget + refusals), training.batch_size * retain
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on `device`."""
-    one = torch.ones(512, 2048, dtype=dtype, device=device)
-    two = torch.ones(2048, 2048, dtype=dtype, device=device)
-    operations, count, began = 2 * one.shape[0] * two.numel(), 0, time.perf_counter()
-    while (taken := time.perf_counter() - began) < MEASURED_SECONDS:
-        (one @ two)[0, 0].item()  # waits for the device
-        count += 1
-    return operations * count / taken
