@@ -18,7 +18,7 @@ from dev.fuzz.values import texts, yaml_values
 Command = tuple[str, ...]
 Change = Callable[[bytes], SearchStrategy[bytes]]
 OUTPUTS = ("result.json*", "unlearned*", "tuned*", "attacked*", "swept*", "compared*", "taught*")
-OUTPUTS += ("reproduced*", "lab*", "real*", "runs*", "flips*")
+OUTPUTS += ("reproduced*", "lab*", "real*", "runs*", "flips*", ".*.part")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ FINETUNE = split(
     "--checkpoint-every 1"
 )
 REPRODUCE = split("reproduce --model model --device cpu --data data --limit 1 --out reproduced")
+BENCHMARK = split(
+    "evaluate model --device cpu --suite mmlu-college_biology --data data/mmlu --limit 1 "
+    "--out result.json"
+)
 THEORY = split(
     "theory model --reference model --questions forget.jsonl --perturb terms.txt --device cpu "
     "--limit 2 --out flips"
@@ -157,6 +161,7 @@ def _overrides(names: Sequence[str]) -> SearchStrategy[Command]:
 
 VERBS: dict[str, tuple[Command, str]] = {
     "unlearn": (PLAN, ""),
+    "evaluate, suites": (BENCHMARK, ""),
     "evaluate": (_asks("model"), ""),
     "attack": ((*ATTACK, "--plan"), ""),
     "finetune": (FINETUNE, "defuse.finetune.run:run"),
@@ -174,7 +179,7 @@ VERBS: dict[str, tuple[Command, str]] = {
 def options() -> Iterator[Kind]:
     """Every option of every verb, with a hostile text."""
     for verb, (command, stop) in VERBS.items():
-        flags = st.sampled_from(_flags(verb) or [""])
+        flags = st.sampled_from(_flags(verb.partition(",")[0]) or [""])
         pairs = st.tuples(flags, texts()).map(lambda pair: tuple(each for each in pair if each))
         alone = texts().map(lambda text: (text,))
         numbers = st.tuples(
@@ -224,12 +229,7 @@ def data() -> Iterator[Kind]:
     dataset = (*PLAN, "topics.0.forget=dataset")
     yield Kind("dataset, card", (dataset,), "dataset/README.md", mutate.changed_bytes)
     yield _file("dataset, csv", "dataset/plain/train-00000.csv", dataset)
-    benchmark = split(
-        "evaluate model --device cpu --suite {} --data data/{} --out result.json --limit 1".format(
-            "mmlu-college_biology", "mmlu"
-        )
-    )
-    yield _file("MMLU's csv", "data/mmlu/test/college_biology_test.csv", benchmark)
+    yield _file("MMLU's csv", "data/mmlu/test/college_biology_test.csv", BENCHMARK)
     yield _file("WMDP's json", "data/wmdp/bio_questions.json", REPRODUCE)
     lines = _either(mutate.changed_jsonl)  # its files are JSON lines by another suffix
     yield Kind("TOFU's json", (TOFU,), "tofu/forget01_perturbed.json", lines)

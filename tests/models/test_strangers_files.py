@@ -138,6 +138,21 @@ def test_usual_expressions_are_accepted(expression: str):
     assert not repeats_repetitions(expression)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_fields_of_added_tokens_do_not_control_the_terminal(folder: Path, name: str):
+    token = {"content": "<x>", "id": 3, "special": True, "\x1b[2J": 1}
+    added = {"added_tokens": [token], "added_tokens_decoder": {"3": token}}
+    edit(folder / name, **added)
+    assert "'\\x1b[2J' is no field of an added token" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_settings_of_a_terabyte_are_not_read(folder: Path, name: str):
+    with (folder / name).open("r+b") as file:
+        file.truncate(2**40)
+    assert f"{name} cannot be read as JSON (its 1,099,511,627,776 bytes are more" in refusal(folder)
+
+
 def test_deep_nesting_is_refused_by_the_file(folder: Path):
     (folder / "config.json").write_text('{"a":' + "[" * 5000 + "]" * 5000 + "}")
     assert "config.json cannot be read as JSON (it is nested deeper than 100)" in refusal(folder)
@@ -162,7 +177,9 @@ def test_a_tensor_that_the_index_puts_elsewhere_is_refused_by_all(sharded_model_
     assert f"{other} has {name}, which {INDEX} does not put there" in refusal(sharded_model_folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"]
+)
 def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, tmp_path: Path):
     (folder / name).rename(tmp_path / "private.json")
     (folder / name).symlink_to(tmp_path / "private.json")

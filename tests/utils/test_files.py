@@ -12,7 +12,15 @@ from safetensors import SafetensorError
 
 from defuse.utils.errors import UsageError
 from defuse.utils.file_hash import file_hash
-from defuse.utils.files import check_name, full_disk, new_file, new_folder, read_utf8, write_text
+from defuse.utils.files import (
+    check_name,
+    expanded,
+    full_disk,
+    new_file,
+    new_folder,
+    read_utf8,
+    write_text,
+)
 from defuse.utils.jsonl import append_line
 from tests.helpers.bad_disk import file_limit
 
@@ -84,6 +92,14 @@ def test_a_name_is_refused_early_where_its_temporary_would_not_fit(tmp_path: Pat
     check_name(tmp_path / ("x" * 200), "output")
     with pytest.raises(UsageError, match=r"output: .* cannot be a file's name"):
         check_name(tmp_path / ("x" * 250), "output")
+
+
+def test_a_device_and_an_unknown_home_are_refused() -> None:
+    with pytest.raises(UsageError, match="/dev/zero: is a device and no file"):
+        read_utf8(Path("/dev/zero"))
+    with pytest.raises(UsageError, match="data: ~nobody-here/x does not exist"):
+        expanded("~nobody-here/x", "data")
+    assert expanded("~/x", "data") == Path.home() / "x"
 
 
 def test_a_zero_byte_is_no_part_of_a_name() -> None:

@@ -1,7 +1,10 @@
 """YAML as its author wrote it."""
 
+from pathlib import Path
+
 import pytest
 
+from defuse.utils.config import read_fields
 from defuse.utils.errors import UsageError
 from defuse.utils.yaml_file import load_yaml
 
@@ -35,6 +38,14 @@ def test_what_would_be_read_otherwise_than_written_is_refused(case: str) -> None
         load_yaml(text, "recipe.yaml")
     assert sentence in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UsageError, match=r"model\.gguf: is larger than 1 MB"):
+        read_fields(path)
 
 
 def test_good_yaml_is_read_as_by_the_library() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from defuse.data.hub import read_dataset
 from defuse.utils.errors import UsageError
-from defuse.utils.files import read_utf8
+from defuse.utils.files import check_ends, read_utf8
 from defuse.utils.json_text import parse_json
 from defuse.utils.text import check_text, reason_of
 
@@ -60,11 +60,12 @@ def read_lines(source: str) -> Iterator[Row]:
 
 
 def _lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str]]:
+    check_ends(path)
     try:
         # Lines end at line breaks only; form feeds and the like are part of a line.
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             yield from enumerate(file, start=1)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError, too
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 

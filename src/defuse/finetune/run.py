@@ -31,7 +31,7 @@ from defuse.store import as_json
 from defuse.utils.config import check_fields
 from defuse.utils.distributed import ALONE, Processes
 from defuse.utils.errors import UsageError
-from defuse.utils.files import check_writable
+from defuse.utils.files import check_writable, expanded
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import run_facts
 
@@ -165,7 +165,7 @@ def _write_model(model: Any, loaded: LoadedModel, request: Request, folder: Path
 
 def _base(name: str) -> tuple[str, str | None]:
     """A model's name and revision, which lead to it from any folder."""
-    local = Path(name).expanduser()
+    local = expanded(name, "model")
     path, _, revision = name.partition("@")
     return (str(local.resolve()), None) if local.exists() else (path, revision or None)
 

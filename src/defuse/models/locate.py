@@ -11,9 +11,10 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 
 from defuse.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_settings
 from defuse.models.gguf_parts import PART, parts_of
-from defuse.models.safetensors_index import INDEX, SETTINGS, leads_out
+from defuse.models.safetensors_index import INDEX, SETTINGS, WEIGHTS, leads_out
 from defuse.utils.distribution import install_hint
 from defuse.utils.errors import UsageError
+from defuse.utils.files import expanded
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PACKAGE = "package:"
@@ -91,10 +92,7 @@ def package_folder(name: str) -> Path:
 def _expanded(name: str) -> Path:
     if name.startswith(PACKAGE):
         return package_folder(name)
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:  # ~ of an unknown user
-        raise UsageError(f"model: {name} does not exist ({error}); give its whole path") from error
+    return expanded(name, "model")
 
 
 def _locate_folder(path: Path, above: tuple[Path, ...]) -> Source:
@@ -121,7 +119,7 @@ def _locate_folder(path: Path, above: tuple[Path, ...]) -> Source:
 
 def _refuse_links(folder: Path) -> None:
     """A link beside the weights would read, and copy into an output, any file of this machine."""
-    for pattern in (*SETTINGS, INDEX, ADAPTER_CONFIG):
+    for pattern in (*SETTINGS, INDEX, ADAPTER_CONFIG, f"*{WEIGHTS}", "*.gguf"):
         for path in folder.glob(pattern):
             if leads_out(path, folder):
                 raise UsageError(

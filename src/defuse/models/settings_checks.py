@@ -13,6 +13,7 @@ from defuse.models.safetensors_index import Checkpoint
 from defuse.utils.errors import UsageError, require
 from defuse.utils.json_text import parse_json
 
+MOST_BYTES = 10**8  # of a file of settings; the largest are tokenizers with some 40 MB
 MOST_LAYERS = 1000
 MOST = 10**9
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -38,6 +39,9 @@ REMEDY = "download or save the model again"
 def read_object(path: Path, what: str = "model") -> dict[str, Any]:
     """A JSON object. Raises UsageError, naming the file, for anything else."""
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"its {size:,} bytes are more than the {MOST_BYTES:,} of any model")
         value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{what}: {path} cannot be read as JSON ({error}); {REMEDY}") from error

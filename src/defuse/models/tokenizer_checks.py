@@ -5,12 +5,13 @@ must not take hours for it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from defuse.models.settings_checks import REMEDY, read_object
 from defuse.utils.errors import UsageError, require
+from defuse.utils.text import STEERING
 
 MOST_TOKEN_ID = 10**7
 MOST_GROWTH = 1000  # how much longer a normaliser may make a text
@@ -23,9 +24,13 @@ def check_tokenizer_files(settings: Path | None, tokenizer: Path | None) -> None
     """Check tokenizer_config.json and tokenizer.json, as far as they are there."""
     if settings is not None:
         _check_longest(settings)
+        decoder = read_object(settings).get("added_tokens_decoder")
+        _check_added(decoder.values() if isinstance(decoder, dict) else (), settings)
     if tokenizer is not None:
         content = read_object(tokenizer)
         _check_ids(content, tokenizer)
+        added = content.get("added_tokens")
+        _check_added(added if isinstance(added, list) else (), tokenizer)
         _check_normaliser(content.get("normalizer"), tokenizer)
         _check_expressions(content, tokenizer)
 
@@ -35,6 +40,13 @@ def _check_longest(path: Path) -> None:
     is_number = isinstance(longest, int | float) and not isinstance(longest, bool) and longest >= 1
     remedy = f"is no number of tokens; {REMEDY}"
     require(longest is None or is_number, f"model: {path}: model_max_length", longest, remedy)
+
+
+def _check_added(tokens: Iterable[object], path: Path) -> None:
+    """The tokenizers' library prints the names of fields that it does not know."""
+    for name in (name for token in tokens if isinstance(token, dict) for name in token):
+        remedy = f"is no field of an added token; {REMEDY}"
+        require(not STEERING.search(name), f"model: {path}", name, remedy)
 
 
 def _check_ids(content: Mapping[str, Any], path: Path) -> None:

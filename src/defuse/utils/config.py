@@ -18,7 +18,7 @@ import pydantic
 from pydantic import TypeAdapter, ValidationError
 
 from defuse.utils.errors import UsageError
-from defuse.utils.yaml_file import load_yaml
+from defuse.utils.yaml_file import MOST_BYTES, TOO_LARGE, load_yaml
 
 MOST = 10**9  # no count of anything here is larger
 Count = Annotated[int, pydantic.Field(gt=0, le=MOST)]
@@ -240,6 +240,8 @@ def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises UsageError for what is no mapping, and for an override whose place does not exist.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:  # before it is read: it may be a model's file
+            raise UsageError(f"{path}: {TOO_LARGE}")
         given = load_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); give a recipe file") from error

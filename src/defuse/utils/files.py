@@ -25,8 +25,25 @@ SUFFIX = ".part"  # of temporary files and folders, whose names are .NAME.XXXXXX
 PROBE = f".{{}}.12345678{SUFFIX}"
 
 
+def expanded(name: str, field: str) -> Path:
+    """A path whose ~ is a home. Raises UsageError, naming `field`, for an unknown user's."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{field}: {name} does not exist ({error}); give its whole path"
+        ) from error
+
+
+def check_ends(path: Path) -> None:
+    """Raise UsageError for a device, such as /dev/zero, which may never end."""
+    if path.is_char_device():
+        raise UsageError(f"{path}: is a device and no file; give a file")
+
+
 def read_utf8(path: Path) -> str:
     """A text file, without a byte-order mark. Raises UsageError for what cannot be read."""
+    check_ends(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError, too

@@ -10,6 +10,7 @@ from defuse.utils.errors import UsageError
 from defuse.utils.text import check_text
 
 MOST_BYTES = 2**20
+TOO_LARGE = "is larger than 1 MB; a recipe names files, and holds no texts"
 MOST_NESTED = 50
 MOST_VALUES = 100_000  # with every alias written out
 # Numbers of YAML 1.1 that mean something else to everybody else.
@@ -26,7 +27,7 @@ def load_yaml(text: str, where: str) -> Any:  # noqa: ANN401 (anything YAML can 
     twice, and for numbers that YAML reads as octal or sexagesimal.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MOST_BYTES:
-        raise UsageError(f"{where}: is larger than 1 MB; a recipe names files, and holds no texts")
+        raise UsageError(f"{where}: {TOO_LARGE}")
     try:
         _check_depth(text, where)
         node = yaml.compose(text, yaml.SafeLoader)

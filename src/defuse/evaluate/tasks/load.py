@@ -10,6 +10,7 @@ from defuse.evaluate.sources import Asking
 from defuse.evaluate.tasks.suite import Subject, Suite
 from defuse.questions import Question, load_questions
 from defuse.utils.errors import UsageError
+from defuse.utils.files import expanded
 
 
 def load_parts(suite: Suite, data: str | None = None, asking: Asking | None = None) -> list[Part]:
@@ -67,7 +68,7 @@ def local_folder(data: str | None) -> Path | None:
     """The folder that `data` names, or None for a hub dataset. Raises UsageError for neither."""
     if data is None:
         return None
-    path = Path(data).expanduser()
+    path = expanded(data, "data")
     if path.is_dir():
         return path
     if path.exists() or data.count("/") != 1 or data.startswith((".", "/", "~")):
