@@ -1,6 +1,7 @@
 """All attacks by name. A new attack is a folder and an entry here."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -140,28 +141,32 @@ ATTACKS: Mapping[str, AttackSpec] = {
 
 
 def make_configs(
-    attacks: Sequence[str], overrides: Sequence[str] = (), seed: int | None = None
+    attacks: Sequence[str],
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Build the settings of each attack, with overrides such as "quantise.bits=[4]".
+    """Build the configuration of each attack, with overrides such as "quantise.bits=[4]".
 
-    Raises UsageError for an attack that does not exist, and for the first override that is wrong.
+    `settings`: fields by the attack's name, or None for one that has its defaults. Raises
+    UsageError for an attack that does not exist, and for the first override that is wrong.
     """
     for name in attacks:
         if name not in ATTACKS:
             remedy = _suggestion(name) or f"use one of {', '.join(ATTACKS)}"
             raise UsageError(f"kind: {name!r} is unknown; {remedy}")
-    given: dict[str, Any] = {}
+    given = deepcopy(dict(settings or {}))
     set_fields(given, overrides)
     if other := given.keys() - set(attacks):
         name = min(other)
         hint = None if name in ATTACKS else _suggestion(name)
         remedy = hint or f"write KIND.FIELD=VALUE with one of {', '.join(attacks)}"
         raise UsageError(f"set: {name!r} is none of the attacks to run; {remedy}")
-    built = {name: parse(ATTACKS[name].config, given.get(name, {}), name) for name in attacks}
+    built = {name: parse(ATTACKS[name].config, given.get(name) or {}, name) for name in attacks}
     if seed is None:
         return built
     return {
-        name: config if "seed" in given.get(name, {}) else replace(config, seed=seed)
+        name: config if "seed" in (given.get(name) or {}) else replace(config, seed=seed)
         for name, config in built.items()
     }
 

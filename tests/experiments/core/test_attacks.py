@@ -10,7 +10,6 @@ from rich.console import Console
 from defuse.attacks.registry import make_configs
 from defuse.experiments.core.attacks import (
     AttackPlan,
-    as_overrides,
     attack,
     report_attacks,
     run_attacks,
@@ -37,7 +36,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> AttackPlan:
         scenario=whole.scenario.with_runs(runs),
         data=data,
         attacks=("quantise",),
-        settings=("quantise.bits=[2]",),
+        settings={"quantise": {"bits": [2]}},
     )
 
 
@@ -70,7 +69,7 @@ def test_models_are_made_once_attacked_in_processes_and_reported(
 
 
 def test_results_of_other_settings_are_refused(plan: AttackPlan):
-    other = replace(plan, settings=("quantise.bits=[3]",))
+    other = replace(plan, settings={"quantise": {"bits": [3]}})
     with pytest.raises(UsageError, match="other settings"):
         run_attacks(other, Request(plan=True), Console())
 
@@ -81,8 +80,8 @@ def test_folders_of_version_0_1_0_are_read(plan: AttackPlan, tmp_path: Path):
     assert list(moved.requests())[:2] == ["reference", "gold"]
 
 
-def test_settings_of_attacks_are_overrides_of_any_value():
+def test_settings_of_attacks_have_any_value():
     given = {"relearn": {"lora": None, "texts": [0, 10]}, "gcg": {"init": ""}, "lens": None}
-    configs = make_configs(list(given), as_overrides(given))
+    configs = make_configs(list(given), settings=given)
     relearn, gcg = configs["relearn"], configs["gcg"]
     assert (relearn.lora, relearn.texts, gcg.init) == (None, (0, 10), "")

@@ -288,9 +288,9 @@ def test_an_experiment_that_extends_itself_is_refused(here: Path, other: str):
 
 REFUSED = {
     "colour=red": "has no field 'colour'",
-    "questions.keep=x.jsonl": "questions: 'keep' is not a field; it takes forget, retain, tuning",
+    "questions.keep=x.jsonl": "questions: has no field 'keep'; it takes forget, retain, tuning",
     "compare.defences=[rnaa]": "compare.defences: 'rnaa' is not a defence; write none",
-    "compare.defences=[{rna: {size: 1}}]": "compare.defences.rna: 'size' is not in std, variance",
+    "compare.defences=[{rna: {size: 1}}]": "compare.defences.rna: has no field 'size'",
     "compare.methods={rmuu: {}}": "compare.methods.rmuu: 'rmuu' is not a method; use rmu",
     "compare.methods.rmu.seed=3": "compare.methods.rmu.seed: 3 follows from other fields",
     "compare.methods.simnpo.coefficient=2": "coefficient: 2.0 does not belong to simnpo",
@@ -320,9 +320,9 @@ REFUSED = {
     "compare.methods={rmu: {recipe: 1}}": "compare.methods.rmu.recipe: 1 is refused",
     "compare.defences=[{rna: [std]}]": "compare.defences.rna: ['std'] is refused",
     "compare.names=one": "names: one is the name of two runs; tell them apart",
-    "compare.interim={answers: 1}": "interim: 'answers' is not a field; it takes positions",
+    "compare.interim={answers: 1}": "interim: has no field 'answers'; it takes questions",
     "compare.colour=red": "compare: has no field 'colour'",
-    "report.colour=red": "report: 'colour' is not a field; it takes",
+    "report.colour=red": "report: has no field 'colour'; it takes",
 }
 
 

@@ -1,9 +1,8 @@
 """An experiment's models under attack: made, attacked in processes, and compared."""
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from defuse.attacks.report import make_report
 from defuse.attacks.run import Request, check, check_folder, read_results, run
 from defuse.experiments.core import job
 from defuse.experiments.core.answers import FORGET, RETAIN
-from defuse.experiments.core.eta import tokens_per_second
 from defuse.experiments.core.run import OLD_NAMES, REFERENCE, RETRAINED, ExperimentContext
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.questions import Question
@@ -30,6 +28,7 @@ from defuse.utils.files import write_json, write_text
 from defuse.utils.progress import SILENT, Progress, duration
 from defuse.utils.provenance import versions
 from defuse.utils.runner import Runner
+from defuse.utils.speed import tokens_per_second
 from defuse.utils.workers import local_workers
 
 READING = (
@@ -46,14 +45,14 @@ READING = (
 class AttackPlan:
     """Which of an experiment's models are attacked, how, and on what.
 
-    `settings`: overrides such as "quantise.bits=[4]"; `attacks`: none is all. `work`: of making and
+    `settings`: those of attacks by name; `attacks`: none is all. `work`: of making and
     attacking one model, in tokens pushed once through it, about.
     """
 
     scenario: Scenario
     data: AttackData
     attacks: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1e6
 
     @property
@@ -74,7 +73,7 @@ class AttackPlan:
         shared = Request(
             source.name,
             self.folder,
-            make_configs(list(self.attacks or ATTACKS), self.settings),
+            make_configs(list(self.attacks or ATTACKS), settings=self.settings),
             self.data,
             reference=source.name,
             retrained=retrained,
@@ -127,15 +126,6 @@ def attack_data(
         questions.final[0].settings,
         tuple(str(text) for topic in topics for text in topic.forget),
         tuple(str(text) for topic in topics for text in topic.retain),
-    )
-
-
-def as_overrides(attacks: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, ...]:
-    """The settings of attacks by their names, such as "quantise.bits=[4]"."""
-    return tuple(
-        f"{name}.{field_}={json.dumps(value)}"
-        for name, settings in attacks.items()
-        for field_, value in (settings or {}).items()
     )
 
 

@@ -1,51 +1,18 @@
 """Estimates of how long an experiment takes."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from statistics import fmean
-
-import torch
-from transformers import PreTrainedModel
 
 from defuse.data.text import Text
 from defuse.experiments.core.run import ExperimentContext, missing_steps
 from defuse.experiments.core.scenario import Run
-from defuse.methods import HiddenMSE
-from defuse.unlearning.defaults import strength_field
+from defuse.models.decoder import Decoder
+from defuse.unlearning.forecast import step_flops
 from defuse.utils.progress import duration
+from defuse.utils.speed import tokens_per_second
 
-PROBE_SHAPE = (4, 64)  # texts and tokens, as in a step
-# Forward passes' worth of a text's forward and backward passes: up to the steered layer, to the
-# top, and to the top with the reference's pass beside it.
-SHALLOW, DEEP, DEEP_TWICE = 0.25, 3.5, 4.5
 QUESTION_TOKENS = 36  # of a prompt with its continuations, about
 CHARACTERS = 4  # of a token, about
-
-
-def tokens_per_second(model: PreTrainedModel, threads: int | None = None) -> float:
-    """How many tokens pass forward through the model in a second (the better of two tries).
-
-    `threads` of the processor; None takes those that torch has.
-    """
-    ids = torch.ones(PROBE_SHAPE, dtype=torch.long, device=model.device)
-    seconds = []
-    with torch.inference_mode(), _threads(threads or torch.get_num_threads()):
-        for _ in range(2):
-            began = time.perf_counter()
-            model(ids, logits_to_keep=1).logits.sum().item()
-            seconds.append(time.perf_counter() - began)
-    return ids.numel() / min(seconds)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def work_left(context: ExperimentContext, run: Run) -> float:
@@ -53,13 +20,13 @@ def work_left(context: ExperimentContext, run: Run) -> float:
     missing = missing_steps(context, run)
     if not missing:
         return 0.0
-    forget = DEEP if strength_field(run.method) is None else SHALLOW
-    retain = SHALLOW if run.retain_loss == HiddenMSE.name else DEEP_TWICE
-    step = run.recipe.batch_size * fmean(
-        forget * _length(topic.forget, topic.forget_length, packed=topic.packed)
-        + retain * _length(topic.retain, topic.retain_length, packed=topic.packed)
-        for topic in (source.build() for source in run.recipe.topics)
-    )
+    model, recipe = context.reference.model, run.recipe
+    topics = [source.build() for source in recipe.topics]
+    forget = fmean(_length(t.forget, t.forget_length, packed=t.packed) for t in topics)
+    retain = fmean(_length(t.retain, t.retain_length, packed=t.packed) for t in topics)
+    tokens = recipe.batch_size * forget, recipe.batch_size * retain
+    a_token = 2 * sum(parameter.numel() for parameter in model.parameters())
+    step = step_flops(Decoder(model), recipe.unlearning(), tokens) / a_token
     questions = context.scenario.questions[run.questions]
     asked = sum(probe.count for at in missing for probe in questions.probes(final=at in run.late))
     return run.steps * step + asked * QUESTION_TOKENS

@@ -10,6 +10,7 @@ from defuse.recipes import shipped_recipe
 from defuse.utils.config import (
     Count,
     Natural,
+    as_mapping,
     check_fields,
     parse,
     parse_value,
@@ -129,6 +130,10 @@ class Experiment:
         places = (Path(folder) / source for folder in self.folders)
         return next((str(place) for place in places if place.exists()), source)
 
+    def optional_place(self, source: str | None) -> str | None:
+        """The same of a source that may be missing."""
+        return None if source is None else self.place(source)
+
     def corpus(self, given: Any) -> Any:  # noqa: ANN401 (a source, or a corpus's fields)
         """The same for a corpus."""
         if isinstance(given, dict):
@@ -210,8 +215,5 @@ def _check(experiment: Experiment) -> None:
 
 
 def _check_mapping(name: str, given: Mapping[str, Any]) -> None:
-    known = KNOWN[name]
-    for field_, value in given.items():
-        remedy = f"is not a field; it takes {', '.join(sorted(known))}"
-        require(field_ in known, name, field_, remedy)
-        parse_value(known[field_], value, f"{name}.{field_}")
+    for field_, value in as_mapping(given, KNOWN[name], name).items():
+        parse_value(KNOWN[name][field_], value, f"{name}.{field_}")

@@ -17,7 +17,7 @@ from defuse.recipes import find_recipe
 from defuse.unlearning.config import Topic
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.recipe_fields import method_name
-from defuse.utils.config import parse, parse_value, read_fields
+from defuse.utils.config import as_mapping, parse, read_fields
 from defuse.utils.errors import UsageError, require
 
 # A recipe's fields that follow from the experiment's own.
@@ -113,11 +113,10 @@ def make_runs(
 
 def _points(grid: Grid) -> Iterator[Point]:
     methods = grid.methods if isinstance(grid.methods, dict) else dict.fromkeys(grid.methods)
-    tried = [dict(zip(grid.values, each, strict=True)) for each in product(*grid.values.values())]
     defences = [each for given in grid.defences for each in _expand(given)]
     for seed in grid.seeds:
         for method, retain in product(methods, grid.retain or [None]):
-            for values, defence in product(tried, defences):
+            for values, defence in product(combinations(grid.values), defences):
                 yield Point(method, methods[method] or {}, retain, values, defence, seed)
 
 
@@ -136,25 +135,16 @@ def _expand(given: object) -> list[Defence]:
     """A defence for every combination of the values that it lists."""
     own_parts = parts(given)
     for name, own in own_parts.items():
-        parse_value(dict[str, Any], own, f"compare.defences.{name}")
-        for each in own:
-            names = DEFENCE_FIELDS[name]
-            require(
-                each in names, f"compare.defences.{name}", each, f"is not in {', '.join(names)}"
-            )
-    fields_ = [
-        (part, name, value if isinstance(value, list) else [value])
-        for part, own in own_parts.items()
-        for name, value in own.items()
-    ]
+        as_mapping(own, DEFENCE_FIELDS[name], f"compare.defences.{name}")
     name = given.get("name") if isinstance(given, dict) else None
-    found = []
-    for chosen in product(*(values for *_, values in fields_)):
-        defence: dict[str, dict[str, Any]] = {part: {} for part in own_parts}
-        for (part, field_, _), value in zip(fields_, chosen, strict=True):
-            defence[part][field_] = value
-        found.append(Defence(defence, name))
-    return found
+    chosen = product(*map(combinations, own_parts.values()))
+    return [Defence(dict(zip(own_parts, each, strict=True)), name) for each in chosen]
+
+
+def combinations(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A mapping for every combination of values; one that is not a list is taken every time."""
+    listed = (value if isinstance(value, list) else [value] for value in values.values())
+    return [dict(zip(values, each, strict=True)) for each in product(*listed)]
 
 
 def _run(

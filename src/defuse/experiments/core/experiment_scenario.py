@@ -12,7 +12,7 @@ from defuse.experiments.core.answers import (
     RETAIN_SET,
     slices_at,
 )
-from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
+from defuse.experiments.core.attacks import AttackPlan, attack_data
 from defuse.experiments.core.experiment_file import Experiment, Grid, grids
 from defuse.experiments.core.experiment_runs import make_runs, parts
 from defuse.experiments.core.job import folder_of
@@ -72,7 +72,7 @@ def make_scenario(
         },
         _layout(experiment, perturbations),
         command,
-        retrained=None if experiment.retrained is None else experiment.place(experiment.retrained),
+        retrained=experiment.optional_place(experiment.retrained),
         share_activations=True,
         keep_models=experiment.keep_models,
         mixing_tokens=mixing,
@@ -102,12 +102,9 @@ def _load(experiment: Experiment, name: str, given: object) -> Part:
     named: dict[str, Any] = given if isinstance(given, dict) else {"source": given}
     source = named.get("source")
     require(isinstance(source, str), f"questions.{name}", source, "is not a file or hub dataset")
-    dev = None if experiment.dev is None else experiment.place(experiment.dev)
+    dev = experiment.optional_place(experiment.dev)
     asking = Asking(experiment.few_shot, experiment.limit, experiment.score, experiment.seed)
-    part = load_part(experiment.place(str(source)), named.get("subject"), dev, asking)
-    leaked = {q.stem for q in part.questions} & {q.stem for q in part.settings.few_shot}
-    require(not leaked, f"questions.{name}", min(leaked, default=""), "is also an example of dev")
-    return part
+    return load_part(experiment.place(str(source)), named.get("subject"), dev, asking)
 
 
 def _by_set(part: Part, names: Sequence[str]) -> dict[str, Part]:
@@ -141,12 +138,10 @@ def _perturbations(experiment: Experiment) -> list[Perturbation]:
     if given is None:
         return []
     require("forget_tokens" in given, "perturb.forget_tokens", None, "is missing; add it")
-    files = {
-        name: given.get(name) for name in ("forget_tokens", "control_tokens", "control_corpus")
-    }
-    places = {n: None if f is None else experiment.place(str(f)) for n, f in files.items()}
     tokens = TokenFiles(
-        str(places["forget_tokens"]), places["control_tokens"], places["control_corpus"]
+        experiment.place(given["forget_tokens"]),
+        experiment.optional_place(given.get("control_tokens")),
+        experiment.optional_place(given.get("control_corpus")),
     )
     positions: list[Position] = given.get("positions", ["before"])
     sentence = given.get("sentence")
@@ -206,5 +201,5 @@ def attack_plan(experiment: Experiment, scenario: Scenario) -> AttackPlan | None
         scenario.with_runs([run for run in scenario.runs if run.seed in seeds]),
         attack_data(scenario, attacked.get("forget"), attacked.get("retain")),
         tuple(given),
-        () if isinstance(given, list) else as_overrides(given),
+        {} if isinstance(given, list) else given,
     )

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from defuse.experiments.core.experiment_runs import combinations
 from defuse.unlearning.recipe import Recipe, load_recipe
 from defuse.utils.config import dump
 from defuse.utils.errors import UsageError
@@ -67,8 +67,7 @@ def make_grid(path: Path, texts: Sequence[str]) -> list[Point]:
     if (count := math.prod(map(len, axes.values()))) > MOST_POINTS:
         raise UsageError(f"{', '.join(varied)}: make {count} runs; name at most {MOST_POINTS}")
     points = []
-    for values in product(*axes.values()):
-        given = dict(zip(axes, values, strict=True))
+    for given in combinations(axes):
         fields = {field: given[field] for field in varied}
         with at_point(fields):
             recipe = load_recipe(path, [_override(*each) for each in given.items()])

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+from defuse.experiments.core.experiment_runs import combinations
 from defuse.experiments.core.scenario import Run
 from defuse.unlearning.defaults import strength_field
 from defuse.unlearning.recipe import Recipe
@@ -180,5 +180,4 @@ def _defended(
 
 def _settings(values: Mapping[str, Sequence[Any]]) -> Iterator[Setting]:
     """A setting for every combination of `values`."""
-    for chosen in product(*values.values()):
-        yield parse(Setting, dict(zip(values, chosen, strict=True)))
+    return (parse(Setting, chosen) for chosen in combinations(values))

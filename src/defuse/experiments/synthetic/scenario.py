@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from defuse.attacks.registry import ATTACKS
-from defuse.experiments.core.attacks import AttackPlan, as_overrides, attack_data
+from defuse.experiments.core.attacks import AttackPlan, attack_data
 from defuse.experiments.core.job import choose_methods, folder_of
 from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
 from defuse.experiments.synthetic.grid import (
@@ -145,6 +145,6 @@ def attack_plan(options: Options) -> AttackPlan:
         scenario.with_runs(choose_methods(runs, options.only)),
         attack_data(scenario),
         tuple(ATTACKS),
-        as_overrides(LAB["attacks"]),
+        LAB["attacks"],
         ATTACK_WORK,
     )
