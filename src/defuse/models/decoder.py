@@ -4,7 +4,7 @@ This is the only file that calls an architecture's modules, by the names in
 `defuse.models.architectures`. All other code uses `Decoder`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -183,6 +183,13 @@ class Decoder:
                 arguments["use_cache"] = True
             hidden = call(layer, hidden, arguments, weights or {})
         return hidden
+
+    def states(self, hidden: Tensor, inputs: BlockInputs) -> Iterator[Tensor]:
+        """The hidden states before the first block, and those after each block."""
+        yield hidden
+        for layer in range(self.num_layers):
+            hidden = self.run(hidden, inputs, layer, layer + 1)
+            yield hidden
 
     def vectors(self, input_ids: Tensor) -> Tensor:
         """Each token's embedding in the hidden states before block 0: (…) to (…, hidden)."""

@@ -115,10 +115,8 @@ def _layers(
     batch = collate([prompt.tree for prompt in prompts], decoder.device)
     ends = torch.tensor([end for prompt in prompts for end in prompt.ends])
     hidden, inputs = decoder.embed_tree(batch.input_ids, batch.depths, visibility(batch.last, 0))
-    for layer in range(decoder.num_layers + 1):
-        yield read_off(decoder, hidden, batch), hidden[rows, ends].cpu()
-        if layer < decoder.num_layers:
-            hidden = decoder.run(hidden, inputs, layer, layer + 1)
+    for states in decoder.states(hidden, inputs):
+        yield read_off(decoder, states, batch), states[rows, ends].cpu()
 
 
 def check_labels(name: str, questions: Sequence[Question]) -> None:

@@ -99,11 +99,7 @@ def _last_states(decoder: Decoder, rows: Sequence[Sequence[int]]) -> Tensor:
     ids = torch.tensor(padded, device=decoder.device)
     hidden, inputs = decoder.embed(ids, lengths=[len(row) for row in rows])
     at = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
-    seen = [hidden[at]]
-    for layer in range(decoder.num_layers):
-        hidden = decoder.run(hidden, inputs, layer, layer + 1)
-        seen.append(hidden[at])
-    return torch.stack(seen)
+    return torch.stack([states[at] for states in decoder.states(hidden, inputs)])
 
 
 def _letters(

@@ -17,7 +17,7 @@ from defuse.recipes import find_recipe
 from defuse.unlearning.config import Topic
 from defuse.unlearning.recipe import Recipe
 from defuse.unlearning.recipe_fields import method_name
-from defuse.utils.config import as_mapping, parse, read_fields
+from defuse.utils.config import as_mapping, parse, parse_value, read_fields
 from defuse.utils.errors import UsageError, require
 
 # A recipe's fields that follow from the experiment's own.

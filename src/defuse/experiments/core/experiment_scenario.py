@@ -42,13 +42,14 @@ def make_scenario(
     sets = {name: part.questions for name, part in read.items()}
     settings = {name: part.settings for name, part in read.items()}
     perturbations = _perturbations(experiment)
+    positions = [each.position for each in perturbations]
     used = grids(experiment, tune=tune) if runs is None else []
     mixing = _mixing_tokens(used, perturbations, output)
     if runs is None:
         runs = make_runs(experiment, used, output, mixing)
 
     def asked(limit: int | None, interim: Mapping[str, Any]) -> MCQuestions:
-        places = _interim_positions(interim, perturbations)
+        places = interim.get("positions", positions)
         some = [each for each in perturbations if each.position in places]
         return MCQuestions(
             make_probes(sets, settings, perturbations, limit),
@@ -70,7 +71,7 @@ def make_scenario(
             **{g.questions: asked(g.limit, {**experiment.interim, **g.interim}) for g in used},
             "reported": asked(None, experiment.interim),
         },
-        _layout(experiment, perturbations),
+        _layout(experiment, positions),
         command,
         retrained=experiment.optional_place(experiment.retrained),
         share_activations=True,
@@ -147,23 +148,11 @@ def _perturbations(experiment: Experiment) -> list[Perturbation]:
     sentence = given.get("sentence")
     alone = "is put before a question; add before to perturb.positions"
     require(sentence is None or "before" in positions, "perturb.sentence", sentence, alone)
-    model = experiment.place(experiment.model)
+    model, seed = experiment.place(experiment.model), experiment.seed
     return [
-        build_perturbation(
-            tokens,
-            position,
-            sentence if position == "before" else None,
-            model,
-            experiment.seed,
-        )
-        for position in positions
+        build_perturbation(tokens, place, sentence if place == "before" else None, model, seed)
+        for place in positions
     ]
-
-
-def _interim_positions(
-    interim: Mapping[str, Any], perturbations: Sequence[Perturbation]
-) -> Sequence[str]:
-    return interim.get("positions", [each.position for each in perturbations])
 
 
 def _mixing_tokens(
@@ -178,17 +167,11 @@ def _mixing_tokens(
     return tokens
 
 
-def _layout(experiment: Experiment, perturbations: Sequence[Perturbation]) -> Layout:
-    places = [each.position for each in perturbations]
+def _layout(experiment: Experiment, positions: Sequence[str]) -> Layout:
     report = {"title": f"Experiment: {experiment.name}", **experiment.report}
-    shown, matched = (
-        tuple(place for place in places if place in wanted)
-        for wanted in (
-            report.pop("positions", places),
-            _interim_positions(experiment.interim, perturbations),
-        )
-    )
-    return Layout(slices_at(shown), places[0] if places else None, matched, **report)
+    wanted = report.pop("positions", positions), experiment.interim.get("positions", positions)
+    shown, matched = (tuple(p for p in positions if p in each) for each in wanted)
+    return Layout(slices_at(shown), positions[0] if positions else None, matched, **report)
 
 
 def attack_plan(experiment: Experiment, scenario: Scenario) -> AttackPlan | None:

@@ -36,7 +36,6 @@ from defuse.experiments.core.selection import advice, settings_table
 from defuse.experiments.core.tables import (
     defence_sentences,
     heap_sentences,
-    main_table,
     more_tables,
     short_table,
     slice_name,
@@ -232,11 +231,9 @@ def report(scenario: Scenario, answers: Answers, console: Console) -> None:
     groups, defences = make_groups(answers), make_defences(answers, layout.matched_at)
     figure = (layout.draw or draw)(groups, answers, layout)
     neutral = perplexities(scenario.folder, answers)
-    shown, table = (
-        [*tables(groups, layout, neutral), *more_tables(scenario, answers)],
-        main_table(groups, layout, neutral),
-    )
+    shown = [*tables(groups, layout, neutral), *more_tables(scenario, answers)]
     record = _record(scenario, answers)
+    page = make_page(scenario, groups, defences, answers, shown, figure, record)
     unreadable = [
         *unreadable_sentences(groups),
         *heap_sentences(groups, layout),
@@ -247,12 +244,10 @@ def report(scenario: Scenario, answers: Answers, console: Console) -> None:
     said = (f"\n- {each}" for each in (*unreadable, *defence_sentences(defences), *why))
     folder, stem = scenario.folder / layout.subfolder, layout.stem
     texts = {
-        "report.html": render(
-            make_page(scenario, groups, defences, answers, shown, figure, record)
-        ),
+        "report.html": render(page),
         f"{stem}.md": "\n".join(map(captioned, shown)) + "".join(said) + "\n",
-        f"{stem}.csv": as_csv(table),
-        f"{stem}.tex": as_latex(table),
+        f"{stem}.csv": as_csv(shown[0]),
+        f"{stem}.tex": as_latex(shown[0]),
     }
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from defuse.evaluate import MCAnswer, Settings
 from defuse.evaluate.answers import read_row
 from defuse.evaluate.encoding import encode_rows, prompt_pairs
+from defuse.evaluate.evaluate import variants_of
 from defuse.evaluate.loglikelihood import max_length, score
 from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import (
-    CONTROL_TOKEN,
     FORGET_SET,
-    FORGET_TOKEN,
+    ORIGINAL,
     Answer,
     AnswerTable,
     Cell,
@@ -171,9 +171,6 @@ def make_probes(
 def _variants(
     name: str, question: Question, perturbation: Perturbation | None, seed: int
 ) -> tuple[Prompt, ...]:
-    prompts = [(Cell(name), question)]
-    if perturbation is not None:
-        perturbed = perturbation.variants(question, seed)
-        pairs = zip((FORGET_TOKEN, CONTROL_TOKEN), perturbed.values(), strict=False)
-        prompts += [(Cell(name, variant, perturbation.position), each) for variant, each in pairs]
-    return tuple(prompts)
+    place = None if perturbation is None else perturbation.position
+    asked = variants_of(question, perturbation, seed).items()
+    return tuple((Cell(name, v, None if v == ORIGINAL else place), each) for v, each in asked)

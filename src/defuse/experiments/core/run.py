@@ -112,11 +112,7 @@ class ExperimentContext:
 def answers_store(context: ExperimentContext, run: Run, *, final: bool) -> ResultStore:
     """The store of a run's answers at its late checkpoints, or at those before them."""
     questions = context.scenario.questions[run.questions].digest(final=final)
-    identity = {
-        **context.model_identity,
-        "questions": questions,
-        **context.run_identity(run),
-    }
+    identity = {**context.model_identity, "questions": questions, **context.run_identity(run)}
     folder = context.scenario.folder / "answers" / run.name
     return ResultStore(folder, identity, read_old=_reader(context))
 
@@ -169,9 +165,8 @@ def other_answers(
 
     def ask() -> list[dict[str, Any]]:
         progress.start(f"asking the {name} model", sum(len(p.groups) for p in asked.final))
-        return to_json(
-            context.ask(_other(context, name), "reported", final=True, progress=progress)
-        )
+        loaded = _other(context, name)
+        return to_json(context.ask(loaded, "reported", final=True, progress=progress))
 
     return from_json(store.get_or_compute(name, ask))
 

@@ -1,12 +1,11 @@
 """The runs of the synthetic experiment, from the settings in lab.yaml."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from defuse.experiments.core.experiment_runs import combinations
+from defuse.experiments.core.experiment_runs import checkpoints, combinations
 from defuse.experiments.core.scenario import Run
 from defuse.unlearning.defaults import strength_field
 from defuse.unlearning.recipe import Recipe
@@ -15,7 +14,7 @@ from defuse.utils.config import parse, read_fields
 Pair = tuple[str, str]  # a method and a retain loss
 
 SHORT_SEEDS, FULL_SEEDS, TUNING_SEED = range(3), range(10), 1000
-CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # shares of the steps after which a run is asked
+CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # shares of the steps after which a run is asked
 LAB = read_fields(Path(__file__).with_name("lab.yaml"))
 # A defence's word in names of folders, as version 0.1.0 has it, and the name of its setting.
 FOLDER_WORDS = {"rna": "rna", "mixing": "mixed"}
@@ -80,7 +79,7 @@ class Point:
             defence="+".join(d for d, _ in defences) or "none",
             seed=self.seed,
             recipe=self._recipe(setting, model, folder / "texts", folder / "models" / name),
-            checkpoints=tuple(sorted({math.ceil(setting.steps * share) for share in CURVE})),
+            checkpoints=checkpoints(CURVE, setting.steps),
             defence_settings=tuple((DEFENCE_SETTINGS[d], value) for d, value in defences),
             settings=settings,
             essence=(("setting", asdict(setting)),),

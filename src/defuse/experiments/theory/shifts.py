@@ -119,7 +119,7 @@ def answer_loss(decoder: Decoder, hidden: Tensor, request: TokenPair, last: int)
 def _state_and_gradient(decoder: Decoder, request: TokenPair) -> tuple[Tensor, Tensor]:
     """Compute the states at the last prompt token and the loss's gradients there, both (L, d)."""
     hidden, inputs, last = start(decoder, request)
-    states = _by_layer(decoder, hidden.detach().requires_grad_(), inputs)
+    _, *states = decoder.states(hidden.detach().requires_grad_(), inputs)
     loss = answer_loss(decoder, states[-1], request, last)
     return _at(last, states), _at(last, torch.autograd.grad(loss.sum(), states))
 
@@ -127,15 +127,8 @@ def _state_and_gradient(decoder: Decoder, request: TokenPair) -> tuple[Tensor, T
 @torch.no_grad()
 def _state(decoder: Decoder, request: TokenPair) -> Tensor:
     hidden, inputs, last = start(decoder, request)
-    return _at(last, _by_layer(decoder, hidden, inputs))
-
-
-def _by_layer(decoder: Decoder, hidden: Tensor, inputs: BlockInputs) -> list[Tensor]:
-    """The output of every block, (1, time, d) each."""
-    states = [hidden]
-    for layer in range(decoder.num_layers):
-        states.append(decoder.run(states[-1], inputs, layer, layer + 1))
-    return states[1:]
+    _, *states = decoder.states(hidden, inputs)
+    return _at(last, states)
 
 
 def _at(token: int, by_layer: Sequence[Tensor]) -> Tensor:
