@@ -26,6 +26,7 @@ from defuse.evaluate.tasks.tofu.metrics import model_utility
 from defuse.evaluate.tasks.tofu.names import (
     NameScore,
     added_harm,
+    any_name_harm,
     ask_named,
     author_names,
     put_names_before,
@@ -297,6 +298,14 @@ def test_added_harm_is_paired_by_question() -> None:
     unlearned = [NameScore("a", -1.5, -1.0), NameScore("b", -1.1, -1.0)]
     before = [NameScore("a", -0.6, -0.5), NameScore("b", -0.6, -0.5)]
     assert added_harm([unlearned], [before]).value == pytest.approx(0.2)
+
+
+def test_the_harm_of_any_name_is_paired_by_question() -> None:
+    """No name − control = 0.8 and 0.4 after, 0.1 and 0.1 before: 0.7 and 0.3, mean 0.5."""
+    unlearned = [NameScore("a", -1.5, -1.0), NameScore("b", -1.1, -1.0)]
+    before = [NameScore("a", -0.6, -0.5), NameScore("b", -0.6, -0.5)]
+    found = any_name_harm([unlearned], [[-0.2, -0.6]], [before], [[-0.4, -0.4]])
+    assert found.value == pytest.approx(0.5)
 
 
 def test_answers_come_back_from_their_file(tmp_path: Path) -> None:

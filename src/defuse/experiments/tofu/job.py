@@ -16,7 +16,7 @@ from defuse.experiments.core.job import Request
 from defuse.experiments.core.records import failures, print_failures, records
 from defuse.experiments.core.run import recorded
 from defuse.experiments.tofu.recipe import OLD_NAMES, PRETRAINED, REFERENCE, RETRAINED, TofuRecipe
-from defuse.experiments.tofu.table import Row, make_rows, markdown, on_screen
+from defuse.experiments.tofu.table import Row, make_rows, markdown, on_screen, unreadable_sentences
 from defuse.finetune import run as finetuning
 from defuse.models.load import load_model
 from defuse.report.format import screen_table
@@ -137,6 +137,8 @@ def _report(recipe: TofuRecipe, rows: Sequence[Row], console: Console) -> None:
     found = {"recipe": dump(recipe), "rows": [asdict(row) for row in rows], "versions": versions()}
     write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, **found})
     console.print(screen_table(on_screen(rows)))
+    for sentence in unreadable_sentences(rows):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Written in {folder}: results.md, results.json", highlight=False)
 
 

@@ -108,6 +108,26 @@ def added_harm(
     return bootstrap_mean(_harm(runs) - _harm(reference), SEED)
 
 
+def any_name_harm(
+    runs: Sequence[Sequence[NameScore]],
+    plain: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[NameScore]],
+    reference_plain: Sequence[Sequence[float]],
+) -> Interval:
+    """(Unlearned − reference) of no name − control name, paired by question, nats per token.
+
+    `plain`: the answers' mean log-probabilities without a name. Above 0, any name does harm, and
+    what a forgotten one adds says nothing.
+    """
+    own, other = _lost(runs, plain), _lost(reference, reference_plain)
+    return bootstrap_mean(own - other, SEED)
+
+
+def _lost(runs: Sequence[Sequence[NameScore]], plain: Sequence[Sequence[float]]) -> Tensor:
+    control = torch.tensor([[each.control for each in run] for run in runs], dtype=torch.float64)
+    return torch.tensor(plain, dtype=torch.float64) - control
+
+
 def _harm(runs: Sequence[Sequence[NameScore]]) -> Tensor:
     rows = [[each.control - each.forget for each in run] for run in runs]
     return torch.tensor(rows, dtype=torch.float64)
