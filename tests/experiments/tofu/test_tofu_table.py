@@ -17,13 +17,15 @@ UNLEARN = {"method": {"name": "rmu"}, "topic": {"coefficient": 1.0, "weight": 1.
 def answers(plain: float, control: float, forget: float) -> TofuAnswers:
     """The same of three questions in each set."""
     one = [Answered(f"{i}", "x", plain, -2.0, (-3.0, -4.0), "x", 1.0) for i in range(3)]
-    sets = dict.fromkeys(("forget", "retain", "real_authors", "world_facts"), one)
-    return TofuAnswers(sets, [NameScore(f"{i}", forget, control) for i in range(3)])
+    names = ("forget", "retain", "real_authors", "world_facts")
+    return TofuAnswers(
+        {str(name): one for name in names}, [NameScore(f"{i}", forget, control) for i in range(3)]
+    )
 
 
 def test_a_model_that_any_name_harms_is_said_not_to_be_readable() -> None:
     recipe = TofuRecipe(model="m", output="out", unlearn=UNLEARN)
-    found = {
+    found: dict[tuple[str, int | None], TofuAnswers] = {
         ("reference", 1): answers(-1.0, -1.1, -1.2),
         ("none", 1): answers(-1.0, -1.9, -1.8),
     }
