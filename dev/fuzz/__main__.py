@@ -28,6 +28,8 @@ from dev.fuzz.bench import Bench
 from dev.fuzz.kinds import Input, inputs
 from dev.fuzz.process import import_everything
 
+OPTIONS = "options of all verbs"
+
 
 @dataclass
 class Tally:
@@ -100,10 +102,12 @@ def _draw(
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """A row for each kind, in Markdown."""
+    """A row for each kind in Markdown, and one for the options of all verbs."""
     lines = ["| kind | inputs | refused | read | wrong |", "|---|---|---|---|---|"]
+    rows: dict[str, list[Tally]] = {}
     for name, tally in tallies.items():
-        lines.append(_row(name, [tally]))
+        rows.setdefault(OPTIONS if name.startswith("options of") else name, []).append(tally)
+    lines += [_row(name, some) for name, some in rows.items()]
     return "\n".join([*lines, _row("all", list(tallies.values()))])
 
 
