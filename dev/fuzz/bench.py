@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from dev.fuzz import process
-from dev.fuzz.kinds import Input, Kind, all_kinds
+from dev.fuzz.kinds import Input, Kind
+from dev.fuzz.kinds_of_fields import options, recipes
+from dev.fuzz.kinds_of_files import data, models, saved
 from dev.fuzz.verdict import read_files, verdict
 from dev.fuzz.workplace import make_inputs
 from dev.soak.instants import kill_at, record
@@ -20,7 +22,8 @@ class Bench:
     """A place for valid files, and for the copy that an input runs in."""
 
     def __init__(self, place: Path) -> None:
-        self.kinds = all_kinds()
+        some = (recipes, options, data, models, saved)
+        self.kinds = {kind.name: kind for make in some for kind in make()}
         self._place = place
         self._trial = place / "trial"
         self._valid = cache(self._make_valid)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets.config
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,7 +27,6 @@ BYTES = 2**30  # above what the process has by its imports
 PATIENCE = 100.0  # seconds, for one that waits and computes nothing
 LONGEST = 2**20  # bytes of output that are kept
 OTHERS = (
-    "datasets",
     "gguf",
     "peft",
     "pyarrow.dataset",
@@ -128,6 +128,7 @@ def _run(
     os.chdir(folder)
     tempfile.tempdir = str(folder)
     os.environ["HOME"] = str(folder)
+    datasets.config.HF_DATASETS_CACHE = folder / ".cache"
     sys.argv = ["defuse", *arguments]
     try:
         before()
