@@ -56,5 +56,7 @@ class TextDigests:
         sources = repr((topic.forget, topic.retain, topic.triggers))
         if sources not in self._texts:
             built = topic.build()
-            self._texts[sources] = digest([built.forget, built.retain, built.triggers])
+            # Lists, as in the files of version 0.1.0: a digest is of the types, too.
+            texts = [list(built.forget), list(built.retain), built.triggers]
+            self._texts[sources] = digest(texts)
         return self._texts[sources]

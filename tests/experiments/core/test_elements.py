@@ -14,10 +14,12 @@ from defuse.experiments.core.attacks import AttackPlan
 from defuse.experiments.core.experiment_file import load_experiment
 from defuse.experiments.core.experiment_scenario import attack_plan, make_scenario
 from defuse.experiments.core.job import Request, run_experiment
+from defuse.experiments.core.questions import Stage
 from defuse.experiments.core.run import ExperimentContext, execute, load_answers, missing_steps
 from defuse.experiments.core.scenario import Scenario
 from defuse.experiments.core.tables import held_out
 from defuse.methods import METHODS, RETAIN_LOSSES
+from defuse.models.load import LoadedModel
 from defuse.questions import Perturbation, load_questions, load_tokens
 from defuse.recipes import FOLDER
 from defuse.utils.errors import UsageError
@@ -105,10 +107,12 @@ def test_a_stopped_run_leaves_whole_files_and_ends_as_if_never_stopped(
     (run,) = stopped.scenario.runs
     original = ExperimentContext.ask
 
-    def ask(context: ExperimentContext, *args: object, final: bool, **more: object):
-        if final:
+    def ask(
+        context: ExperimentContext, loaded: LoadedModel, name: str, stage: Stage, **more: object
+    ):
+        if stage == "final":
             raise KeyboardInterrupt
-        return original(context, *args, final=final, **more)  # type: ignore[arg-type]
+        return original(context, loaded, name, stage, **more)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr(ExperimentContext, "ask", ask)

@@ -237,6 +237,12 @@ def test_a_run_s_figure_is_the_mean_over_its_last_quarter():
     assert group.accuracy[FORGET].value == pytest.approx(0.4)
 
 
+def test_a_late_checkpoint_that_was_asked_less_is_left_out():
+    steps = {30: answers(5, forget=5), 40: answers(forget=2)}
+    _, group = make_groups(Answers({run(): steps}, REFERENCE))
+    assert (group.n[FORGET], group.accuracy[FORGET].value) == (N, 0.2)
+
+
 def test_intervals_learn_from_other_groups_how_much_runs_vary():
     """Two runs that happen to agree are not sure of their mean where others' runs differ."""
 

@@ -60,8 +60,8 @@ def scenario(tmp_path: Path, *points: Point) -> Scenario:
     whole = make_scenario(Options(output=tmp_path))
     runs = [point.run(whole.model.name, tmp_path) for point in points]
     final, interim = (
-        tuple(replace(p, groups=p.groups[::6]) for p in whole.questions["reported"].probes(final=f))
-        for f in (True, False)
+        tuple(replace(p, groups=p.groups[::6]) for p in whole.questions["reported"].probes(stage))
+        for stage in ("final", "interim")
     )
     asked = MCQuestions(final, interim, keep_text=False)
     return replace(whole, questions={"reported": asked}).with_runs(runs)
@@ -110,7 +110,7 @@ def test_answers_of_version_0_1_0_are_read_and_others_refused(tmp_path: Path):
     context = ExperimentContext(scenario(tmp_path, SHORT))
     execute(context, context.scenario.runs[0])
     (run,) = context.scenario.runs
-    store = answers_store(context, run, final=True)
+    store = answers_store(context, run, 4)
     cells = json.loads(store.path(step_name(4)).read_text("utf-8"))["result"]
     names = {"forget_token": "forget", "control_token": "control", "mixed_token": "mixed"}
     old = {
@@ -160,13 +160,8 @@ def test_mixed_retain_texts_name_only_what_may_be_mixed():
 def test_checkpoints_answer_fewer_prompts_than_the_last_step():
     asked = make_questions(WORLD, "animals", "reported")
     final, interim = (
-        {
-            cell
-            for probe in asked.probes(final=at_end)
-            for group in probe.groups
-            for cell, _ in group
-        }
-        for at_end in (True, False)
+        {cell for probe in asked.probes(stage) for group in probe.groups for cell, _ in group}
+        for stage in ("final", "interim")
     )
     assert {cell.position for cell in final} == {None, "choice", "stem", "before", "statement"}
     assert {cell.position for cell in interim} == {None, "before", "statement"}

@@ -28,7 +28,7 @@ def work_left(context: ExperimentContext, run: Run) -> float:
     a_token = 2 * sum(parameter.numel() for parameter in model.parameters())
     step = step_flops(Decoder(model), recipe.unlearning(), tokens) / a_token
     questions = context.scenario.questions[run.questions]
-    asked = sum(probe.count for at in missing for probe in questions.probes(final=at in run.late))
+    asked = sum(probe.count for at in missing for probe in questions.probes(run.stage(at)))
     return run.steps * step + asked * QUESTION_TOKENS
 
 

@@ -55,6 +55,7 @@ def make_scenario(
             make_probes(sets, settings, perturbations, limit),
             make_probes(sets, settings, some, interim.get("questions")),
             experiment.text,
+            late=make_probes(sets, settings, some, limit),
         )
 
     return Scenario(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from statistics import fmean
 from typing import Any
 
@@ -260,31 +260,38 @@ def make_figures(
     A run's value is the mean over its tables. Harms are (unlearned − reference) of (first − second
     variant), in accuracy and in nats, on the retain questions that all models answered in both.
     """
-    flat = [table for own in runs for table in own]
-    tables, n, found = [reference, *flat], {}, {}
-
-    def mean(values: Tensor) -> Tensor:
-        return run_means(values, runs)
-
+    n, found = {}, {}
     for part in slices(reference):
-        each = panel(part, tables)
+        some = _answering(runs, (part,))
+        each = panel(part, [reference, *chain.from_iterable(some)])
         if each.n:
             n[part] = each.n
-            found["accuracy", part] = mean(each.correct[1:])
-            found["logprob", part] = mean(each.logprob[1:])
-    is_unlearned = any(table is not reference for table in flat)
+            found["accuracy", part] = run_means(each.correct[1:], some)
+            found["logprob", part] = run_means(each.logprob[1:], some)
+        if retrained is not None and part in (FORGET, RETAIN):
+            flat = list(chain.from_iterable(some))
+            found["kl", part] = run_means(divergences(retrained, part, flat), some)
+    if any(table is reference for own in runs for table in own):
+        return n, found
     for (kind, variants), place in product(HARMS.items(), positions(reference)):
         parts = [RETAIN if v == ORIGINAL else Slice("retain", v, place) for v in variants]
-        first, second = panels(parts, tables)
-        if is_unlearned and first.n:
-            for unit in ("", ", nats"):
-                table = "logprob" if unit else "correct"
-                change = getattr(first, table) - getattr(second, table)
-                found[kind + unit, place] = mean(change[1:]) - change[:1]
-    if retrained is not None:
-        for part in (FORGET, RETAIN):
-            found["kl", part] = mean(divergences(retrained, part, flat))
+        some = _answering(runs, parts)
+        first, second = panels(parts, [reference, *chain.from_iterable(some)])
+        for unit, table in (("", "correct"), (", nats", "logprob")) if first.n else ():
+            change = getattr(first, table) - getattr(second, table)
+            found[kind + unit, place] = run_means(change[1:], some) - change[:1]
     return n, found
+
+
+def _answering(
+    runs: Sequence[Sequence[AnswerTable]], parts: Sequence[Slice]
+) -> list[list[AnswerTable]]:
+    """Each run's tables that answer as many questions of `parts` as its last one does."""
+
+    def counts(table: AnswerTable) -> list[int]:
+        return [len(pooled(table, part)) for part in parts]
+
+    return [[table for table in own if counts(table) == counts(own[-1])] for own in runs]
 
 
 def run_means(values: Tensor, runs: Sequence[Sequence[AnswerTable]]) -> Tensor:

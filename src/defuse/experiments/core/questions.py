@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +33,8 @@ from defuse.utils.progress import SILENT, Progress
 
 QuestionSets = Mapping[str, Sequence[Question]]  # "forget", then retain sets, by name
 Prompt = tuple[Cell, Question]
+# When a run is asked: after its last step, after three quarters of its steps, or before.
+Stage = Literal["final", "late", "interim"]
 
 
 @dataclass(frozen=True)
@@ -65,35 +67,38 @@ class Probe:
 
 @dataclass(frozen=True)
 class MCQuestions:
-    """The prompts of a run's late checkpoints, and those of the checkpoints before them.
+    """The prompts of a run's last step, and of the checkpoints before it.
 
-    `keep_text`: answers keep prompts and choices.
+    `late`: of those in the last quarter; None is those of `interim`. `keep_text`: answers keep prompts and choices.
     """
 
     final: tuple[Probe, ...]
     interim: tuple[Probe, ...]
     keep_text: bool = True
+    late: tuple[Probe, ...] | None = None
 
-    def probes(self, *, final: bool) -> tuple[Probe, ...]:
-        """The prompts of a late checkpoint, or of one before."""
-        return self.final if final else self.interim
+    def probes(self, stage: Stage) -> tuple[Probe, ...]:
+        """The prompts of a checkpoint."""
+        if stage == "final":
+            return self.final
+        return self.interim if stage == "interim" or self.late is None else self.late
 
     @property
     def prompts(self) -> Iterator[Prompt]:
-        """The prompts of late checkpoints; one that several probes ask comes again."""
+        """The prompts of the last step; one that several probes ask comes again."""
         return chain.from_iterable(probe.prompts for probe in self.final)
 
     def asked(self, part: Slice) -> dict[QuestionKey, Question]:
-        """A slice's questions at late checkpoints, as they are asked."""
+        """The last step's questions of a slice, as they are asked."""
         return {
             (cell.question_set, question.id): question
             for cell, question in self.prompts
             if slice_of(cell) == part
         }
 
-    def digest(self, *, final: bool) -> str:
+    def digest(self, stage: Stage) -> str:
         """Equal for equal prompts."""
-        digests = [probe.digest for probe in self.probes(final=final)]
+        digests = [probe.digest for probe in self.probes(stage)]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ from defuse.evaluate.check_up import CheckUp, check_up
 from defuse.evaluate.token_tree import TokenPair
 from defuse.experiments.core.answers import AnswerTable, from_json, from_old_json, to_json
 from defuse.experiments.core.check_up import checked_up
-from defuse.experiments.core.questions import ask_model
+from defuse.experiments.core.questions import Stage, ask_model
 from defuse.experiments.core.records import records
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.models.file_identity import file_identity
@@ -96,22 +96,22 @@ class ExperimentContext:
         return self._cache
 
     def ask(
-        self, loaded: LoadedModel, questions: str, *, final: bool, progress: Progress = SILENT
+        self, loaded: LoadedModel, questions: str, stage: Stage, progress: Progress = SILENT
     ) -> AnswerTable:
         """The answers of a model to one of the scenario's question lists."""
         asked = self.scenario.questions[questions]
         return ask_model(
             loaded,
-            asked.probes(final=final),
+            asked.probes(stage),
             keep_text=asked.keep_text,
             encoded=self._encoded,
             progress=progress,
         )
 
 
-def answers_store(context: ExperimentContext, run: Run, *, final: bool) -> ResultStore:
-    """The store of a run's answers at its late checkpoints, or at those before them."""
-    questions = context.scenario.questions[run.questions].digest(final=final)
+def answers_store(context: ExperimentContext, run: Run, step: int) -> ResultStore:
+    """The store of a run's answers at a checkpoint."""
+    questions = context.scenario.questions[run.questions].digest(run.stage(step))
     identity = {**context.model_identity, "questions": questions, **context.run_identity(run)}
     folder = context.scenario.folder / "answers" / run.name
     return ResultStore(folder, identity, read_old=_reader(context))
@@ -138,8 +138,7 @@ def load_answers(context: ExperimentContext, run: Run) -> dict[int, AnswerTable]
     """The answers of a run's checkpoints by step, as far as they are there."""
     found = {}
     for step in run.checkpoints:
-        store = answers_store(context, run, final=step in run.late)
-        cells = store.get(step_name(step))
+        cells = answers_store(context, run, step).get(step_name(step))
         if cells is not None:
             found[step] = from_json(cells)
     return found
@@ -157,7 +156,7 @@ def other_answers(
     """The answers of the `REFERENCE` or the `RETRAINED` model, asked once."""
     scenario = context.scenario
     asked = scenario.questions["reported"]
-    identity = {**_identity(context, name), "questions": asked.digest(final=True)}
+    identity = {**_identity(context, name), "questions": asked.digest("final")}
     store = ResultStore(scenario.folder / "answers", identity, read_old=_reader(context))
     old = store.path(OLD_NAMES[name])
     if old.is_file() and not store.path(name).is_file():
@@ -166,7 +165,7 @@ def other_answers(
     def ask() -> list[dict[str, Any]]:
         progress.start(f"asking the {name} model", sum(len(p.groups) for p in asked.final))
         loaded = _other(context, name)
-        return to_json(context.ask(loaded, "reported", final=True, progress=progress))
+        return to_json(context.ask(loaded, "reported", "final", progress=progress))
 
     return from_json(store.get_or_compute(name, ask))
 
@@ -227,10 +226,9 @@ def _unlearn_and_ask(context: ExperimentContext, run: Run, progress: Progress) -
 
     def on_checkpoint(step: int, model: PreTrainedModel) -> None:
         loaded = LoadedModel(model, reference.tokenizer, run.name)
-        final = step in run.late
-        cells = to_json(context.ask(loaded, run.questions, final=final))
+        cells = to_json(context.ask(loaded, run.questions, run.stage(step)))
         about = {"run": run.name, "step": step, "losses": _losses(records)}
-        answers_store(context, run, final=final).put(step_name(step), cells, **about)
+        answers_store(context, run, step).put(step_name(step), cells, **about)
 
     started = time.perf_counter()
     if reference.model.device.type == "cuda":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defuse.experiments.core.answers import AnswerTable, Slice
-from defuse.experiments.core.questions import MCQuestions
+from defuse.experiments.core.questions import MCQuestions, Stage
 from defuse.unlearning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class Run:
         """The steps of the whole run."""
         return self.checkpoints[-1]
 
-    @property
-    def late(self) -> tuple[int, ...]:
-        """The checkpoints whose mean is the run's figure."""
-        return late(self.checkpoints)
+    def stage(self, step: int) -> Stage:
+        """Which questions a checkpoint is asked."""
+        if step == self.steps:
+            return "final"
+        return "late" if step in late(self.checkpoints) else "interim"
 
     @property
     def said(self) -> str:

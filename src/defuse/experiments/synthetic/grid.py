@@ -14,7 +14,9 @@ from defuse.utils.config import parse, read_fields
 Pair = tuple[str, str]  # a method and a retain loss
 
 SHORT_SEEDS, FULL_SEEDS, TUNING_SEED = range(3), range(10), 1000
-CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # shares of the steps after which a run is asked
+# Shares of the steps after which a run is asked, besides the last; its figures are means over the
+# last three.
+CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 7 / 8)
 LAB = read_fields(Path(__file__).with_name("lab.yaml"))
 # A defence's word in names of folders, as version 0.1.0 has it, and the name of its setting.
 FOLDER_WORDS = {"rna": "rna", "mixing": "mixed"}
@@ -25,7 +27,7 @@ SHORT_PAIRS: tuple[Pair, ...] = (MAIN, ("simnpo", "logit_kl"))
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned of a method with a retain loss; lab.yaml explains `strength` and `beta`."""
+    """What is tuned of a method with a retain loss; lab.yaml explains some of its fields."""
 
     steps: int = 200
     learning_rate: float = 2e-3
@@ -34,6 +36,7 @@ class Setting:
     layer: int = 3
     parameters: str = "all"
     beta: float | None = None
+    schedule: str | None = None
 
 
 SETTINGS: Mapping[Pair, Setting] = {
@@ -82,7 +85,7 @@ class Point:
             checkpoints=checkpoints(CURVE, setting.steps),
             defence_settings=tuple((DEFENCE_SETTINGS[d], value) for d, value in defences),
             settings=settings,
-            essence=(("setting", asdict(setting)),),
+            essence=(("setting", _essence(setting)),),
         )
 
     def _recipe(self, setting: Setting, model: str, texts: Path, output: Path) -> Recipe:
@@ -110,9 +113,15 @@ class Point:
             "topics": [topic],
             "steps": setting.steps,
             "learning_rate": setting.learning_rate,
+            "optimiser": setting.schedule and {"schedule": setting.schedule},
             "seed": self.seed,
         }
         return parse(Recipe, LAB["recipe"] | fields, "lab")
+
+
+def _essence(setting: Setting) -> dict[str, Any]:
+    """A setting as version 0.1.0 kept it with the answers; a schedule is part of the recipe."""
+    return {name: value for name, value in asdict(setting).items() if name != "schedule"}
 
 
 def short_grid() -> list[Point]:
