@@ -22,7 +22,9 @@ MODULES = (
     "defuse.attacks.run",
     "defuse.evaluate.run",
     "defuse.experiments.reproduce.run",
+    "defuse.experiments.core.experiment_scenario",
     "defuse.experiments.sweep",
+    "defuse.experiments.theory.run",
     "defuse.finetune.run",
     "defuse.unlearning.run",
 )

@@ -28,6 +28,11 @@ _COMMANDS = {
         "recipe.yaml noise.std=none,0.3x --forget-questions forget.jsonl "
         "--retain-questions retain.jsonl --runner serial --output swept --keep"
     ),
+    "experiment": "experiment.yaml --runner serial",
+    "theory": (
+        "model --reference model --questions retain.jsonl --perturb terms.txt --score cloze "
+        "--device cpu --out theorised"
+    ),
     "reproduce": "--model model --device cpu --data data --limit 1 --out reproduced",
 }
 COMMANDS: Mapping[str, Command] = {
@@ -47,6 +52,7 @@ def make_inputs(folder: Path) -> None:
         "forget.jsonl": [_question("virus", i) for i in range(8)],
         "retain.jsonl": [_question("cat", i) for i in range(8)],
         "recipe.yaml": [yaml.safe_dump(_recipe())],
+        "experiment.yaml": [yaml.safe_dump(_experiment())],
     }
     for name, text in lines.items():
         (folder / name).write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
@@ -60,6 +66,23 @@ def _recipe() -> Mapping[str, object]:
     method = {"method": {"name": "npo"}, "noise": {"std": 0.1}, "layer": 2, "topics": [topic]}
     where = {"model": "model", "output": "unlearned", "device": "cpu", "check_up": False}
     return {**where, **method, **training}
+
+
+def _experiment() -> Mapping[str, object]:
+    tokens = {"forget_tokens": "terms.txt", "control_tokens": "controls.txt"}
+    return {
+        "name": "tiny",
+        "model": "model",
+        "output": "tried",
+        "device": "cpu",
+        "score": "cloze",
+        "texts": {"forget": "forget.txt", "retain": "retain.txt"},
+        "questions": {"forget": "forget.jsonl", "retain": "retain.jsonl"},
+        "perturb": {**tokens, "positions": ["before"]},
+        "unlearn": {"layer": 2, "steps": 4, "batch_size": 2, "learning_rate": 1e-3},
+        "compare": {"methods": {"rmu": {"coefficient": 4.0}}, "defences": ["none", {"mixing": {}}]},
+        "checkpoints": [2],
+    }
 
 
 def _question(word: str, number: int) -> str:

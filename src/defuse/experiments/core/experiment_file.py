@@ -89,9 +89,10 @@ class Experiment:
     (`questions` of each set, `positions`). `tune`: values to try, by method or defence, or grids of
     their own. `attacks`: names of attacks, or settings by name; `attacked`: which models (`seeds`)
     and how many questions (`forget`, `retain`). `report`: `title`, `reading`, `positions`, and the
-    name (`stem`) and `subfolder` of its files. `limit`: questions of each set. `seed`: draws tokens
-    and places. `text`: answers keep the questions' texts. `folders`: where relative paths are
-    looked up first.
+    name (`stem`) and `subfolder` of its files. `headlines`: a file of published conclusions with
+    their figures (`core.headlines`), to which every run is compared. `limit`: questions of each
+    set. `seed`: draws tokens and places. `text`: answers keep the questions' texts. `folders`:
+    where relative paths are looked up first.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Experiment:
     attacks: list[str] | dict[str, Any] = field(default_factory=list)
     attacked: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    headlines: str | None = None
     keep_models: bool = False
     text: bool = True
     seed: int = 42

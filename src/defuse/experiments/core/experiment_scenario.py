@@ -15,6 +15,7 @@ from defuse.experiments.core.answers import (
 from defuse.experiments.core.attacks import AttackPlan, attack_data
 from defuse.experiments.core.experiment_file import Experiment, Grid, grids
 from defuse.experiments.core.experiment_runs import make_runs, parts
+from defuse.experiments.core.headlines import Headline, read_headlines
 from defuse.experiments.core.job import folder_of
 from defuse.experiments.core.questions import MCQuestions, make_probes
 from defuse.experiments.core.scenario import Layout, ModelSource, Run, Scenario
@@ -78,7 +79,14 @@ def make_scenario(
         share_activations=True,
         keep_models=experiment.keep_models,
         mixing_tokens=mixing,
+        headlines=_headlines(experiment),
     )
+
+
+def _headlines(experiment: Experiment) -> tuple[Headline, ...]:
+    if experiment.headlines is None:
+        return ()
+    return read_headlines(Path(experiment.place(experiment.headlines)))
 
 
 def _question_sets(experiment: Experiment, *, tune: bool) -> dict[str, Part]:

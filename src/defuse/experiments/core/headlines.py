@@ -1,9 +1,9 @@
 """Published figures of an experiment, beside this machine's, and the conclusions that hold."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from defuse.experiments.core.answers import FORGET, RETAIN, Slice
 from defuse.experiments.core.defences import Defence
@@ -72,12 +72,11 @@ class Headline:
         return prediction_p_value(self.published, figure, proportions=self.is_proportion)
 
 
-def read_headlines(given: Sequence[Mapping[str, Any]], published: Path) -> tuple[Headline, ...]:
-    """Headlines as an experiment file has them, with the figures of `published` by conclusion."""
-    figures = read_fields(published)["figures"] if published.is_file() else {}
+def read_headlines(path: Path) -> tuple[Headline, ...]:
+    """The headlines in a JSON or YAML file, `{headlines: [fields, …]}`."""
+    given = read_fields(path).get("headlines", [])
     return tuple(
-        parse(Headline, {**each, "published": figures.get(each["says"])}, f"headlines.{place}")
-        for place, each in enumerate(given)
+        parse(Headline, each, f"{path}: headlines.{place}") for place, each in enumerate(given)
     )
 
 

@@ -15,6 +15,7 @@ from defuse.experiments.core.check_up import (
 )
 from defuse.experiments.core.defences import make_defences
 from defuse.experiments.core.eta import time_left
+from defuse.experiments.core.headlines import headline_sentence, headline_table
 from defuse.experiments.core.metrics import Answers, Checkpoints, chance, make_groups
 from defuse.experiments.core.page import make_page
 from defuse.experiments.core.plots import draw
@@ -232,6 +233,9 @@ def report(scenario: Scenario, answers: Answers, console: Console) -> None:
     figure = (layout.draw or draw)(groups, answers, layout)
     neutral = perplexities(scenario.folder, answers)
     shown = [*tables(groups, layout, neutral), *more_tables(scenario, answers)]
+    headlines = headline_table(scenario.headlines, groups, defences)
+    if headlines.rows:
+        shown.insert(1, headlines)
     record = _record(scenario, answers)
     page = make_page(scenario, groups, defences, answers, shown, figure, record)
     unreadable = [
@@ -256,6 +260,10 @@ def report(scenario: Scenario, answers: Answers, console: Console) -> None:
     if scenario.listing is not None:
         names.append(scenario.listing(scenario.folder).name)
     console.print(screen_table(short_table(groups, layout)))
+    if headlines.rows:
+        console.print(screen_table(headlines))
+        held = headline_sentence(scenario.headlines, groups, defences)
+        console.print(held, highlight=False, markup=False, soft_wrap=True)
     for sentence in (*unreadable, *defence_sentences(defences, layout.judged)):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Written in {folder}: {', '.join(names)}", highlight=False, soft_wrap=True)

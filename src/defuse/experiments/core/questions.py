@@ -69,7 +69,8 @@ class Probe:
 class MCQuestions:
     """The prompts of a run's last step, and of the checkpoints before it.
 
-    `late`: of those in the last quarter; None is those of `interim`. `keep_text`: answers keep prompts and choices.
+    `late`: of those in the last quarter; None is those of `interim`. `keep_text`: answers keep
+    prompts and choices.
     """
 
     final: tuple[Probe, ...]

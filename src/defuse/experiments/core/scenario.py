@@ -12,6 +12,8 @@ from defuse.unlearning.recipe import Recipe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from defuse.experiments.core.headlines import Headline
+
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
 LATE = 3 / 4  # of the steps
 
@@ -108,6 +110,7 @@ class Scenario:
     the experiment again. `least_known`: accuracies of the reference model on every slice below
     which the experiment is refused, and below which it comes with a caution. `mixing_tokens`: the
     forget-tokens that mixing uses; the others test it. `about`: more for the record.
+    `headlines`: published conclusions with their figures.
     `describe`: more for each run's record, from the run, its last answers (None if it failed) and
     the reference model's. `listing`: writes a table of all records in a folder, after every run
     and for the report, and returns its path.
@@ -126,6 +129,7 @@ class Scenario:
     least_known: tuple[float, float] | None = None
     mixing_tokens: Collection[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    headlines: "tuple[Headline, ...]" = ()
     describe: Callable[[Run, AnswerTable | None, AnswerTable], Mapping[str, Any]] | None = None
     listing: Callable[[Path], Path] | None = None
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from defuse.attacks.registry import ATTACKS
 from defuse.experiments.core.attacks import AttackPlan, attack_data
+from defuse.experiments.core.headlines import Headline, read_headlines
 from defuse.experiments.core.job import choose_methods, folder_of
 from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
 from defuse.experiments.synthetic.grid import (
@@ -119,8 +120,17 @@ def make_scenario(options: Options) -> Scenario:
         command=f"defuse lab{full} --seed {options.seed} --forget {options.forget}",
         retrained=str(options.models / "gold"),
         least_known=(REFUSED, KNOWN),
+        headlines=_headlines(options),
         about={"world_seed": options.seed, "forget": options.forget, "questions": part},
     )
+
+
+def _headlines(options: Options) -> tuple[Headline, ...]:
+    """The published conclusions, which are about the shipped world's reported questions."""
+    if options.tune or options.label != SHIPPED_LABEL:
+        return ()
+    name = "headlines-full.json" if options.full else "headlines.json"
+    return read_headlines(Path(__file__).with_name(name))
 
 
 def train_models(options: Options, console: Console, *, plan: bool) -> bool:
