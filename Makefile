@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup test test-slow check soak fuzz lab real real-attacks real-tofu
+.PHONY: setup test test-slow check soak fuzz lab real real-attacks real-tofu reproduce-docs
 
 setup: .venv/ready
 
@@ -49,6 +49,11 @@ lab: setup
 # make real FULL=1: all methods. Finished runs are kept in runs/real.
 real: .venv/real
 	$(BIN)/defuse real $(if $(FULL),--full)
+
+# Do the published figures come back with another number of threads, with PyTorch's plain kernels and
+# without oneDNN? FULL=1: the real model, too. Finished runs are kept in runs/reproduce-docs.
+reproduce-docs: .venv/real
+	$(BIN)/python -m dev.reproduce_docs $(if $(FULL),--full)
 
 # The same model under attack, before and after unlearning, without and with RNA.
 # make real-attacks FULL=1: also SimNPO, and two seeds. Results are kept in runs/real/attacks.

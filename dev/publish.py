@@ -29,11 +29,10 @@ from defuse.utils.files import write_json
 
 DIGITS = 6
 LAB = Path(synthetic.__file__).parent
-ELEMENTS = FOLDER / EXPERIMENTS / "elements"
 
 
-def _elements(name: str, output: Path) -> Scenario:
-    shipped = load_experiment(shipped_recipe(EXPERIMENTS + name))
+def _elements(output: Path) -> Scenario:
+    shipped = load_experiment(shipped_recipe(EXPERIMENTS + "elements"))
     return make_scenario(replace(shipped, output=str(output)))
 
 
@@ -44,11 +43,7 @@ PUBLISHED: Mapping[str, tuple[Callable[[Path], Scenario], Path]] = {
         lambda folder: make_lab(Options(full=True, output=folder)),
         LAB / "headlines-full.json",
     ),
-    "real": (lambda folder: _elements("elements", folder), ELEMENTS / "headlines.json"),
-    "real-full": (
-        lambda folder: _elements("elements-full", folder),
-        ELEMENTS / "headlines-full.json",
-    ),
+    "real": (_elements, FOLDER / EXPERIMENTS / "elements" / "headlines.json"),
 }
 
 

@@ -45,6 +45,7 @@ from defuse.methods import METHODS, RETAIN_LOSSES
 from defuse.synthetic.models import SHIPPED, load_pair, missing, teach_pair
 from defuse.synthetic.questions import split
 from defuse.synthetic.world import build_world
+from defuse.unlearning.recipe_identity import TextDigests
 from defuse.unlearning.train import unlearn
 from defuse.utils.errors import UsageError
 from defuse.utils.runner import Runner
@@ -276,3 +277,10 @@ def test_attacks_are_planned_for_the_pair_and_runs_without_and_with_noise(tmp_pa
 
 def test_every_method_has_a_setting_with_every_retain_loss():
     assert set(SETTINGS) == set(product(METHODS, RETAIN_LOSSES))
+
+
+def test_the_same_texts_have_the_same_digest_as_in_earlier_versions(tmp_path: Path):
+    """Else every answer that is kept on a disk would be refused."""
+    (run, *_) = make_scenario(Options(output=tmp_path)).runs
+    digest = "6253f3ef55d33423f7279b6b6d5812ca44c6c7f9273d45fe816af7174be73beb"
+    assert TextDigests().of(run.recipe) == digest

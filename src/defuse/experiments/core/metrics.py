@@ -238,7 +238,9 @@ def _over_seeds(
         tables = [groups[label][1][figure] for label in having]
         means = seeded_means(tables, proportions=figure[0] == "accuracy")
         for label, mean in zip(having, means, strict=True):
-            intervals[label][figure] = mean
+            # A divergence is never below 0, though a symmetric interval may be.
+            is_kl = figure[0] == "kl"
+            intervals[label][figure] = replace(mean, low=max(0.0, mean.low)) if is_kl else mean
     return [(groups[label][0], own) for label, own in intervals.items()]
 
 
