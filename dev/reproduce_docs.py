@@ -47,13 +47,14 @@ def main() -> int:
     """Run the variants and compare; returns 1 if a published figure did not come back."""
     asked = _parser().parse_args()
     if asked.run is not None:
-        _run(*asked.run, asked.output)
+        name, variant = asked.run
+        _run(name, variant, asked.output)
         return 0
     experiments = ["lab", "real"] if asked.full else ["lab"]
     work = [(name, variant) for name in experiments for variant in VARIANTS]
     # Two at a time: most variants use one thread.
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda each: _start(*each, asked.output), work))
+        list(pool.map(lambda each: _start(each[0], each[1], asked.output), work))
     failed = 0
     for name in experiments:
         for line, differs in _comparison(name, asked.output):
