@@ -3,24 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from defuse.experiments.core.answers import FORGET, RETAIN, AnswerTable, pooled, slices
-from defuse.experiments.core.check_up import (
-    damage_sentences,
-    left_out_sentences,
-    perplexities,
-)
-from defuse.experiments.core.defences import make_defences
 from defuse.experiments.core.eta import time_left
-from defuse.experiments.core.headlines import headline_sentence, headline_table
-from defuse.experiments.core.metrics import Answers, Checkpoints, chance, make_groups
-from defuse.experiments.core.page import make_page
-from defuse.experiments.core.plots import draw
+from defuse.experiments.core.metrics import Answers, Checkpoints, chance
 from defuse.experiments.core.records import failures, print_failures, records
-from defuse.experiments.core.results import document, figures
+from defuse.experiments.core.report import report
+from defuse.experiments.core.results import figures
 from defuse.experiments.core.run import (
     REFERENCE,
     RETRAINED,
@@ -34,25 +25,13 @@ from defuse.experiments.core.run import (
 from defuse.experiments.core.runner import run_all
 from defuse.experiments.core.scenario import Run, Scenario
 from defuse.experiments.core.selection import advice, settings_table
-from defuse.experiments.core.tables import (
-    defence_sentences,
-    heap_sentences,
-    more_tables,
-    short_table,
-    slice_name,
-    tables,
-    unreadable_sentences,
-)
+from defuse.experiments.core.tables import slice_name
 from defuse.methods import METHODS
-from defuse.report import render
-from defuse.report.format import as_csv, as_latex, captioned, screen_table
-from defuse.report.plots import save
-from defuse.unlearning.recipe_identity import recipe_essence
+from defuse.report.format import captioned
 from defuse.utils.config import check_fields
 from defuse.utils.errors import UsageError
-from defuse.utils.files import check_writable, held, write_json, write_text
+from defuse.utils.files import check_writable, held, write_text
 from defuse.utils.progress import SILENT, Progress
-from defuse.utils.provenance import versions
 from defuse.utils.runner import Runner
 
 
@@ -114,7 +93,7 @@ def run_experiment(
     if request.tune:
         report_tuning(scenario, answers, console)
     else:
-        report(scenario, answers, console)
+        report(scenario, answers, _failures(scenario), console)
     return len(failed)
 
 
@@ -224,61 +203,6 @@ def report_tuning(scenario: Scenario, answers: Answers, console: Console) -> Non
     table = captioned(settings_table(answers, scenario.layout.slices))
     write_text(scenario.folder / "tuning.md", f"{found}\n\n{table}")
     console.print(found, highlight=False, markup=False, soft_wrap=True)
-
-
-def report(scenario: Scenario, answers: Answers, console: Console) -> None:
-    """Write results.json, tables, figure and page; print the main table."""
-    layout, failed = scenario.layout, _failures(scenario)
-    groups, defences = make_groups(answers), make_defences(answers, layout.matched_at)
-    figure = (layout.draw or draw)(groups, answers, layout)
-    neutral = perplexities(scenario.folder, answers)
-    shown = [*tables(groups, layout, neutral), *more_tables(scenario, answers)]
-    headlines = headline_table(scenario.headlines, groups, defences)
-    if headlines.rows:
-        shown.insert(1, headlines)
-    record = _record(scenario, answers)
-    page = make_page(scenario, groups, defences, answers, shown, figure, record)
-    unreadable = [
-        *unreadable_sentences(groups),
-        *heap_sentences(groups, layout),
-        *damage_sentences(scenario.folder, answers),
-        *left_out_sentences(scenario.folder, list(answers.finished)),
-    ]
-    why = (f"failed: {run}: {said}" for run, said in _by_label(scenario, failed).items())
-    said = (f"\n- {each}" for each in (*unreadable, *defence_sentences(defences), *why))
-    folder, stem = scenario.folder / layout.subfolder, layout.stem
-    texts = {
-        "report.html": render(page),
-        f"{stem}.md": "\n".join(map(captioned, shown)) + "".join(said) + "\n",
-        f"{stem}.csv": as_csv(shown[0]),
-        f"{stem}.tex": as_latex(shown[0]),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    write_json(folder / "results.json", document(answers, groups, defences, failed, record))
-    names = [*texts, "results.json", *(path.name for path in save(figure, folder / stem))]
-    if scenario.listing is not None:
-        names.append(scenario.listing(scenario.folder).name)
-    console.print(screen_table(short_table(groups, layout)))
-    if headlines.rows:
-        console.print(screen_table(headlines))
-        held = headline_sentence(scenario.headlines, groups, defences)
-        console.print(held, highlight=False, markup=False, soft_wrap=True)
-    for sentence in (*unreadable, *defence_sentences(defences, layout.judged)):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Written in {folder}: {', '.join(names)}", highlight=False, soft_wrap=True)
-
-
-def _record(scenario: Scenario, answers: Answers) -> dict[str, Any]:
-    """What is needed to make the experiment again."""
-    return {
-        "experiment": scenario.name,
-        "command": scenario.command,
-        "model": scenario.model.name,
-        **scenario.about,
-        "recipes": {run.group: recipe_essence(run.recipe) for run in answers.finished},
-        "versions": versions(),
-    }
 
 
 def folder_of(output: Path, *, tune: bool) -> Path:

@@ -19,9 +19,7 @@ from defuse.experiments.core.metrics import Answers, Group, last_answers
 from defuse.experiments.core.scenario import Scenario
 from defuse.experiments.core.tables import (
     defence_sentences,
-    heap_sentences,
     slice_name,
-    unreadable_sentences,
 )
 from defuse.questions import Question, Score, ask
 from defuse.report import Flip, Page, Section, TableData, embed_figure
@@ -42,9 +40,14 @@ def make_page(
     answers: Answers,
     shown: Sequence[TableData],
     figure: Figure,
+    unreadable: Sequence[str],
     record: Mapping[str, Any],
 ) -> Page:
-    """The whole page. `record`: what is needed to make the experiment again."""
+    """The whole page.
+
+    `unreadable`: sentences about figures that do not mean what they seem to, and about damaged
+    models. `record`: what is needed to make the experiment again.
+    """
     layout = scenario.layout
     sections = [
         Section(
@@ -55,8 +58,8 @@ def make_page(
             shown,
         )
     ]
-    if unreadable := [*unreadable_sentences(groups), *heap_sentences(groups, layout)]:
-        sections.append(Section("What cannot be read", unreadable))
+    if unreadable:
+        sections.append(Section("What cannot be read, and what is damaged", unreadable))
     if said := list(defence_sentences(defences)):
         sections.append(Section("What a defence recovers", said))
     if turned := list(flips(scenario, answers)):
