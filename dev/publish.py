@@ -14,7 +14,7 @@ from defuse.experiments import synthetic
 from defuse.experiments.core.defences import make_defences
 from defuse.experiments.core.experiment_file import load_experiment
 from defuse.experiments.core.experiment_scenario import make_scenario
-from defuse.experiments.core.headlines import Headline
+from defuse.experiments.core.headlines import Headline, read_headlines
 from defuse.experiments.core.job import read_answers
 from defuse.experiments.core.metrics import make_groups
 from defuse.experiments.core.run import ExperimentContext
@@ -56,7 +56,7 @@ def main() -> None:
     build, path = PUBLISHED[asked.experiment]
     scenario = build(asked.folder)
     found = figures(scenario)
-    written = [_fields(each, found[each.says]) for each in scenario.headlines]
+    written = [_fields(each, found[each.says]) for each in read_headlines(path)]
     write_json(path, {"headlines": written})
 
 
@@ -64,7 +64,8 @@ def figures(scenario: Scenario) -> dict[str, Interval | None]:
     """The figure of every headline whose runs are finished, by its conclusion."""
     answers = read_answers(ExperimentContext(scenario))
     groups, defences = make_groups(answers), make_defences(answers, scenario.layout.matched_at)
-    return {each.says: each.find(groups, defences) for each in scenario.headlines}
+    headlines = read_headlines(scenario.headlines)
+    return {each.says: each.find(groups, defences) for each in headlines}
 
 
 def _fields(headline: Headline, figure: Interval | None) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from dev.reproduce_docs import holm
 from defuse.experiments.core.defences import make_defences
 from defuse.experiments.core.headlines import (
     Headline,
+    find_figures,
     headline_sentence,
     headline_table,
     read_headlines,
@@ -64,11 +65,12 @@ def test_the_table_has_both_figures_and_the_sentence_names_what_does_not_hold() 
         wrong,
         Headline("of runs that were left out", "not there", "forget", "above"),
     ]
-    table = headline_table(headlines, GROUPS, DEFENCES)
+    found = find_figures(headlines, GROUPS, DEFENCES)
+    table = headline_table(found)
     assert [row[0] for row in table.rows] == ["it is harmed", "it forgets nothing"]
     assert table.rows[0][1] == "0.40 [0.30, 0.50]"
     assert [row[3] for row in table.rows] == ["yes", "no"]
-    said = headline_sentence(headlines, GROUPS, DEFENCES)
+    said = headline_sentence(found)
     assert said == (
         "1 of 2 published conclusions hold on this machine. Not here: it forgets nothing."
     )

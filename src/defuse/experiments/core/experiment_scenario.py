@@ -15,7 +15,7 @@ from defuse.experiments.core.answers import (
 from defuse.experiments.core.attacks import AttackPlan, attack_data
 from defuse.experiments.core.experiment_file import Experiment, Grid, grids
 from defuse.experiments.core.experiment_runs import make_runs, parts
-from defuse.experiments.core.headlines import Headline, read_headlines
+from defuse.experiments.core.headlines import read_headlines
 from defuse.experiments.core.job import folder_of
 from defuse.experiments.core.questions import MCQuestions, make_probes
 from defuse.experiments.core.scenario import Layout, ModelSource, Run, Scenario
@@ -83,10 +83,12 @@ def make_scenario(
     )
 
 
-def _headlines(experiment: Experiment) -> tuple[Headline, ...]:
+def _headlines(experiment: Experiment) -> Path | None:
     if experiment.headlines is None:
-        return ()
-    return read_headlines(Path(experiment.place(experiment.headlines)))
+        return None
+    path = Path(experiment.place(experiment.headlines))
+    read_headlines(path)  # a broken file is refused before any work
+    return path
 
 
 def _question_sets(experiment: Experiment, *, tune: bool) -> dict[str, Part]:

@@ -1,6 +1,6 @@
 """Published figures of an experiment, beside this machine's, and the conclusions that hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,31 +72,44 @@ class Headline:
         return prediction_p_value(self.published, figure, proportions=self.is_proportion)
 
 
-def read_headlines(path: Path) -> tuple[Headline, ...]:
-    """The headlines in a JSON or YAML file, `{headlines: [fields, …]}`."""
+Found = tuple[Headline, Interval]
+
+
+def read_headlines(path: Path | None) -> tuple[Headline, ...]:
+    """The headlines in a JSON or YAML file, `{headlines: [fields, …]}`; none without a file."""
+    if path is None:
+        return ()
     given = read_fields(path).get("headlines", [])
     return tuple(
         parse(Headline, each, f"{path}: headlines.{place}") for place, each in enumerate(given)
     )
 
 
-def headline_table(
+def find_figures(
     headlines: Sequence[Headline], groups: Sequence[Group], defences: Sequence[Defence]
-) -> TableData:
-    """Each conclusion with the published figure, this machine's, and whether it holds here."""
-    rows = []
-    for headline, figure in _found(headlines, groups, defences):
-        held = "yes" if headline.is_held(figure) else "no"
-        rows.append([headline.says, interval(headline.published), interval(figure), held])
+) -> list[Found]:
+    """The headlines whose runs are there, with this experiment's figures."""
+    found = [(each, each.find(groups, defences)) for each in headlines]
+    return [(headline, figure) for headline, figure in found if figure is not None]
+
+
+def headline_table(found: Sequence[Found]) -> TableData:
+    """Each conclusion with the published figure, this experiment's, and whether it holds here."""
+    rows = [
+        [
+            headline.says,
+            interval(headline.published),
+            interval(figure),
+            "yes" if headline.is_held(figure) else "no",
+        ]
+        for headline, figure in found
+    ]
     caption = "Published conclusions, and this experiment's own figures"
     return TableData(caption, ["conclusion", "published", "here", "holds here"], rows)
 
 
-def headline_sentence(
-    headlines: Sequence[Headline], groups: Sequence[Group], defences: Sequence[Defence]
-) -> str:
+def headline_sentence(found: Sequence[Found]) -> str:
     """Which of the published conclusions hold here."""
-    found = list(_found(headlines, groups, defences))
     lost = [headline.says for headline, figure in found if not headline.is_held(figure)]
     if not lost:
         return f"All {len(found)} published conclusions hold on this machine."
@@ -105,11 +118,3 @@ def headline_sentence(
         f"{held} of {len(found)} published conclusions hold on this machine. Not here: "
         f"{'; '.join(lost)}."
     )
-
-
-def _found(
-    headlines: Sequence[Headline], groups: Sequence[Group], defences: Sequence[Defence]
-) -> Iterator[tuple[Headline, Interval]]:
-    for headline in headlines:
-        if (figure := headline.find(groups, defences)) is not None:
-            yield headline, figure

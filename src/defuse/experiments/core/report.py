@@ -8,7 +8,13 @@ from rich.console import Console
 
 from defuse.experiments.core.check_up import damage_sentences, left_out_sentences, perplexities
 from defuse.experiments.core.defences import Defence, make_defences
-from defuse.experiments.core.headlines import headline_sentence, headline_table
+from defuse.experiments.core.headlines import (
+    Found,
+    find_figures,
+    headline_sentence,
+    headline_table,
+    read_headlines,
+)
 from defuse.experiments.core.metrics import Answers, Group, make_groups
 from defuse.experiments.core.page import make_page
 from defuse.experiments.core.plots import draw
@@ -34,13 +40,13 @@ from defuse.utils.provenance import versions
 class Findings:
     """An experiment's figures.
 
-    `headlines`: published conclusions beside these figures; without rows where there are none.
-    `cautions`: sentences about figures that do not mean what they seem to, and damaged models.
+    `headlines`: published conclusions with the figures here. `cautions`: sentences about figures
+    that do not mean what they seem to, and about damaged models.
     """
 
     groups: Sequence[Group]
     defences: Sequence[Defence]
-    headlines: TableData
+    headlines: Sequence[Found]
     tables: Sequence[TableData]
     cautions: Sequence[str]
 
@@ -56,9 +62,9 @@ def report(
     names = _write(scenario, answers, found, failed)
     console.print(screen_table(short_table(found.groups, scenario.layout)))
     said = [*found.cautions, *defence_sentences(found.defences, scenario.layout.judged)]
-    if found.headlines.rows:
-        console.print(screen_table(found.headlines))
-        said.insert(0, headline_sentence(scenario.headlines, found.groups, found.defences))
+    if found.headlines:
+        console.print(screen_table(headline_table(found.headlines)))
+        said.insert(0, headline_sentence(found.headlines))
     folder = scenario.folder / scenario.layout.subfolder
     for sentence in (*said, f"Written in {folder}: {', '.join(names)}"):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -68,9 +74,9 @@ def make_findings(scenario: Scenario, answers: Answers) -> Findings:
     """Compute all figures, tables and sentences."""
     layout = scenario.layout
     groups, defences = make_groups(answers), make_defences(answers, layout.matched_at)
-    headlines = headline_table(scenario.headlines, groups, defences)
+    headlines = find_figures(read_headlines(scenario.headlines), groups, defences)
     main, *more = tables(groups, layout, perplexities(scenario.folder, answers))
-    published = [headlines] if headlines.rows else []
+    published = [headline_table(headlines)] if headlines else []
     cautions = [
         *unreadable_sentences(groups),
         *heap_sentences(groups, layout),

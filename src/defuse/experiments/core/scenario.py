@@ -12,8 +12,6 @@ from defuse.unlearning.recipe import Recipe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from defuse.experiments.core.headlines import Headline
-
 DEFENCES = ("none", "rna", "mixing", "rna+mixing")
 LATE = 3 / 4  # of the steps
 
@@ -110,7 +108,7 @@ class Scenario:
     the experiment again. `least_known`: accuracies of the reference model on every slice below
     which the experiment is refused, and below which it comes with a caution. `mixing_tokens`: the
     forget-tokens that mixing uses; the others test it. `about`: more for the record.
-    `headlines`: published conclusions with their figures.
+    `headlines`: the file of published conclusions.
     `describe`: more for each run's record, from the run, its last answers (None if it failed) and
     the reference model's. `listing`: writes a table of all records in a folder, after every run
     and for the report, and returns its path.
@@ -129,7 +127,7 @@ class Scenario:
     least_known: tuple[float, float] | None = None
     mixing_tokens: Collection[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
-    headlines: "tuple[Headline, ...]" = ()
+    headlines: Path | None = None
     describe: Callable[[Run, AnswerTable | None, AnswerTable], Mapping[str, Any]] | None = None
     listing: Callable[[Path], Path] | None = None
 

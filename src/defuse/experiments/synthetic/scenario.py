@@ -8,7 +8,6 @@ from rich.console import Console
 
 from defuse.attacks.registry import ATTACKS
 from defuse.experiments.core.attacks import AttackPlan, attack_data
-from defuse.experiments.core.headlines import Headline, read_headlines
 from defuse.experiments.core.job import choose_methods, folder_of
 from defuse.experiments.core.scenario import Layout, ModelSource, Scenario
 from defuse.experiments.synthetic.grid import (
@@ -125,12 +124,11 @@ def make_scenario(options: Options) -> Scenario:
     )
 
 
-def _headlines(options: Options) -> tuple[Headline, ...]:
+def _headlines(options: Options) -> Path | None:
     """The published conclusions, which are about the shipped world's reported questions."""
     if options.tune or options.label != SHIPPED_LABEL:
-        return ()
-    name = "headlines-full.json" if options.full else "headlines.json"
-    return read_headlines(Path(__file__).with_name(name))
+        return None
+    return Path(__file__).with_name("headlines-full.json" if options.full else "headlines.json")
 
 
 def train_models(options: Options, console: Console, *, plan: bool) -> bool:
