@@ -82,7 +82,7 @@ def _scenario(output: Path, move: int, points: Sequence[Point]) -> Scenario:
 
 def _moved(name: str, folder: Path, move: int) -> str:
     if not (folder / "config.json").is_file():
-        loaded = load_model(name)
+        loaded = load_model(name, dtype="float32")  # in half precision a move is rounded away
         with torch.no_grad(), quiet():
             for place, tensor in loaded.model.named_parameters():
                 draw = torch.randn(tensor.shape, generator=generator(move, "moved", place))
