@@ -191,10 +191,10 @@ def test_grids_hold_every_defence_and_names_tell_runs_apart():
 
 def test_tuning_changes_settings_and_uses_no_report_s_seed():
     grid = tuning_grid()
-    # Nine of each pair, six of NPO's and DPO's; RMU's layers are twenty, of which two are among
-    # its nine; two pairs with four noises and four shares each.
+    # Nine of each pair, six of NPO's and DPO's, eighteen of SimNPO's; RMU's layers are twenty, of
+    # which two are among its nine; two pairs with four noises and four shares each.
     names = {point.run("base", Path("lab")).name for point in grid}
-    assert len(names) == len(grid) == 12 * 9 + 6 * 6 + 20 - 2 + 2 * (4 + 4)
+    assert len(names) == len(grid) == 9 * 9 + 3 * 18 + 6 * 6 + 20 - 2 + 2 * (4 + 4)
     settings = {p.tried for p in grid if p.pair == ("rmu", "hidden_mse")}
     assert {setting.layer for setting in settings if setting} == {1, 2, 3, 4, 5}
     assert len({p.tried for p in grid if p.pair == ("npo", "logit_kl")}) == 6
