@@ -23,10 +23,10 @@ os.environ |= {
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
+from dev.forks import import_everything
 from dev.fuzz import corpus
 from dev.fuzz.bench import Bench
 from dev.fuzz.kinds import Input, inputs
-from dev.fuzz.process import import_everything
 
 OPTIONS = "options of all verbs"
 

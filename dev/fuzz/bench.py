@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from dev.fuzz import process
+from dev.forks import Ending, in_fork
 from dev.fuzz.kinds import Input, Kind
 from dev.fuzz.kinds_of_fields import options, recipes
 from dev.fuzz.kinds_of_files import data, models, saved
+from dev.fuzz.process import run
 from dev.fuzz.verdict import read_files, verdict
 from dev.fuzz.workplace import make_inputs
 from dev.soak.instants import kill_at, record
@@ -27,14 +28,14 @@ class Bench:
         self._place = place
         self._trial = place / "trial"
         self._valid = cache(self._make_valid)
-        process.in_fork(lambda: make_inputs(place / "valid" / DEEP))
+        in_fork(lambda: make_inputs(place / "valid" / DEEP))
 
     def content(self, kind: Kind) -> Callable[[str], bytes]:
         """Reads the valid files of a kind."""
         folder = self._folder(kind)
         return lambda name: _only(folder, name).read_bytes()
 
-    def run(self, given: Input) -> tuple[str, process.Ending]:
+    def run(self, given: Input) -> tuple[str, Ending]:
         """What is wrong with how an input ends (nothing, if it is right), and how it ends."""
         kind = self.kinds[given.kind]
         shutil.rmtree(self._trial, ignore_errors=True)
@@ -43,7 +44,7 @@ class Bench:
         if given.content is not None:
             _only(work, str(kind.file)).write_bytes(given.content)
         before = read_files(self._trial)
-        ending = process.run(work, given.command, lambda: _stop(kind.check_only))
+        ending = run(work, given.command, lambda: _stop(kind.check_only))
         writes = [f"{DEEP}/{pattern}" for pattern in kind.writes]
         new = ["*"] if kind.arguments is not None else writes
         after = read_files(self._trial)
@@ -70,10 +71,10 @@ class Bench:
         copy = self._place / f"saved-{name}"
         trace = self._place / "trace"
 
-        def end(before: Callable[[], object]) -> process.Ending:
+        def end(before: Callable[[], object]) -> Ending:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(plain, copy)
-            return process.run(copy / DEEP, command, before, bounded=False)
+            return run(copy / DEEP, command, before, bounded=False)
 
         ending = end(lambda: record(copy, trace))
         if is_finished and not ending.code:

@@ -8,9 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from defuse.utils.text import STEERING
-from dev.fuzz.process import Ending
+from dev.forks import PREFIX, Ending
 
-PREFIX = "defuse: "
 LONGEST = 1200  # characters of a sentence
 OWN_USAGE = re.compile(r"^(Usage: |╭─ Error)", re.MULTILINE)  # of the command line's library
 SIGNALS = {signal.SIGXCPU: "takes more than 10 s", signal.SIGKILL: "hangs"}
@@ -22,14 +21,14 @@ def verdict(ending: Ending, before: Files, after: Files, writes: Sequence[str]) 
 
     `before` and `after`: the hashes of all files. `writes`: patterns of what may be written.
     """
-    printed = ending.out + ending.err
+    printed = ending.printed
     if ending.code < 0:
         number = signal.Signals(-ending.code)
         return SIGNALS.get(number, f"ends by {number.name}")
     if "Traceback (most recent call last)" in printed or "should not happen" in printed:
-        return f"crash: {_last(ending)}"
+        return f"crash: {ending.last_line}"
     if ending.code not in (0, 2):
-        return f"exit code {ending.code}: {_last(ending)}"
+        return f"exit code {ending.code}: {ending.last_line}"
     if STEERING.search(printed.replace("\r\n", "\n")) and not OWN_USAGE.search(ending.err):
         return "control characters on the screen"
     if ending.code == 2 and (wrong := _refusal(ending.err)):
@@ -54,12 +53,6 @@ def _refusal(err: str) -> str:
     if ";" not in sentences[0] and ":" not in sentences[0][len(PREFIX) :]:
         return f"no field or remedy: {sentences[0][:200]}"
     return ""
-
-
-def _last(ending: Ending) -> str:
-    lines = (ending.err or ending.out).strip().splitlines() or ["nothing is said"]
-    sentences = [line for line in lines if line.startswith(PREFIX)]
-    return (sentences or lines)[-1][:300]
 
 
 def read_files(folder: Path) -> dict[str, str]:

@@ -13,8 +13,8 @@ from random import Random
 # One thread, so that a command can be forked; no network. Both are read when torch is imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+from dev.forks import import_everything
 from dev.soak.outcome import read_files
-from dev.soak.process import import_everything
 from dev.soak.trial import DISTURBANCES, NotDisturbedError, Subject, observe, trial
 from dev.soak.workplace import COMMANDS, make_inputs
 

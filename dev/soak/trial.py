@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from dev.soak import instants, process
+from dev.forks import Ending, start, wait
+from dev.soak import instants
 from dev.soak.outcome import Files, Undisturbed, clear, read_files
 from dev.soak.workplace import Command
 
 Disturb = Callable[["Subject", Random], str]  # what was wrong, or nothing
+LIMIT = 180.0  # seconds, after which a command counts as hanging
 KILLED = (-signal.SIGKILL, -signal.SIGPROF)
 
 
@@ -31,8 +33,9 @@ class Subject:
     cpu_seconds: float
     largest: int  # bytes of its largest file
 
-    def run(self, before: Callable[[], object] | None = None) -> process.Ending:
-        return process.run(self.folder, self.command, before)
+    def run(self, before: Callable[[], object] | None = None) -> Ending:
+        """Run the command to its end, after `before` in the same process."""
+        return wait(start(self.folder, self.command, before), LIMIT)
 
 
 def observe(command: Command, folder: Path, inputs: Files) -> Subject:
@@ -42,7 +45,7 @@ def observe(command: Command, folder: Path, inputs: Files) -> Subject:
     largest, cpu_seconds = 0, 0.0
     for _ in range(2):
         clear(folder, inputs)
-        ending = process.run(folder, command, lambda: instants.record(folder, trace))
+        ending = wait(start(folder, command, lambda: instants.record(folder, trace)), LIMIT)
         if ending.code:
             raise RuntimeError(f"{' '.join(command)} fails by itself: {ending.printed[-2000:]}")
         found.append(read_files(folder, inputs))
@@ -107,9 +110,9 @@ def write_twice(subject: Subject, random: Random) -> str:
     """The same command twice at once: either is refused in a sentence, or both end well."""
     started = []
     for _ in range(2):
-        started.append(process.start(subject.folder, subject.command))
+        started.append(start(subject.folder, subject.command))
         time.sleep(random.uniform(0, subject.cpu_seconds / 2))
-    endings = [process.wait(each) for each in started]
+    endings = [wait(each, LIMIT) for each in started]
     for ending in endings:
         if ending.code and not ending.is_refusal:
             return f"of two writers, one ends with {ending.code}: {ending.last_line}"
@@ -169,7 +172,7 @@ def range_of(subject: Subject) -> range:
     return range(1, len(subject.changes) + 1)
 
 
-def _kill(random: Random, kill: Callable[[], process.Ending]) -> str:
+def _kill(random: Random, kill: Callable[[], Ending]) -> str:
     for number in range(random.choice((1, 1, 2, 3))):
         ending = kill()
         if ending.code in KILLED:
@@ -182,11 +185,11 @@ def _kill(random: Random, kill: Callable[[], process.Ending]) -> str:
     return ""
 
 
-def _kill_by_time(subject: Subject, random: Random) -> process.Ending:
+def _kill_by_time(subject: Subject, random: Random) -> Ending:
     seconds = random.uniform(0, subject.cpu_seconds)
     return subject.run(lambda: instants.kill_after(seconds))
 
 
-def _kill_by_change(subject: Subject, random: Random, numbers: range | list[int]) -> process.Ending:
+def _kill_by_change(subject: Subject, random: Random, numbers: range | list[int]) -> Ending:
     number = random.choice(numbers)
     return subject.run(lambda: instants.kill_at(subject.folder, number))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from dev.forks import Ending
 from dev.fuzz import corpus
 from dev.fuzz.fields import attack_fields, experiment_paths, recipe_paths, tofu_paths
 from dev.fuzz.kinds import Input
-from dev.fuzz.process import Ending
 from dev.fuzz.verdict import verdict
 
 ROOT = Path(__file__).parents[2]

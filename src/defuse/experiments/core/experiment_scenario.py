@@ -84,9 +84,8 @@ def make_scenario(
 
 
 def _headlines(experiment: Experiment) -> Path | None:
-    if experiment.headlines is None:
-        return None
-    path = Path(experiment.place(experiment.headlines))
+    place = experiment.optional_place(experiment.headlines)
+    path = None if place is None else Path(place)
     read_headlines(path)  # a broken file is refused before any work
     return path
 

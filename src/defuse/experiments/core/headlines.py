@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from defuse.experiments.core.answers import FORGET, RETAIN, Slice
+from defuse.experiments.core.answers import FORGET, FORGET_TOKEN, RETAIN, Slice
 from defuse.experiments.core.defences import Defence
 from defuse.experiments.core.metrics import Group
 from defuse.few_seeds import SeededMean, prediction_p_value
@@ -53,7 +53,7 @@ class Headline:
         if self.figure in ("vulnerability", "any_sentence"):
             harms = getattr(group, self.figure).get(self.position)
             return harms and harms[0]
-        after = Slice("retain", "forget_token", self.position)
+        after = Slice("retain", FORGET_TOKEN, self.position)
         part = {"forget": FORGET, "retain": RETAIN, "after": after}[self.figure]
         return group.accuracy.get(part)
 
