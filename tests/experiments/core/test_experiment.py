@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from defuse.cli import app
 from defuse.evaluate import evaluate_questions
 from defuse.evaluate.answers import Settings
+from defuse.experiments.core import job
 from defuse.experiments.core.answers import FORGET, pooled
 from defuse.experiments.core.experiment_file import load_experiment
 from defuse.experiments.core.experiment_scenario import attack_plan, make_scenario
@@ -189,6 +192,30 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_comes_out_the_sa
     assert content(lost.read_text()) == content(before)
     del times[lost]
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+
+
+@pytest.mark.usefixtures("here")
+def test_what_another_writer_finished_meanwhile_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    """Both saw the run as missing; the second waits for nothing, and must not empty its record."""
+    one = ("planets.yaml", "compare.seeds=[0]", "compare.methods={rmu: {}}")
+    own = make_scenario(
+        load_experiment(one[0], [*one[1:], "output=raced", "compare.defences=[none]"])
+    )
+    record = Path("raced/runs/rmu-seed0.json")
+
+    @contextmanager
+    def after_another(*_: object) -> Iterator[None]:
+        monkeypatch.undo()
+        monkeypatch.chdir(here_is)
+        assert run_experiment(own) == 0
+        kept.append(record.read_text("utf-8"))
+        yield
+
+    here_is, kept = Path.cwd(), list[str]()
+    monkeypatch.setattr(job, "held", after_another)
+    assert run_experiment(own) == 0
+    assert record.read_text("utf-8") == kept[0]
+    assert "recipe" in json.loads(kept[0])["result"]
 
 
 def test_the_page_s_commands_run(here: Path):

@@ -84,6 +84,8 @@ def run_experiment(
         return 0
     if not request.report:
         with held(scenario.folder / ".lock", "output", f"the experiment in {scenario.folder}"):
+            # Another writer may have finished some since; done again, a record would be lost.
+            todo = runs_to_do(context, retry_failed=request.retry_failed)
             _carry_out(context, todo, request.runner, console, progress)
     elif not finished_runs(context):
         raise UsageError(f"report: nothing is finished in {scenario.folder} yet; run it first")

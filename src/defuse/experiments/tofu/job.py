@@ -125,6 +125,8 @@ def _print_missing(recipe: TofuRecipe, console: Console) -> None:
 def _carry_out(recipe: TofuRecipe, todo: Sequence[Stage], progress: Progress) -> None:
     part = read_data(recipe)
     with held(Path(recipe.output, "lock"), "output", recipe.output):
+        # Another writer may have finished some since.
+        todo = [stage for stage in todo if stage.answers is None]
         prepare(recipe, part, todo)
         for stage in todo:
             execute(stage, part, progress)
