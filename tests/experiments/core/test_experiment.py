@@ -195,6 +195,29 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_comes_out_the_sa
 
 
 @pytest.mark.usefixtures("here")
+def test_a_run_killed_before_its_record_is_made_again():
+    """Its answers are there; its versions and the perplexity would be missing for ever."""
+    own = make_scenario(
+        load_experiment(
+            "planets.yaml", ["compare.seeds=[0]", "output=cut", "compare.defences=[none]"]
+        )
+    )
+    assert run_experiment(own) == 0
+    record = Path("cut/runs/rmu-seed0.json")
+    whole = json.loads(record.read_text("utf-8"))["result"]
+    record.unlink()
+    Path("cut/runs/.rmu-seed0.json.abcdefgh.part").touch()
+    assert [run.name for run in runs_to_do(ExperimentContext(own), retry_failed=False)] == [
+        "rmu-seed0"
+    ]
+    assert run_experiment(own) == 0
+    again = json.loads(record.read_text("utf-8"))["result"]
+    assert again["check_up"] == whole["check_up"]
+    assert again.keys() == whole.keys()
+    assert not list(Path("cut/runs").glob(".*"))
+
+
+@pytest.mark.usefixtures("here")
 def test_what_another_writer_finished_meanwhile_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
     """Both saw the run as missing; the second waits for nothing, and must not empty its record."""
     one = ("planets.yaml", "compare.seeds=[0]", "compare.methods={rmu: {}}")

@@ -12,7 +12,7 @@ from defuse.cli import app
 from defuse.data.text import Triggered
 from defuse.data.trigger_mixing import mix_triggers
 from defuse.experiments.core.answers import FORGET, pooled, slices
-from defuse.experiments.core.job import Request, check_knowledge, run_experiment
+from defuse.experiments.core.job import Request, check_knowledge, run_experiment, runs_to_do
 from defuse.experiments.core.questions import MCQuestions
 from defuse.experiments.core.run import (
     ExperimentContext,
@@ -126,6 +126,7 @@ def test_answers_of_version_0_1_0_are_read_and_others_refused(tmp_path: Path):
     document = {"run": {}, "setting": setting, "step": 4, "answers": old}
     store.path(step_name(4)).write_text(json.dumps(document))
     assert load_answers(context, run) == expected
+    assert not runs_to_do(context, retry_failed=False)  # it had no records beside its answers
     reference = tmp_path / "answers" / "base.json"
     reference.write_text(json.dumps({"model": "base", "answers": old}))
     assert other_answers(context, "reference") == expected[4]

@@ -33,6 +33,7 @@ from defuse.unlearning.train import Result, StepRecord, unlearn
 from defuse.utils.errors import UsageError
 from defuse.utils.files import full_disk
 from defuse.utils.identity import model_identity
+from defuse.utils.json_text import parse_json
 from defuse.utils.progress import SILENT, Progress
 from defuse.utils.provenance import versions
 
@@ -262,9 +263,16 @@ def must_write(context: ExperimentContext, run: Run) -> bool:
 
 
 def must_record(context: ExperimentContext, run: Run) -> bool:
-    """Whether a run's record is part of the results and is not there, as after a kill before it."""
+    """Whether a run's record is not there, as after a kill before it.
+
+    Version 0.1.0 wrote answers without a `schema_version`, and records in sweeps alone.
+    """
     scenario = context.scenario
-    return scenario.describe is not None and records(scenario.folder).get(run.name) is None
+    if records(scenario.folder).get(run.name) is not None:
+        return False
+    last = answers_store(context, run, run.steps).path(step_name(run.steps))
+    is_old = last.is_file() and "schema_version" not in parse_json(last.read_text(encoding="utf-8"))
+    return scenario.describe is not None or not is_old
 
 
 def _write(context: ExperimentContext, run: Run, result: Result, record: Mapping[str, Any]) -> None:
